@@ -1,0 +1,75 @@
+# make help lists the targets. Everything runs inside .venv, which `make setup` fills; nothing else is touched.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+PINNED_TORCH := $(shell grep -E '^torch==' constraints.txt)
+TORCH ?= $(PINNED_TORCH)
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# The editable build runs without isolation: later builds need the torch that is installed, not a second copy.
+BUILD_REQUIRES := hatchling editables
+# Another torch than the pinned one chooses its own torchvision.
+UNPINNED := $(if $(filter $(PINNED_TORCH),$(TORCH)),^torch==,^torch(vision)?==)
+
+# A torch asked for by name is installed even where an older set-up is up to date.
+ifneq ($(origin TORCH),file)
+ifneq ($(TORCH),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+endif
+
+.PHONY: help setup demo test lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo '  Variables: PYTHON=python3.12 (set-up), TORCH="torch==2.12.0" (set-up), WORKERS=8 (test), ARGS="--help" (demo, test, bench)'
+
+setup: $(STAMP) ## make .venv and install everything; instant when nothing changed
+
+# torch goes first, by itself; what follows is told to keep it, or pip would fetch another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $(STAMP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'dynaconv needs Python 3.10 or newer: make setup PYTHON=python3.12' >&2; exit 1; }
+	@$(PIP) --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'Installing $(TORCH) ...'
+	@$(PIP) install --quiet -c <(grep -vE '^torch' constraints.txt) $(TORCH)
+	@{ grep -vE '$(UNPINNED)' constraints.txt; \
+	   $(VENV)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))'; \
+	 } > $(VENV)/constraints.txt
+	@echo 'Installing dynaconv and the rest ...'
+	@$(PIP) install --quiet -c $(VENV)/constraints.txt $(BUILD_REQUIRES)
+	@$(PIP) install --quiet -c $(VENV)/constraints.txt --no-build-isolation --editable '.[all,dev]'
+	@echo '$(TORCH)' > $(STAMP)
+
+demo: setup ## train, calibrate, time and report on the embedded data set
+	@$(VENV)/bin/dynaconv demo $(ARGS)
+
+test: setup ## run the tests, warnings as errors
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+# The last check keeps one machine's folders out of everybody's text.
+lint: setup ## check style, formatting and that no machine's paths are in the text
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@! git grep -nIE '(^|[^[:alnum:]_./-])/(home|root|Users|work)/[[:alnum:]]' -- . || \
+	    { echo 'The lines above name folders of one machine; use paths relative to the repository.' >&2; exit 1; }
+
+format: setup ## mend what lint finds, where that can be done by machine
+	@$(VENV)/bin/ruff check --fix
+	@$(VENV)/bin/ruff format
+
+bench: setup ## time the executor against the dense network
+	@$(VENV)/bin/python benchmarks/executor.py $(ARGS)
+
+clean: ## remove .venv and all caches; runs stay
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
