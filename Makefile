@@ -33,6 +33,7 @@ help: ## list the targets
 	@echo '  Variables: PYTHON=python3.12 (set-up), TORCH="torch==2.12.0" (set-up), WORKERS=8 (test), ARGS="--help" (demo, test, bench)'
 
 setup: $(STAMP) ## make .venv and install everything; instant when nothing changed
+	@:
 
 # torch goes first, by itself; what follows is told to keep it, or pip would fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt
@@ -49,6 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --quiet -c $(VENV)/constraints.txt $(BUILD_REQUIRES)
 	@$(PIP) install --quiet -c $(VENV)/constraints.txt --no-build-isolation --editable '.[all,dev]'
 	@echo '$(TORCH)' > $(STAMP)
+	@echo 'Ready in $(VENV).'
 
 demo: setup ## train, calibrate, time and report on the embedded data set
 	@$(VENV)/bin/dynaconv demo $(ARGS)
