@@ -1,0 +1,162 @@
+"""Every user-facing error message of the package: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Known names that look like `name`, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
+    """Error for a name that is not known, with the nearest ones."""
+    known = sorted(known)
+    close = nearest(name, known)
+    advice = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else _some(known)
+    return ValueError(f"unknown {what} {name!r}; {advice}{' ' + hint if hint else ''}")
+
+
+def _some(known: Sequence[str], count: int = 12) -> str:
+    listed = ", ".join(known[:count])
+    return f"known: {listed}{', ...' if len(known) > count else ''}"
+
+
+def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise unknown(what, str(value), allowed)
+
+
+def images(x: Tensor, channels: int | None = None, who: str = "this layer") -> None:
+    """Raise unless x is a floating [N, C, H, W] tensor (with the given C)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who} expects a tensor [N, C, H, W], got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"{who} expects x [N, C, H, W], got {list(x.shape)}; add the missing axis")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(
+            f"{who} expects x [N, {channels}, H, W], got {list(x.shape)}; "
+            f"its channel count must be {channels}, not {x.shape[1]}"
+        )
+
+
+def mask_for(mask: Tensor, size: Sequence[int]) -> None:
+    """Raise unless mask is [N, 1, h, w] on the output grid `size` = (N, h, w)."""
+    n, h, w = (int(v) for v in size)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor [N, 1, H, W] = [{n}, 1, {h}, {w}], got {type(mask).__name__}")
+    if tuple(mask.shape) != (n, 1, h, w):
+        raise ValueError(
+            f"mask must be [N, 1, H, W] = [{n}, 1, {h}, {w}] to match the output, got {list(mask.shape)}; "
+            "use SpatialMask.resize or MaskUnit(stride=1)"
+        )
+
+
+def fraction(what: str, value: float) -> float:
+    """Raise unless 0 < value <= 1."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number in (0, 1], got {value!r}") from None
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{what} must lie in (0, 1], got {number:g}; 0.5 means half of the conditional MACs")
+    return number
+
+
+def positive(what: str, value: float) -> float:
+    """Raise unless value > 0."""
+    if not float(value) > 0:
+        raise ValueError(f"{what} must be positive, got {value!r}")
+    return value
+
+
+def grad_free_backend(op: str, backend: str, reason: str) -> RuntimeError:
+    """Error for an explicitly chosen backend that cannot run."""
+    return RuntimeError(f"{op}: backend {backend!r} cannot run here: {reason}; use backend='auto' or 'eager'")
+
+
+def no_gates(what: str) -> ValueError:
+    """Error for a network without anything dynamic in it."""
+    return ValueError(f"{what} needs a dynamic network, but this model has no gates; call dc.dynamize_(model) first")
+
+
+def finite_mask(mask: Tensor) -> None:
+    """Raise when a mask holds NaN."""
+    if mask.is_floating_point() and bool(torch.isnan(mask).any()):
+        raise ValueError("mask holds NaN; the network's input or weights are not finite: check them with torch.isnan")
+
+
+def report_no_results(run_dir: object) -> FileNotFoundError:
+    """Error for a run folder without results.json."""
+    return FileNotFoundError(
+        f"a report needs results.json, but {str(run_dir)!r} has none; run `dynaconv eval {run_dir}` first"
+    )
+
+
+def report_broken_json(path: object, error: Exception) -> ValueError:
+    """Error for a results file that is not valid JSON."""
+    return ValueError(f"{path} is not valid JSON ({error}); it may be cut off: write it again with `dynaconv eval`")
+
+
+def report_unknown_format(path: object, got: object, known: int) -> ValueError:
+    """Error for a results file of another format number."""
+    return ValueError(
+        f"{path} has format {got!r}, but this dynaconv reads format {known}; "
+        "write it again with `dynaconv eval` or update dynaconv"
+    )
+
+
+def report_bad_field(path: object, field: str, expected: str, got: object) -> ValueError:
+    """Error for a value of the wrong kind in a results file."""
+    shown = repr(got) if len(repr(got)) <= 60 else repr(got)[:57] + "..."
+    return ValueError(f"{path}: {field} must be {expected}, got {shown}; write it again with `dynaconv eval`")
+
+
+def report_no_gallery(path: object) -> FileNotFoundError:
+    """Error for a gallery file that is not there."""
+    return FileNotFoundError(f"no gallery at {str(path)!r}; expected a gallery.npz written by dynaconv")
+
+
+def report_broken_gallery(path: object, error: Exception) -> ValueError:
+    """Error for a gallery that numpy cannot read."""
+    return ValueError(
+        f"{path} is not a readable gallery ({type(error).__name__}: {error}); it may be cut off: write it again"
+    )
+
+
+def report_gallery_lacks(path: object, key: str) -> ValueError:
+    """Error for a gallery without one of its arrays."""
+    return ValueError(f"{path} has no array {key!r}, so it is not a whole gallery; write it again")
+
+
+def report_gallery_shape(path: object, key: str, expected: object, got: object) -> ValueError:
+    """Error for a gallery whose arrays disagree."""
+    return ValueError(f"{path}: {key} must be {expected} to match the pictures, got {got}; write the gallery again")
+
+
+def report_other_run(path: object, what: str, known: Sequence[str]) -> ValueError:
+    """Error for a gallery that belongs to other results."""
+    return ValueError(
+        f"{path} has {what}, but results.json beside it has {_some(known)}; they come from different runs: write both again"
+    )
+
+
+def report_no_runs() -> ValueError:
+    """Error for a comparison of nothing."""
+    return ValueError("a comparison needs at least one run folder, got none; name the folders to compare")
+
+
+def integrations_missing(package: str, extra: str) -> ImportError:
+    """Error for an optional package that is not installed."""
+    return ImportError(f'{package} is not installed; install it with: pip install "dynaconv[{extra}]"', name=package)
+
+
+def report_missing_package(name: str | None) -> ModuleNotFoundError:
+    """Error for a report asked for without the packages that draw it."""
+    return ModuleNotFoundError(f"a report needs the package {name!r}; install it with `pip install 'dynaconv[report]'`")

@@ -1,0 +1,237 @@
+"""Exact budgets after training: one threshold on all mask logits for each target, kept in the network.
+
+Source: our fix for budgets that training alone misses; see docs/concepts.md, "Calibration".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynaconv import _checks
+from dynaconv._table import format_table
+from dynaconv.convert import gates
+from dynaconv.cost.masks import collect_masks
+
+BRACKET = 20.0
+MAX_PASSES = 15
+
+
+@dataclass
+class CalibrationReport:
+    """One row a target: target, threshold, ratio reached on the calibration images, error; and passes used."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    passes: int = 0
+    images: int = 0
+
+    def table(self) -> str:
+        """Readable table."""
+        rows = [(f"{r['target']:.3f}", f"{r['threshold']:+.4f}", f"{r['ratio']:.4f}", f"{r['error']:+.4f}") for r in self.rows]
+        text = format_table(("target", "threshold", "ratio", "error"), rows, "rrrr")
+        return f"{text}\n{self.images} calibration images, {self.passes} passes"
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def calibrate_(model: nn.Module, loader: Iterable[Any], targets: Sequence[float] = (0.3, 0.5, 0.7), *,
+               tolerance: float = 1e-3, max_batches: int | None = None,
+               progress: Callable[[str], None] | None = None) -> CalibrationReport:
+    """Find, for every target, the threshold at which the executed share of the conditional MACs meets it.
+
+    The measured pairs (share, threshold) are stored in the gates (`budget_table`), so they survive save and load;
+    `set_budget_` then turns one network to any budget between them. Afterwards the network is set to the lowest
+    target. Masks of early blocks change what later blocks see, so every candidate threshold is measured by a fresh
+    pass over the images, in evaluation mode.
+
+    Args:
+        loader: yields x or (x, y, ...), x [N, C, H, W]; 1,000 images or more hold the budget on other images.
+        targets: shares in (0, 1).
+        tolerance: accepted error of the share on these images.
+        max_batches: use only the first batches.
+        progress: called with one line after every pass.
+    Raises:
+        ValueError: no gates, no images, a target outside (0, 1].
+
+    Returns:
+        CalibrationReport. A target that no threshold reaches within the tolerance keeps the nearest one and its error.
+    """
+    if not gates(model):
+        raise _checks.no_gates("calibrate_")
+    wanted = sorted({_checks.fraction("target", t) for t in targets})
+    if not wanted:
+        raise ValueError("calibrate_ expects at least one target in (0, 1], got none")
+    modes = {m: m.training for m in model.modules()}
+    before = {name: gate.threshold.clone() for name, gate in gates(model).items()}
+    try:
+        model.eval()
+        meter = _Meter(model, loader, max_batches, progress)
+        rows = [_solve(meter, target, tolerance) for target in wanted]
+        _store(model, meter.points, rows)
+    except BaseException:
+        for name, gate in gates(model).items():
+            gate.threshold.copy_(before[name])
+        raise
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    set_budget_(model, wanted[0])
+    return CalibrationReport(rows, meter.passes, meter.images)
+
+
+def set_budget_(model: nn.Module, target: float | None) -> float | None:
+    """Turn a calibrated network to a budget, in place.
+
+    Args:
+        target: share of the conditional MACs in (0, 1]; between calibrated targets the threshold is interpolated;
+            1 opens everything; None goes back to the threshold of training (0).
+    Returns:
+        The threshold that was set (-inf for 1).
+    Raises:
+        ValueError: no gates, not calibrated, or a target outside the calibrated range.
+    """
+    found = gates(model)
+    if not found:
+        raise _checks.no_gates("set_budget_")
+    if target is None:
+        return _set_threshold(model, 0.0)
+    target = _checks.fraction("target", target)
+    if target == 1.0:
+        return _set_threshold(model, -math.inf)
+    table = next(iter(found.values())).budget_table.double()
+    if len(table) == 0:
+        raise ValueError("this network is not calibrated yet; call dc.calibrate_(model, loader, targets=...) first")
+    low, high = float(table[0, 0]), float(table[-1, 0])
+    if not low <= target <= high:
+        raise ValueError(
+            f"a budget of {target:g} lies outside the calibrated range {low:.3f}..{high:.3f}; calibrate with that target"
+        )
+    thresholds = {}
+    for name, gate in found.items():
+        thresholds[name] = _interpolate(gate.budget_table.double(), target)
+        gate.threshold.fill_(thresholds[name])
+    return next(iter(thresholds.values()))
+
+
+def calibrated_targets(model: nn.Module) -> list[float]:
+    """The targets that the network was calibrated for, ascending (empty when it was not)."""
+    gate = next(iter(gates(model).values()), None)
+    if gate is None:
+        return []
+    return [round(float(t), 6) for t, _, requested in gate.budget_table if requested > 0]
+
+
+class _Meter:
+    """Measures the executed share at a threshold, remembering every measured point."""
+
+    def __init__(self, model: nn.Module, loader: Iterable[Any], max_batches: int | None,
+                 progress: Callable[[str], None] | None) -> None:
+        self.model, self.loader, self.max_batches, self.progress = model, loader, max_batches, progress
+        self.points: dict[float, float] = {}
+        self.passes = 0
+        self.images = 0
+
+    def __call__(self, threshold: float) -> float:
+        if threshold not in self.points:
+            _set_threshold(self.model, threshold)
+            self.points[threshold] = self._measure()
+            self.passes += 1
+            if self.progress is not None:
+                self.progress(f"pass {self.passes}: threshold {threshold:+.3f}, ratio {self.points[threshold]:.4f}")
+        return self.points[threshold]
+
+    @torch.no_grad()
+    def _measure(self) -> float:
+        device = next(self.model.parameters()).device
+        executed = dense = 0.0
+        images = 0
+        for i, batch in enumerate(self.loader):
+            if self.max_batches is not None and i >= self.max_batches:
+                break
+            x: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+            with collect_masks(self.model) as masks:
+                self.model(x.to(device))
+            for cost in masks.costs().values():
+                executed += float(cost.executed_macs.sum())
+                dense += cost.dense_macs * len(x)
+            images += len(x)
+        if images == 0:
+            raise ValueError("calibrate_ got no images: the loader is empty (or was used up); pass a DataLoader or a list")
+        self.images = images
+        return executed / dense
+
+
+def _solve(meter: _Meter, target: float, tolerance: float) -> dict[str, float]:
+    """Bracketed secant on logit(ratio) against the threshold; falls back to bisection when it stalls."""
+    if target == 1.0:
+        return {"target": 1.0, "threshold": -BRACKET, "ratio": meter(-BRACKET), "error": meter(-BRACKET) - 1.0}
+    meter(0.0)
+    for step in range(MAX_PASSES):
+        best = min(meter.points, key=lambda t: abs(meter.points[t] - target))
+        if abs(meter.points[best] - target) <= tolerance:
+            break
+        candidate = _next_threshold(meter.points, target, bisect=step % 4 == 3)
+        if candidate in meter.points:
+            break
+        meter(candidate)
+    best = min(meter.points, key=lambda t: abs(meter.points[t] - target))
+    ratio = meter.points[best]
+    return {"target": target, "threshold": best, "ratio": ratio, "error": ratio - target}
+
+
+def _next_threshold(points: dict[float, float], target: float, bisect: bool) -> float:
+    below = max((t for t, r in points.items() if r >= target), default=None)
+    above = min((t for t, r in points.items() if r < target and (below is None or t > below)), default=None)
+    if below is None:
+        lowest = min(points)
+        return max(-BRACKET, lowest - max(1.0, abs(lowest)))
+    if above is None:
+        highest = max(points)
+        return min(BRACKET, highest + max(1.0, abs(highest)))
+    a, b = _logit(points[below]), _logit(points[above])
+    share = 0.5 if bisect or a - b < 1e-9 else (a - _logit(target)) / (a - b)
+    return below + min(max(share, 0.02), 0.98) * (above - below)
+
+
+def _logit(ratio: float) -> float:
+    ratio = min(max(ratio, 1e-6), 1 - 1e-6)
+    return math.log(ratio / (1 - ratio))
+
+
+def _store(model: nn.Module, points: dict[float, float], rows: Sequence[dict[str, float]]) -> None:
+    """Table [K, 3] = (share, threshold, 1 for a requested target), shares ascending, thresholds descending."""
+    requested = {r["threshold"]: r["target"] for r in rows if r["target"] < 1.0}
+    lowest, highest = min(r["target"] for r in rows), max(r["target"] for r in rows)
+    table: list[tuple[float, float, float]] = []
+    for threshold in sorted({*points, *requested}, reverse=True):
+        share = requested.get(threshold, points[threshold])
+        inside = lowest <= share <= highest
+        rising = not table or (share > table[-1][0])
+        if threshold in requested or (inside and rising and all(abs(share - t) > 1e-4 for t in requested.values())):
+            table.append((share, threshold, float(threshold in requested)))
+    table.sort()
+    for gate in gates(model).values():
+        gate.budget_table = gate.threshold.new_tensor(table)
+
+
+def _interpolate(table: Tensor, target: float) -> float:
+    shares, thresholds = table[:, 0].tolist(), table[:, 1].tolist()
+    for i in range(len(shares)):
+        if abs(shares[i] - target) < 1e-6:
+            return thresholds[i]
+        if shares[i] > target:
+            a, b, goal = _logit(shares[i - 1]), _logit(shares[i]), _logit(target)
+            return thresholds[i - 1] + (goal - a) / (b - a) * (thresholds[i] - thresholds[i - 1])
+    return thresholds[-1]
+
+
+def _set_threshold(model: nn.Module, threshold: float) -> float:
+    for gate in gates(model).values():
+        gate.threshold.fill_(threshold)
+    return threshold

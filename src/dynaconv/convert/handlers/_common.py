@@ -1,0 +1,78 @@
+"""What block handlers share: the verdict type and the checks that every residual block must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dynaconv.nn._fold import activation_name, norm_activation
+from dynaconv.nn.masked_block import Anatomy
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A residual block that was recognised but cannot be masked, with the reason."""
+
+    kind: str
+    reason: str
+
+
+Verdict = Anatomy | Refusal | None
+
+
+def present(block: nn.Module, name: str) -> bool:
+    """The block has a submodule `name` that does something."""
+    module = getattr(block, name, None)
+    return isinstance(module, nn.Module) and not isinstance(module, nn.Identity)
+
+
+def obstacle(block: nn.Module, names: Sequence[str]) -> str | None:
+    """Reason why parts that mix positions or drop values stand in the way, or None."""
+    for name in names:
+        module = getattr(block, name, None)
+        if not isinstance(module, nn.Module) or isinstance(module, nn.Identity):
+            continue
+        if name == "drop_path":
+            return "stochastic depth (drop_path) is on; build the model with drop_path_rate=0"
+        return f"its {name} ({type(module).__name__}) mixes or drops positions, which masked execution does not support"
+    return None
+
+
+def check_steps(block: nn.Module, anatomy: Anatomy) -> Verdict:
+    """The anatomy, or a refusal when some convolution, norm or activation cannot be executed on rows."""
+    for step in anatomy.steps:
+        conv, norm, act = (None if p is None else block.get_submodule(p) for p in (step.conv, step.norm, step.act))
+        if type(conv) is not nn.Conv2d:
+            return Refusal(anatomy.kind, f"{step.conv} is {type(conv).__name__}, expected nn.Conv2d")
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            return Refusal(anatomy.kind, f"{step.conv} has padding {conv.padding!r} ({conv.padding_mode})")
+        if norm is not None and not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
+            return Refusal(anatomy.kind, f"{step.norm} is {type(norm).__name__}, expected batch norm")
+        for part in (act, norm_activation(norm)):
+            if activation_name(part) is None:
+                return Refusal(anatomy.kind, f"activation {type(part).__name__} is not supported")
+    if anatomy.act is not None and activation_name(block.get_submodule(anatomy.act)) is None:
+        return Refusal(anatomy.kind, "its final activation is not supported")
+    return check_projection(block, anatomy)
+
+
+def check_projection(block: nn.Module, anatomy: Anatomy) -> Verdict:
+    """The anatomy, or a refusal when the shortcut is neither identity nor 1x1 convolution + batch norm."""
+    if anatomy.shortcut is None:
+        return anatomy
+    projection = block.get_submodule(anatomy.shortcut)
+    parts = [projection] if isinstance(projection, nn.Conv2d) else list(projection.children())
+    parts = [p for p in parts if not isinstance(p, nn.Identity)]
+    plain = (
+        parts
+        and type(parts[0]) is nn.Conv2d
+        and not isinstance(parts[0].padding, str)
+        and len(parts) <= 2
+        and all(isinstance(p, _BatchNorm) and norm_activation(p) is None for p in parts[1:])
+    )
+    if not plain:
+        return Refusal(anatomy.kind, f"its {anatomy.shortcut} is not a convolution with batch norm")
+    return anatomy

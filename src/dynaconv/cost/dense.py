@@ -1,0 +1,129 @@
+"""Counting the multiply-adds of a network that computes every position, operation by operation.
+
+Convolutions count kh * kw * C_in * C_out / groups per output position, plus C_out for a bias; linear layers
+in * out. Batch norm, activations, additions, pooling count nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynaconv.convert import masked_blocks
+from dynaconv.cost.masks import collect_masks
+
+_CONV = (torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.cudnn_convolution)
+
+
+@dataclass
+class DenseCounts:
+    """Multiply-adds of one image by module name: convolutions and linear layers apart."""
+
+    convs: dict[str, int] = field(default_factory=dict)
+    linears: dict[str, int] = field(default_factory=dict)
+    gate_names: tuple[str, ...] = ()
+
+    @property
+    def static(self) -> int:
+        """Convolutions of the static network, without gates."""
+        return sum(v for name, v in self.convs.items() if not self.is_gate(name))
+
+    @property
+    def gates(self) -> int:
+        """Convolutions of the gates."""
+        return sum(v for name, v in self.convs.items() if self.is_gate(name))
+
+    def is_gate(self, name: str) -> bool:
+        """The module belongs to a gate."""
+        return any(name == g or name.startswith(g + ".") for g in self.gate_names)
+
+
+def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
+    """Count one image of `size` = (C, H, W), with every position computed; the model is left as it was.
+
+    Raises:
+        RuntimeError, ValueError: the network does not accept such an image.
+    """
+    parameter = next(model.parameters(), torch.zeros(()))
+    x = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
+    counter = FlopCounterMode(display=False, custom_mapping={op: _conv_flops for op in _CONV})
+    with _dense_evaluation(model), torch.no_grad(), collect_masks(model) as masks, counter:
+        model(x)
+    counts = DenseCounts(gate_names=tuple(f"{name}.gate" for name in masks.blocks))
+    for name, by_op in _own_counts(model, counter).items():
+        block = name.removesuffix(".gate")
+        if name in counts.gate_names:
+            # A gate states its own cost, since it may run its convolution in another form.
+            counts.convs[name] = masks.blocks[block].gate.macs(masks.input_sizes[block])
+        if counts.is_gate(name):
+            continue
+        convs = sum(v for op, v in by_op.items() if op in _CONV)
+        others = sum(v for op, v in by_op.items() if op not in _CONV)
+        if convs:
+            counts.convs[name] = convs // 2
+        if others:
+            counts.linears[name] = others // 2
+    return counts
+
+
+def _conv_flops(x_shape, w_shape, bias, _stride, _padding, _dilation, transposed, *_args, out_shape=None, **_kw) -> int:
+    positions = math.prod((x_shape if transposed else out_shape)[2:]) * x_shape[0]
+    with_bias = 0 if bias is None else out_shape[1] * math.prod(out_shape[2:]) * x_shape[0]
+    return 2 * (math.prod(w_shape) * positions + with_bias)
+
+
+def _own_counts(model: nn.Module, counter: FlopCounterMode) -> dict[str, dict]:
+    """Counts by module without what its descendants did, names relative to the model, in the model's order."""
+    root = type(model).__name__
+    totals = {}
+    for name, by_op in counter.get_flop_counts().items():
+        if name == root or name.startswith(root + "."):
+            totals[name[len(root) + 1 :]] = dict(by_op)
+    own = {name: dict(by_op) for name, by_op in totals.items()}
+    for name, by_op in totals.items():
+        # The caller is the nearest ancestor that was itself called; containers in between never are.
+        caller = name.rpartition(".")[0]
+        while caller and caller not in totals:
+            caller = caller.rpartition(".")[0]
+        if name and caller in own:
+            for op, value in by_op.items():
+                own[caller][op] = own[caller].get(op, 0) - value
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return {name: own[name] for name in sorted(own, key=lambda n: order.get(n, len(order)))}
+
+
+@contextmanager
+def _dense_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with every masked block on its dense path; restores modes and backends."""
+    modes = {m: m.training for m in model.modules()}
+    blocks = list(masked_blocks(model).values())
+    backends = [b.backend for b in blocks]
+    try:
+        model.eval()
+        for block in blocks:
+            block.backend = "eager"
+        yield
+    finally:
+        for block, backend in zip(blocks, backends, strict=True):
+            block.backend = backend
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def guess_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) that the model says it wants (`input_size`, timm's `pretrained_cfg`), else C x 224 x 224."""
+    own = getattr(model, "input_size", None)
+    cfg = getattr(model, "pretrained_cfg", None)
+    if isinstance(own, tuple) and len(own) == 3:
+        return own
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+    if isinstance(cfg, dict) and len(cfg.get("input_size") or ()) == 3:
+        return (channels, *cfg["input_size"][1:])
+    return channels, 224, 224

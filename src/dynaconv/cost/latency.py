@@ -1,0 +1,96 @@
+"""Measured milliseconds: alternatives interleaved in one process, minimum and median reported."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.benchmark import Timer
+
+from dynaconv.nn._fold import norm_activation
+from dynaconv.nn.masked_block import MaskedBlock
+
+
+def compare_latency(functions: Mapping[str, Callable[[], object]], *, rounds: int = 25, min_round_ms: float = 20.0,
+                    threads: int | None = None, progress: Callable[[], None] | None = None) -> dict[str, dict[str, float]]:
+    """Time several functions against each other, interleaved, so that a noisy machine disturbs all alike.
+
+    Args:
+        functions: name -> function without arguments.
+        rounds: measurements of each function; every round times each function once.
+        min_round_ms: a fast function is repeated within a round until it takes about this long.
+        threads: intra-op threads, default torch's current number.
+    Returns:
+        name -> {"min_ms", "median_ms", "runs"}, milliseconds for one call.
+    """
+    threads = threads or torch.get_num_threads()
+    timers = {name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in functions.items()}
+    repeats = {}
+    for name, timer in timers.items():
+        timer.timeit(2)
+        once_ms = timer.timeit(3).mean * 1e3
+        repeats[name] = max(1, round(min_round_ms / max(once_ms, 1e-3)))
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(repeats[name]).mean * 1e3)
+        if progress is not None:
+            progress()
+    return {
+        name: {"min_ms": min(ts), "median_ms": statistics.median(ts), "runs": len(ts) * repeats[name]}
+        for name, ts in times.items()
+    }
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, (MaskedBlock, _BatchNorm)) or super().is_leaf_module(module, qualified_name)
+
+
+def prepare_for_timing(model: nn.Module) -> nn.Module:
+    """A copy as a deployment would run it in eager PyTorch: evaluation mode, channels-last, batch norm folded.
+
+    Folding happens in static and dynamic networks alike, so that a comparison between them is fair; where the network
+    cannot be traced, the copy keeps its batch norms.
+    """
+    model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    try:
+        graph = _Tracer().trace(model)
+    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError):
+        return model
+    traced = fx.GraphModule(model, graph)
+    modules = dict(traced.named_modules())
+    for node in list(graph.nodes):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        source = node.args[0] if norm is not None and node.args else None
+        if not isinstance(norm, _BatchNorm) or getattr(source, "op", "") != "call_module" or len(source.users) != 1:
+            continue
+        conv = modules[str(source.target)]
+        if type(conv) is not nn.Conv2d:
+            continue
+        _set(traced, str(source.target), fuse_conv_bn_eval(conv, norm))
+        _set(traced, str(node.target), norm_activation(norm) or nn.Identity())
+    traced.recompile()
+    return traced.to(memory_format=torch.channels_last)
+
+
+def _set(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)
+
+
+def latency_of(models: Mapping[str, nn.Module], x: Tensor, **options) -> dict[str, dict[str, float]]:
+    """Interleaved latency of several networks on the same batch x [N, C, H, W], each prepared for timing."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    ready = {name: prepare_for_timing(model) for name, model in models.items()}
+
+    def call(model: nn.Module) -> Callable[[], object]:
+        return lambda: model(x)
+
+    with torch.inference_mode():
+        return compare_latency({name: call(model) for name, model in ready.items()}, **options)

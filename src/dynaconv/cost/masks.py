@@ -1,0 +1,113 @@
+"""Collecting the masks of a forward pass with hooks, and drawing them as computation maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynaconv import _checks
+from dynaconv.convert import masked_blocks
+from dynaconv.cost.blocks import BlockCost, block_cost
+from dynaconv.nn.masked_block import MaskedBlock
+from dynaconv.nn.spatial_mask import SpatialMask
+
+
+class MaskCollection(dict[str, SpatialMask]):
+    """Masks of one forward pass: block name -> SpatialMask [N, 1, h, w], in forward order.
+
+    `input_sizes` holds each block's input grid (H, W); `costs()` counts each block's multiply-adds.
+    """
+
+    def __init__(self, blocks: dict[str, MaskedBlock]) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.input_sizes: dict[str, tuple[int, int]] = {}
+
+    def record(self, name: str, x: Tensor, mask: Tensor) -> None:
+        """Keep the mask that block `name` decided for input x."""
+        self.pop(name, None)
+        self[name] = SpatialMask(mask)
+        self.input_sizes[name] = (x.shape[2], x.shape[3])
+
+    def costs(self) -> dict[str, BlockCost]:
+        """Conditional multiply-adds, block by block."""
+        return {name: block_cost(self.blocks[name], mask, self.input_sizes[name]) for name, mask in self.items()}
+
+    def conditional_ratio(self) -> Tensor:
+        """Executed over dense conditional multiply-adds, per image [N]."""
+        costs = self.costs().values()
+        return torch.stack([c.executed_macs for c in costs]).sum(0) / sum(c.dense_macs for c in costs)
+
+
+@contextmanager
+def collect_masks(model: nn.Module, *, detach: bool = True) -> Iterator[MaskCollection]:
+    """Collect the masks that the gates of `model` decide inside the `with` block; nothing is stored on modules.
+
+    Args:
+        model: a dynamic network (a static one yields an empty collection).
+        detach: drop the gradient (keep it to build a loss).
+    Yields:
+        MaskCollection; a block that runs twice keeps its last mask.
+
+    >>> import dynaconv as dc
+    >>> model = dc.create_model("dynconv_resnet8_cifar").eval()
+    >>> with dc.collect_masks(model) as masks: _ = model(torch.randn(2, 3, 32, 32))
+    >>> [tuple(m.shape) for m in masks.values()]
+    [(2, 1, 32, 32), (2, 1, 16, 16), (2, 1, 8, 8)]
+    """
+    blocks = masked_blocks(model)
+    masks = MaskCollection(blocks)
+
+    def hook_for(name: str):
+        def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
+            masks.record(name, args[0], output.detach() if detach else output)
+
+        return hook
+
+    handles = [block.gate.register_forward_hook(hook_for(name)) for name, block in blocks.items()]
+    try:
+        yield masks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def ponder_map(masks: MaskCollection, *, weighted: bool = False, size: tuple[int, int] | None = None) -> Tensor:
+    """How much is computed at each pixel: the sum over blocks of the masks, [N, H, W], range 0..number of blocks.
+
+    Args:
+        masks: from `collect_masks`.
+        weighted: let each block add its executed share of multiply-adds at that pixel (dilated masks included), so
+            that a fully active block adds 1; otherwise it adds its mask.
+        size: output grid; by default that of the finest mask.
+    Source: ponder cost map, arXiv 1912.03203, figure 5; the weighted form is ours.
+    """
+    if not masks:
+        raise _checks.no_gates("ponder_map")
+    size = size or max((tuple(m.shape[2:]) for m in masks.values()), key=lambda s: s[0] * s[1])
+    if not weighted:
+        return torch.stack([_upsample(m.as_subclass(Tensor), size) for m in masks.values()]).sum(0)
+    return torch.stack([_share_map(cost, size) for cost in masks.costs().values()]).sum(0)
+
+
+def mac_density_map(masks: MaskCollection, size: tuple[int, int]) -> Tensor:
+    """Share of the conditional multiply-adds that is executed at each pixel, [N, H, W], range 0..1."""
+    if not masks:
+        raise _checks.no_gates("mac_density_map")
+    costs = list(masks.costs().values())
+    total = sum(c.dense_macs for c in costs)
+    return torch.stack([_share_map(c, size) * (c.dense_macs / total) for c in costs]).sum(0)
+
+
+def _share_map(cost: BlockCost, size: tuple[int, int]) -> Tensor:
+    weights = [c.mask[0].numel() * c.macs_per_position for c in cost.convs]
+    maps = [_upsample(c.mask, size) * (w / sum(weights)) for c, w in zip(cost.convs, weights, strict=True)]
+    return torch.stack(maps).sum(0)
+
+
+def _upsample(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(mask.detach().float(), size=tuple(size), mode="nearest")[:, 0]

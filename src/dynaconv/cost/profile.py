@@ -1,0 +1,158 @@
+"""dense, executed and routing multiply-adds, parameters: per layer, per image, in total."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynaconv import _checks
+from dynaconv._table import format_table
+from dynaconv.convert import masked_blocks
+from dynaconv.cost.dense import DenseCounts, count_dense
+from dynaconv.cost.masks import MaskCollection, collect_masks
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One layer: dense multiply-adds of one image, executed ones as a mean over the images, parameters.
+
+    role: "fixed" (always computed), "conditional" (computed where a mask is open) or "routing" (part of a gate).
+    """
+
+    name: str
+    type: str
+    role: str
+    dense_macs: int
+    executed_macs: float
+    density: float
+    params: int
+
+
+@dataclass
+class Profile:
+    """Four numbers that must not be confused; milliseconds are measured elsewhere (`dynaconv bench`).
+
+    * dense_macs: one image through the static network, without gates;
+    * executed_macs [N]: every multiply-add done for each image, gates included;
+    * routing_macs [N]: the part of it that decides;
+    * mixing_macs [N]: the part of it that builds kernels (zero without dynamic kernels).
+
+    conditional_macs is the part of dense_macs that masks can skip, conditional_ratio the executed share of it.
+    Convolutions are counted; linear layers are in `linear_macs` and, with include_linear, in the totals.
+    """
+
+    dense_macs: int
+    executed_macs: Tensor
+    routing_macs: Tensor
+    mixing_macs: Tensor
+    conditional_macs: int
+    conditional_ratio: float
+    linear_macs: int
+    params: int
+    input_size: tuple[int, int, int]
+    layers: list[LayerProfile] = field(default_factory=list)
+
+    @property
+    def macs_ratio(self) -> float:
+        """Mean executed multiply-adds over dense ones, whole network."""
+        return float(self.executed_macs.mean()) / self.dense_macs if self.dense_macs else 0.0
+
+    def table(self) -> str:
+        """Readable table, one line a layer, totals below."""
+        rows = [
+            (y.name, y.type, y.role, f"{y.dense_macs:,}", f"{y.executed_macs:,.0f}", f"{y.density:.3f}", f"{y.params:,}")
+            for y in self.layers
+        ]
+        header = ("layer", "type", "role", "dense MACs", "executed MACs", "density", "parameters")
+        return f"{format_table(header, rows, 'lllrrrr')}\n{self.summary()}"
+
+    def summary(self) -> str:
+        """Totals in three lines."""
+        n, size = len(self.executed_macs), "x".join(str(v) for v in self.input_size)
+        return (
+            f"dense     {self.dense_macs:>15,} MACs per image of {size}\n"
+            f"executed  {self.executed_macs.mean():>15,.0f} MACs per image (mean of {n}, from {self.executed_macs.min():,.0f} "
+            f"to {self.executed_macs.max():,.0f}), {self.macs_ratio:.3f} of dense\n"
+            f"routing   {self.routing_macs.mean():>15,.0f} of them decide; conditional MACs: {self.conditional_ratio:.3f} of "
+            f"{self.conditional_macs:,} executed; {self.params:,} parameters"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("layers",)}
+        plain = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in plain.items()}
+        return {**plain, "macs_ratio": self.macs_ratio, "layers": [y.__dict__ for y in self.layers]}
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def profile(model: nn.Module, x: Tensor, *, include_linear: bool = False) -> Profile:
+    """Count multiply-adds for the images x, from the masks that the network decides in evaluation mode.
+
+    Args:
+        model: any network; masks are used where it has gates. It is left as it was.
+        x: [N, C, H, W], N >= 1.
+        include_linear: count linear layers too (the convention of the dynamic-kernel papers); by default only
+            convolutions count (the convention of DynConv), and `linear_macs` says what was left out.
+    Returns:
+        Profile.
+    Raises:
+        ValueError: x is not [N, C, H, W] or has no image.
+    Source: counting rules of arXiv 1912.03203 (released code); MAC = multiply-add, FLOPs = 2 x MACs.
+    """
+    _checks.images(x, None, "profile")
+    if x.shape[0] == 0:
+        raise ValueError("profile expects at least one image, got a batch of size 0")
+    size = (x.shape[1], x.shape[2], x.shape[3])
+    counts = count_dense(model, size)
+    masks = _evaluate(model, x) if masked_blocks(model) else MaskCollection({})
+    return _assemble(model, counts, masks, x.shape[0], size, include_linear)
+
+
+def _evaluate(model: nn.Module, x: Tensor) -> MaskCollection:
+    modes = {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), collect_masks(model) as masks:
+            model(x)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return masks
+
+
+def _assemble(model: nn.Module, counts: DenseCounts, masks: MaskCollection, n: int, size, include_linear) -> Profile:
+    costs = {f"{name}.block.{conv.name}": conv for name, cost in masks.costs().items() for conv in cost.convs}
+    named = counts.convs if not include_linear else {**counts.convs, **counts.linears}
+    modules = dict(model.named_modules())
+    layers, executed, routing = [], torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    for name, macs in named.items():
+        spent = torch.full((n,), float(macs), dtype=torch.float64)
+        role = "routing" if counts.is_gate(name) else "conditional" if name in costs else "fixed"
+        if role == "conditional":
+            spent = costs[name].mask.sum((1, 2, 3), dtype=torch.float64).cpu() * costs[name].macs_per_position
+        if role == "routing":
+            routing += spent
+        executed += spent
+        module = modules.get(name, model)
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        layers.append(LayerProfile(name, type(module).__name__, role, macs, float(spent.mean()),
+                                   float(spent.mean()) / macs, own))
+    conditional = [y for y in layers if y.role == "conditional"]
+    dense_conditional = sum(y.dense_macs for y in conditional)
+    ratio = sum(y.executed_macs for y in conditional) / dense_conditional if conditional else 1.0
+    return Profile(
+        dense_macs=counts.static + (sum(counts.linears.values()) if include_linear else 0), executed_macs=executed,
+        routing_macs=routing, mixing_macs=torch.zeros(n, dtype=torch.float64), conditional_macs=dense_conditional,
+        conditional_ratio=ratio, linear_macs=sum(counts.linears.values()),
+        params=sum(p.numel() for p in model.parameters()), input_size=size, layers=layers,
+    )

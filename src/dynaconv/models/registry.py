@@ -1,0 +1,106 @@
+"""Networks by name: ours, timm's as `timm:NAME`, torchvision's as `torchvision:NAME`."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from dynaconv import _checks
+from dynaconv.convert import SpatialMasking, dynamize_
+from dynaconv.models.cifar_resnet import CifarResNet
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {}
+_PREFIXES = ("timm:", "torchvision:")
+
+
+def register_model(name: str, build: Callable[..., nn.Module]) -> None:
+    """Add a network: build(num_classes=..., in_chans=..., **options)."""
+    _MODELS[name] = build
+
+
+def _masked(build: Callable[..., nn.Module], masking: SpatialMasking | None = None, **options) -> nn.Module:
+    model = build(**options)
+    dynamize_(model, masking or SpatialMasking())
+    return model
+
+
+for _depth in (8, 14, 20, 26, 32):
+    register_model(f"resnet{_depth}_cifar", partial(CifarResNet, _depth))
+_scenes = partial(CifarResNet, width=32, stem_stride=2, pool="max", image_size=96)
+for _depth in (8, 14):
+    register_model(f"resnet{_depth}_scenes", partial(_scenes, _depth))
+for _name, _build in list(_MODELS.items()):
+    register_model(f"dynconv_{_name}", partial(_masked, _build))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` knows, filtered by a shell pattern.
+
+    `timm:NAME` and `torchvision:NAME` reach those libraries' networks; list them with a pattern that starts with
+    the prefix, such as "timm:resnet*".
+
+    >>> list_models("resnet*_scenes")
+    ['resnet14_scenes', 'resnet8_scenes']
+    """
+    prefix = next((p for p in _PREFIXES if pattern.startswith(p)), None)
+    if prefix is not None:
+        return [prefix + n for n in _external_names(prefix) if fnmatch.fnmatch(n, pattern[len(prefix):])]
+    return sorted(fnmatch.filter(_MODELS, pattern))
+
+
+def create_model(name: str, *, num_classes: int | None = None, in_chans: int | None = None, pretrained: bool = False,
+                 **options) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: one of `list_models()`, or "timm:resnet50", "torchvision:mobilenet_v2".
+        num_classes, in_chans: as in timm; None keeps the network's own default.
+        pretrained: only for timm and torchvision, needs a network connection.
+        options: passed to the network; `dynconv_*` takes `masking=SpatialMasking(...)`.
+    Raises:
+        ValueError: unknown name (the nearest ones are named), or pretrained weights for a network that has none.
+
+    >>> create_model("dynconv_resnet8_cifar", num_classes=4)(__import__("torch").zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 4])
+    """
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if in_chans is not None:
+        options["in_chans"] = in_chans
+    prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
+    if prefix is not None:
+        return _create_external(prefix, name[len(prefix):], pretrained, options)
+    if name not in _MODELS:
+        raise _checks.unknown("model", name, _MODELS, "(timm:NAME and torchvision:NAME reach other libraries)")
+    if pretrained:
+        raise ValueError(f"there are no pretrained weights for {name!r}; train it, or load a run with dc.load(RUN/model)")
+    return _MODELS[name](**options)
+
+
+def _external_names(prefix: str) -> list[str]:
+    if prefix == "timm:":
+        from dynaconv.integrations.timm import import_timm
+
+        return list(import_timm().list_models())
+    from dynaconv.integrations.torchvision import import_torchvision
+
+    return list(import_torchvision().models.list_models())
+
+
+def _create_external(prefix: str, name: str, pretrained: bool, options: dict) -> nn.Module:
+    known = _external_names(prefix)
+    if name not in known:
+        raise _checks.unknown(f"{prefix[:-1]} model", name, known)
+    if prefix == "timm:":
+        from dynaconv.integrations.timm import import_timm
+
+        return import_timm().create_model(name, pretrained=pretrained, **options)
+    from dynaconv.integrations.torchvision import import_torchvision
+
+    if options.pop("in_chans", 3) != 3:
+        raise ValueError("torchvision's networks take 3 channels; use the timm network of the same name for others")
+    models = import_torchvision().models
+    return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)

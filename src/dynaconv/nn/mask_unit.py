@@ -1,0 +1,103 @@
+"""DynConv's mask unit: from a block's input to one keep-or-skip decision per output position.
+
+Source: "Dynamic Convolutions: Exploiting Spatial Sparsity for Faster Inference", arXiv 1912.03203, section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynaconv import _checks
+from dynaconv.nn.gate import Gate
+from dynaconv.ops.mask_ops import conv3x3_to_one, upsample_mask
+
+KINDS = ("squeeze", "conv1x1")
+INITS = ("paper", "default", "open")
+
+
+class MaskUnit(Gate):
+    """Spatial gate: `squeeze` = Conv3x3(C -> 1) + Linear(C -> 1) of the global average; `conv1x1` = Conv1x1(C -> 1).
+
+    Args:
+        in_channels: C of the block's input.
+        kind: "squeeze" (classification) or "conv1x1" (pose, cheaper).
+        stride: the block's stride; the mask lies on the block's output grid.
+        granularity_px: one decision for granularity_px x granularity_px output positions.
+        temperature: of the straight-through gradient.
+        init: "paper" (He fan-out for squeeze, PyTorch defaults for conv1x1), "default" (PyTorch), or
+            "open" (weights near zero, bias `open_bias`: most positions start open).
+        open_bias: logit at the start with init="open"; 2 means 88 % open.
+        norm: batch norm on the logits, before the noise.
+    Shapes:
+        x [N, C, H, W] -> mask [N, 1, h, w] with h = (H - 1) // stride + 1.
+
+    >>> MaskUnit(16, stride=2)(torch.randn(2, 16, 9, 8)).shape
+    torch.Size([2, 1, 5, 4])
+    """
+
+    def __init__(self, in_channels: int, *, kind: str = "squeeze", stride: int = 1, granularity_px: int = 1,
+                 temperature: float = 1.0, init: str = "paper", open_bias: float = 2.0, norm: bool = False) -> None:
+        super().__init__(temperature)
+        _checks.one_of("mask unit kind", kind, KINDS)
+        _checks.one_of("mask unit init", init, INITS)
+        _checks.positive("in_channels", in_channels)
+        _checks.positive("granularity_px", granularity_px)
+        self.in_channels, self.kind, self.stride, self.granularity_px = in_channels, kind, stride, granularity_px
+        kernel = 3 if kind == "squeeze" else 1
+        self.conv = nn.Conv2d(in_channels, 1, kernel, stride=stride, padding=kernel // 2)
+        self.linear = nn.Linear(in_channels, 1) if kind == "squeeze" else None
+        self.norm = nn.BatchNorm2d(1) if norm else None
+        self.reset_parameters(init, open_bias)
+
+    def reset_parameters(self, init: str = "paper", open_bias: float = 2.0) -> None:
+        """Initialise the weights (section 1.1 of the papers' code for "paper")."""
+        self.conv.reset_parameters()
+        if self.linear is not None:
+            self.linear.reset_parameters()
+        if init == "paper" and self.kind == "squeeze":
+            nn.init.normal_(self.conv.weight, std=math.sqrt(2 / 9))
+        elif init == "open":
+            nn.init.normal_(self.conv.weight, std=0.01)
+            nn.init.constant_(self.conv.bias, open_bias)
+            if self.linear is not None:
+                nn.init.normal_(self.linear.weight, std=0.01)
+                nn.init.zeros_(self.linear.bias)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The block's output grid (h, w) for an input grid (H, W)."""
+        return (size[0] - 1) // self.stride + 1, (size[1] - 1) // self.stride + 1
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Scores [N, 1, h / granularity, w / granularity]."""
+        _checks.images(x, self.in_channels, f"MaskUnit({self.in_channels})")
+        z = self._convolve(x)
+        if self.linear is not None:
+            z = z + self.linear(x.mean((2, 3)))[:, :, None, None]
+        if self.norm is not None:
+            z = self.norm(z)
+        if self.granularity_px > 1:
+            z = F.avg_pool2d(z, self.granularity_px, ceil_mode=True)
+        return z
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        fast = self.kind == "squeeze" and not self.training and not torch.is_grad_enabled() and x.device.type == "cpu"
+        if fast and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
+            return conv3x3_to_one(x, self.conv.weight, self.conv.bias, self.stride)
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask [N, 1, h, w] of 0 and 1 on the block's output grid."""
+        return upsample_mask(self.decide(self.logits(x)), self.granularity_px, self.grid((x.shape[2], x.shape[3])))
+
+    def macs(self, size: tuple[int, int]) -> int:
+        """Multiply-adds for one image: 9C + 1 (squeeze) or C + 1 per output position; the Linear is not counted."""
+        h, w = self.grid(size)
+        return (self.conv.weight.numel() + 1) * h * w
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"{self.in_channels}, kind={self.kind!r}, stride={self.stride}, granularity_px={self.granularity_px}"

@@ -1,0 +1,125 @@
+"""Sampling and dilating binary masks, with the gradients that training needs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+from dynaconv import _checks
+from dynaconv.ops.mask_ops import reference
+
+DILATION_GRADIENTS = ("none", "marginal", "max")
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward 1[z' >= 0]; backward p (1 - p) / temperature with p = sigmoid(z' / temperature)."""
+
+    @staticmethod
+    def forward(ctx, noisy: Tensor, temperature: Tensor) -> Tensor:
+        ctx.save_for_backward(noisy, temperature)
+        return (noisy >= 0).to(noisy.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        noisy, temperature = ctx.saved_tensors
+        p = torch.sigmoid(noisy / temperature)
+        return grad * p * (1 - p) / temperature, None
+
+
+def gumbel_mask(logits: Tensor, *, temperature: Tensor | float = 1.0, noise: Tensor | float | None = None,
+                generator: torch.Generator | None = None) -> Tensor:
+    """Sample a binary mask with straight-through gradient (binary Gumbel-softmax).
+
+    P(open) = sigmoid(logit), whatever the temperature, which only shapes the gradient.
+
+    Args:
+        logits: [N, 1, h, w]; a logit (plus noise) of exactly 0 is open.
+        temperature: > 0, scalar.
+        noise: None draws Logistic(0, 1) noise in float32; a tensor is used as it is; 0 switches noise off.
+        generator: random generator for the noise.
+    Returns:
+        [N, 1, h, w] of 0 and 1, in the dtype of the logits (float32 for half-precision logits).
+    Source: arXiv 1912.03203, section 3.1, equations 3-6.
+
+    >>> gumbel_mask(torch.tensor([[[[-1.0, 0.0, 2.0]]]]), noise=0)
+    tensor([[[[0., 1., 1.]]]])
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if noise is None:
+        noise = reference.sample_logistic(logits, generator)
+    temperature = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)
+    return _StraightThrough.apply(logits + noise, temperature)
+
+
+class _MarginalDilation(torch.autograd.Function):
+    """Dilation whose gradient is the exact change of sum(g * D) when one mask position flips."""
+
+    @staticmethod
+    def forward(ctx, mask: Tensor, size, kernel, stride, padding, dilation) -> Tensor:
+        count = reference.reader_count(mask, size, kernel, stride, padding, dilation)
+        ctx.geometry = (kernel, stride, padding, dilation)
+        ctx.save_for_backward(mask, count)
+        return (count > 0.5).to(mask.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        mask, count = ctx.saved_tensors
+        kernel, stride, padding, dilation = ctx.geometry
+        ones = torch.ones(1, 1, *kernel, dtype=grad.dtype, device=grad.device)
+        grad = grad.to(mask.dtype)
+        closing = F.conv2d(grad * ((count - 1).abs() < 0.5), ones, None, stride, padding, dilation)
+        opening = F.conv2d(grad * (count < 0.5), ones, None, stride, padding, dilation)
+        h, w = mask.shape[2:]
+        marginal = torch.where(mask > 0.5, closing[:, :, :h, :w], opening[:, :, :h, :w])
+        return marginal, None, None, None, None, None
+
+
+def dilate(mask: Tensor, size: tuple[int, int], *, kernel_size=3, stride=1, padding=1, dilation=1,
+           gradient: str = "none") -> Tensor:
+    """Mark every input position that some active output of a convolution reads (its receptive field).
+
+    Args:
+        mask: [N, 1, h, w] of 0 and 1, on the convolution's output grid.
+        size: (H, W), the convolution's input grid.
+        kernel_size, stride, padding, dilation: the convolution's geometry, int or pair.
+        gradient: "none" (as published), "marginal" (exact change when one position flips) or "max" (of max-pooling).
+    Returns:
+        [N, 1, H, W] of 0 and 1.
+    Raises:
+        ValueError: unknown gradient.
+    Source: arXiv 1912.03203, section 3.3; the marginal gradient is ours.
+
+    >>> dilate(torch.tensor([[[[0.0, 0.0, 1.0]]]]), (1, 3))
+    tensor([[[[0., 1., 1.]]]])
+    """
+    _checks.one_of("dilation gradient", gradient, DILATION_GRADIENTS)
+    kernel, stride, padding, dilation = (tuple(_pair(v)) for v in (kernel_size, stride, padding, dilation))
+    size = (int(size[0]), int(size[1]))
+    wants_grad = torch.is_grad_enabled() and mask.requires_grad
+    if wants_grad and gradient == "marginal":
+        return _MarginalDilation.apply(mask, size, kernel, stride, padding, dilation)
+    if not (wants_grad and gradient == "max"):
+        mask = mask.detach()
+    return _pooled(mask, size, kernel, stride, padding, dilation)
+
+
+def _pooled(mask: Tensor, size, kernel, stride, padding, dilation) -> Tensor:
+    same = all(2 * p == d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
+    if not same or not all((size[i] - 1) // stride[i] + 1 == mask.shape[2 + i] for i in (0, 1)):
+        return reference.dilate(mask, size, kernel, stride, padding, dilation)
+    if stride != (1, 1):
+        stuffed = mask.new_zeros(mask.shape[0], 1, *size)
+        stuffed[:, :, :: stride[0], :: stride[1]] = mask
+        mask = stuffed
+    return mask if kernel == (1, 1) else F.max_pool2d(mask, kernel, 1, padding, dilation)
+
+
+def upsample_mask(mask: Tensor, granularity_px: int, size: tuple[int, int]) -> Tensor:
+    """Repeat every decision over granularity_px x granularity_px positions and crop to `size` = (h, w)."""
+    if granularity_px == 1:
+        return mask
+    mask = mask.repeat_interleave(granularity_px, 2).repeat_interleave(granularity_px, 3)
+    return mask[:, :, : size[0], : size[1]]

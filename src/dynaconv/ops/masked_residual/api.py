@@ -1,0 +1,81 @@
+"""Masked residual block: checks, choice of executor, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dynaconv import _checks
+from dynaconv.ops import _backends
+from dynaconv.ops._conv import ConvSpec
+from dynaconv.ops._gemm_conv import pack_weight
+from dynaconv.ops._recompute import recompute_gradients
+from dynaconv.ops.masked_residual import cpu, reference
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBranch:
+    """A residual branch ready to run: convolutions in order, their packed weights, the block's activation."""
+
+    convs: tuple[ConvSpec, ...]
+    packed: tuple[Tensor, ...]
+    activation: str
+
+    @classmethod
+    def of(cls, convs: Sequence[ConvSpec], activation: str) -> PackedBranch:
+        """Pack the weights of `convs` once."""
+        return cls(tuple(convs), tuple(pack_weight(conv) for conv in convs), activation)
+
+
+class _Differentiable(torch.autograd.Function):
+    """Sparse forward; the backward recomputes the reference, which has the same values."""
+
+    @staticmethod
+    def forward(ctx, branch: PackedBranch, break_even: float, x: Tensor, mask: Tensor, shortcut: Tensor, *weights):
+        ctx.branch = branch
+        ctx.save_for_backward(x, mask, shortcut, *weights)
+        return cpu.masked_residual(x, mask, shortcut, branch.convs, branch.activation, branch.packed, break_even)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        branch = ctx.branch
+
+        def forward(x, mask, shortcut, *weights):
+            rest = iter(weights)
+            convs = [
+                replace(c, weight=next(rest), bias=None if c.bias is None else next(rest)) for c in branch.convs
+            ]
+            return reference.masked_residual(x, mask, shortcut, convs, branch.activation)
+
+        return None, None, *recompute_gradients(forward, ctx.saved_tensors, grad)
+
+
+def masked_residual(x: Tensor, mask: Tensor, shortcut: Tensor, branch: PackedBranch, *, backend: str = "auto",
+                    break_even: float = cpu.BREAK_EVEN) -> Tensor:
+    """y = act(shortcut + mask * branch(x)), computing the branch only where the mask asks for it.
+
+    Args:
+        x: [N, C, H, W], the block's input.
+        mask: [N, 1, h, w] of 0 and 1 on the block's output grid.
+        shortcut: [N, C_out, h, w], what passes where the mask is closed.
+        branch: the convolutions (batch norm folded) and the block's activation.
+        backend: "cpu" (index lists), "eager" (dense, times the mask) or "auto".
+        break_even: share of the branch's MACs above which the dense computation is used.
+    Returns:
+        [N, C_out, h, w].
+    Raises:
+        ValueError: a mask of another size, an unknown backend.
+        RuntimeError: an explicit backend that cannot run here.
+    Source: arXiv 1912.03203, equation 1 and section 3.3.
+    """
+    chosen = _backends.choose("masked_residual", backend, {"cpu": cpu.can_run}, x)
+    _checks.mask_for(mask, (shortcut.shape[0], shortcut.shape[2], shortcut.shape[3]))
+    if chosen == "eager":
+        return reference.masked_residual(x, mask, shortcut, branch.convs, branch.activation)
+    weights = [t for conv in branch.convs for t in (conv.weight, conv.bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, mask, shortcut, *weights)):
+        return _Differentiable.apply(branch, break_even, x, mask, shortcut, *weights)
+    return cpu.masked_residual(x, mask, shortcut, branch.convs, branch.activation, branch.packed, break_even)
