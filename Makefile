@@ -66,7 +66,7 @@ lint: setup ## check style, formatting and that no machine's paths are in the te
 	    { echo 'The lines above name folders of one machine; use paths relative to the repository.' >&2; exit 1; }
 
 format: setup ## mend what lint finds, where that can be done by machine
-	@$(VENV)/bin/ruff check --fix
+	@$(VENV)/bin/ruff check --fix --exit-zero --quiet
 	@$(VENV)/bin/ruff format
 
 bench: setup ## time the executor against the dense network
