@@ -12,7 +12,25 @@ from dynaconv.cost import Profile, collect_masks, mac_density_map, ponder_map, p
 from dynaconv.models import create_model, list_models, load, save
 
 __all__ = [
-    "MacBudget", "Profile", "SpatialMasking", "__version__", "calibrate_", "calibrated_targets", "collect_masks",
-    "create_model", "dynamize_", "gates", "list_models", "load", "mac_density_map", "masked_blocks", "nn", "ops",
-    "ponder_map", "profile", "revert_", "save", "set_budget_",
+    "MacBudget",
+    "Profile",
+    "SpatialMasking",
+    "__version__",
+    "calibrate_",
+    "calibrated_targets",
+    "collect_masks",
+    "create_model",
+    "dynamize_",
+    "gates",
+    "list_models",
+    "load",
+    "mac_density_map",
+    "masked_blocks",
+    "nn",
+    "ops",
+    "ponder_map",
+    "profile",
+    "revert_",
+    "save",
+    "set_budget_",
 ]

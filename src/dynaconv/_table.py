@@ -19,7 +19,11 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]], align:
     align = align or "l" * len(header)
 
     def line(values: Sequence[str]) -> str:
-        padded = (v.rjust(w) if a == "r" else v.ljust(w) for v, w, a in zip(values, widths, align, strict=True))
+        padded = (
+            v.rjust(w) if a == "r" else v.ljust(w) for v, w, a in zip(values, widths, align, strict=True)
+        )
         return "  ".join(padded).rstrip()
 
-    return "\n".join([line([str(h) for h in header]), line(["-" * w for w in widths]), *(line(r) for r in cells)])
+    return "\n".join(
+        [line([str(h) for h in header]), line(["-" * w for w in widths]), *(line(r) for r in cells)]
+    )

@@ -32,7 +32,10 @@ class CalibrationReport:
 
     def table(self) -> str:
         """Readable table."""
-        rows = [(f"{r['target']:.3f}", f"{r['threshold']:+.4f}", f"{r['ratio']:.4f}", f"{r['error']:+.4f}") for r in self.rows]
+        rows = [
+            (f"{r['target']:.3f}", f"{r['threshold']:+.4f}", f"{r['ratio']:.4f}", f"{r['error']:+.4f}")
+            for r in self.rows
+        ]
         text = format_table(("target", "threshold", "ratio", "error"), rows, "rrrr")
         return f"{text}\n{self.images} calibration images, {self.passes} passes"
 
@@ -40,9 +43,15 @@ class CalibrationReport:
         return self.table()
 
 
-def calibrate_(model: nn.Module, loader: Iterable[Any], targets: Sequence[float] = (0.3, 0.5, 0.7), *,
-               tolerance: float = 1e-3, max_batches: int | None = None,
-               progress: Callable[[str], None] | None = None) -> CalibrationReport:
+def calibrate_(
+    model: nn.Module,
+    loader: Iterable[Any],
+    targets: Sequence[float] = (0.3, 0.5, 0.7),
+    *,
+    tolerance: float = 1e-3,
+    max_batches: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CalibrationReport:
     """Find, for every target, the threshold at which the executed share of the conditional MACs meets it.
 
     The measured pairs (share, threshold) are stored in the gates (`budget_table`), so they survive save and load;
@@ -106,7 +115,9 @@ def set_budget_(model: nn.Module, target: float | None) -> float | None:
         return _set_threshold(model, -math.inf)
     table = next(iter(found.values())).budget_table.double()
     if len(table) == 0:
-        raise ValueError("this network is not calibrated yet; call dc.calibrate_(model, loader, targets=...) first")
+        raise ValueError(
+            "this network is not calibrated yet; call dc.calibrate_(model, loader, targets=...) first"
+        )
     low, high = float(table[0, 0]), float(table[-1, 0])
     if not low <= target <= high:
         raise ValueError(
@@ -130,8 +141,13 @@ def calibrated_targets(model: nn.Module) -> list[float]:
 class _Meter:
     """Measures the executed share at a threshold, remembering every measured point."""
 
-    def __init__(self, model: nn.Module, loader: Iterable[Any], max_batches: int | None,
-                 progress: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        max_batches: int | None,
+        progress: Callable[[str], None] | None,
+    ) -> None:
         self.model, self.loader, self.max_batches, self.progress = model, loader, max_batches, progress
         self.points: dict[float, float] = {}
         self.passes = 0
@@ -143,7 +159,9 @@ class _Meter:
             self.points[threshold] = self._measure()
             self.passes += 1
             if self.progress is not None:
-                self.progress(f"pass {self.passes}: threshold {threshold:+.3f}, ratio {self.points[threshold]:.4f}")
+                self.progress(
+                    f"pass {self.passes}: threshold {threshold:+.3f}, ratio {self.points[threshold]:.4f}"
+                )
         return self.points[threshold]
 
     @torch.no_grad()
@@ -162,7 +180,9 @@ class _Meter:
                 dense += cost.dense_macs * len(x)
             images += len(x)
         if images == 0:
-            raise ValueError("calibrate_ got no images: the loader is empty (or was used up); pass a DataLoader or a list")
+            raise ValueError(
+                "calibrate_ got no images: the loader is empty (or was used up); pass a DataLoader or a list"
+            )
         self.images = images
         return executed / dense
 
@@ -170,7 +190,12 @@ class _Meter:
 def _solve(meter: _Meter, target: float, tolerance: float) -> dict[str, float]:
     """Bracketed secant on logit(ratio) against the threshold; falls back to bisection when it stalls."""
     if target == 1.0:
-        return {"target": 1.0, "threshold": -BRACKET, "ratio": meter(-BRACKET), "error": meter(-BRACKET) - 1.0}
+        return {
+            "target": 1.0,
+            "threshold": -BRACKET,
+            "ratio": meter(-BRACKET),
+            "error": meter(-BRACKET) - 1.0,
+        }
     meter(0.0)
     for step in range(MAX_PASSES):
         best = min(meter.points, key=lambda t: abs(meter.points[t] - target))
@@ -213,7 +238,9 @@ def _store(model: nn.Module, points: dict[float, float], rows: Sequence[dict[str
         share = requested.get(threshold, points[threshold])
         inside = lowest <= share <= highest
         rising = not table or (share > table[-1][0])
-        if threshold in requested or (inside and rising and all(abs(share - t) > 1e-4 for t in requested.values())):
+        if threshold in requested or (
+            inside and rising and all(abs(share - t) > 1e-4 for t in requested.values())
+        ):
             table.append((share, threshold, float(threshold in requested)))
     table.sort()
     for gate in gates(model).values():

@@ -61,9 +61,18 @@ class MacBudget:
     >>> (logits.sum() + cost.loss).backward(); budget.step()
     """
 
-    def __init__(self, model: nn.Module, target: float = 0.5, *, total_steps: int, alpha: float = 10.0,
-                 anneal: float = 0.33, schedule: GateSchedule | None = None, scope: str = "conditional",
-                 input_size: tuple[int, int, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        target: float = 0.5,
+        *,
+        total_steps: int,
+        alpha: float = 10.0,
+        anneal: float = 0.33,
+        schedule: GateSchedule | None = None,
+        scope: str = "conditional",
+        input_size: tuple[int, int, int] | None = None,
+    ) -> None:
         self.target = _checks.fraction("target", target)
         _checks.one_of("scope", scope, SCOPES)
         _checks.positive("total_steps", total_steps)
@@ -74,7 +83,9 @@ class MacBudget:
         self.total_steps, self.steps_done = int(total_steps), 0
         self.schedule = schedule or GateSchedule()
         self.scope = scope
-        self.conditional_target = self.target if scope == "conditional" else self._conditional_share(input_size)
+        self.conditional_target = (
+            self.target if scope == "conditional" else self._conditional_share(input_size)
+        )
         self.schedule.apply_(model, 0.0)
 
     @property
@@ -99,15 +110,28 @@ class MacBudget:
         self.steps_done += 1
         self.schedule.apply_(self.model, self.progress)
 
-    def param_groups(self, lr: float, weight_decay: float = 0.0, *, gate_lr_multiplier: float = 1.0,
-                     gate_weight_decay: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        gate_lr_multiplier: float = 1.0,
+        gate_weight_decay: float | None = None,
+    ) -> list[dict[str, Any]]:
         """Optimizer parameter groups: the network's own parameters and the gates' apart."""
         of_gates = {id(p) for gate in gates(self.model).values() for p in gate.parameters()}
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         return [
-            {"params": [p for p in trainable if id(p) not in of_gates], "lr": lr, "weight_decay": weight_decay},
-            {"params": [p for p in trainable if id(p) in of_gates], "lr": lr * gate_lr_multiplier,
-             "weight_decay": weight_decay if gate_weight_decay is None else gate_weight_decay},
+            {
+                "params": [p for p in trainable if id(p) not in of_gates],
+                "lr": lr,
+                "weight_decay": weight_decay,
+            },
+            {
+                "params": [p for p in trainable if id(p) in of_gates],
+                "lr": lr * gate_lr_multiplier,
+                "weight_decay": weight_decay if gate_weight_decay is None else gate_weight_decay,
+            },
         ]
 
     def state_dict(self) -> dict[str, Any]:

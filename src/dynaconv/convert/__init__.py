@@ -5,5 +5,14 @@ from dynaconv.convert.dynamize import dynamize_, gates, masked_blocks, revert_
 from dynaconv.convert.handlers import HANDLERS, recognise
 from dynaconv.convert.report import ConversionReport
 
-__all__ = ["HANDLERS", "ConversionReport", "SpatialMasking", "config_from_dict", "dynamize_", "gates",
-           "masked_blocks", "recognise", "revert_"]
+__all__ = [
+    "HANDLERS",
+    "ConversionReport",
+    "SpatialMasking",
+    "config_from_dict",
+    "dynamize_",
+    "gates",
+    "masked_blocks",
+    "recognise",
+    "revert_",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from dynaconv import _checks
 from dynaconv.convert.configs import SpatialMasking
 from dynaconv.convert.handlers import Refusal, recognise
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
@@ -14,8 +13,12 @@ from dynaconv.nn.mask_unit import MaskUnit
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
 
 
-def dynamize_(model: nn.Module, config: SpatialMasking | Rules | None = None, *,
-              input_size: tuple[int, int, int] | None = None) -> ConversionReport:
+def dynamize_(
+    model: nn.Module,
+    config: SpatialMasking | Rules | None = None,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+) -> ConversionReport:
     """Give every residual block of `model` a gate, in place; `revert_` undoes it.
 
     Args:
@@ -74,7 +77,9 @@ def masked_blocks(model: nn.Module) -> dict[str, MaskedBlock]:
 def _refuse_converted(model: nn.Module) -> None:
     done = masked_blocks(model)
     if done:
-        raise ValueError(f"{len(done)} blocks are dynamic already ({', '.join(list(done)[:3])}...); call dc.revert_ first")
+        raise ValueError(
+            f"{len(done)} blocks are dynamic already ({', '.join(list(done)[:3])}...); call dc.revert_ first"
+        )
 
 
 def _find(model: nn.Module, rules: Rules) -> dict[str, tuple[Anatomy, SpatialMasking] | Refusal | None]:
@@ -99,11 +104,23 @@ def _masked(block: nn.Module, anatomy: Anatomy, config: SpatialMasking) -> Maske
     stride = 1
     for conv in convs:
         stride *= conv.stride[0]
-    gate = MaskUnit(convs[0].in_channels, kind=config.unit, stride=stride, granularity_px=config.granularity,
-                    temperature=config.temperature, init=config.init, norm=config.norm)
+    gate = MaskUnit(
+        convs[0].in_channels,
+        kind=config.unit,
+        stride=stride,
+        granularity_px=config.granularity,
+        temperature=config.temperature,
+        init=config.init,
+        norm=config.norm,
+    )
     reference = convs[0].weight
-    return MaskedBlock(block, anatomy, gate.to(reference.device, reference.dtype), config=config,
-                       dilation_gradient=config.dilation_gradient)
+    return MaskedBlock(
+        block,
+        anatomy,
+        gate.to(reference.device, reference.dtype),
+        config=config,
+        dilation_gradient=config.dilation_gradient,
+    )
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:

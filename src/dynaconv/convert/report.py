@@ -60,7 +60,9 @@ class ConversionReport:
         )
         if self.dense_macs_before is not None and self.dense_macs_after is not None:
             size = "x".join(str(v) for v in self.input_size or ())
-            line += f"; dense MACs at {size}: {self.dense_macs_before:,} -> {self.dense_macs_after:,} with gates"
+            line += (
+                f"; dense MACs at {size}: {self.dense_macs_before:,} -> {self.dense_macs_after:,} with gates"
+            )
         return line
 
     def to_dict(self) -> dict[str, Any]:

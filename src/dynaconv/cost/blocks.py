@@ -51,7 +51,9 @@ def block_cost(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> Block
     plain = mask.as_subclass(Tensor)
     needs = branch_masks(plain, branch_sizes(size, geometries), geometries, gradient=block.dilation_gradient)
     names = [step.conv for step in block.anatomy.steps]
-    return BlockCost(tuple(
-        ConvCost(name, need, conv_macs_per_position(conv))
-        for name, need, conv in zip(names, needs, convs, strict=True)
-    ))
+    return BlockCost(
+        tuple(
+            ConvCost(name, need, conv_macs_per_position(conv))
+            for name, need, conv in zip(names, needs, convs, strict=True)
+        )
+    )

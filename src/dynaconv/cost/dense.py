@@ -52,7 +52,7 @@ def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
     """
     parameter = next(model.parameters(), torch.zeros(()))
     x = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
-    counter = FlopCounterMode(display=False, custom_mapping={op: _conv_flops for op in _CONV})
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_CONV, _conv_flops))
     with _dense_evaluation(model), torch.no_grad(), collect_masks(model) as masks, counter:
         model(x)
     counts = DenseCounts(gate_names=tuple(f"{name}.gate" for name in masks.blocks))
@@ -72,7 +72,9 @@ def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
     return counts
 
 
-def _conv_flops(x_shape, w_shape, bias, _stride, _padding, _dilation, transposed, *_args, out_shape=None, **_kw) -> int:
+def _conv_flops(
+    x_shape, w_shape, bias, _stride, _padding, _dilation, transposed, *_args, out_shape=None, **_kw
+) -> int:
     positions = math.prod((x_shape if transposed else out_shape)[2:]) * x_shape[0]
     with_bias = 0 if bias is None else out_shape[1] * math.prod(out_shape[2:]) * x_shape[0]
     return 2 * (math.prod(w_shape) * positions + with_bias)

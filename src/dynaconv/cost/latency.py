@@ -16,8 +16,14 @@ from dynaconv.nn._fold import norm_activation
 from dynaconv.nn.masked_block import MaskedBlock
 
 
-def compare_latency(functions: Mapping[str, Callable[[], object]], *, rounds: int = 25, min_round_ms: float = 20.0,
-                    threads: int | None = None, progress: Callable[[], None] | None = None) -> dict[str, dict[str, float]]:
+def compare_latency(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 25,
+    min_round_ms: float = 20.0,
+    threads: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> dict[str, dict[str, float]]:
     """Time several functions against each other, interleaved, so that a noisy machine disturbs all alike.
 
     Args:
@@ -68,7 +74,11 @@ def prepare_for_timing(model: nn.Module) -> nn.Module:
     for node in list(graph.nodes):
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         source = node.args[0] if norm is not None and node.args else None
-        if not isinstance(norm, _BatchNorm) or getattr(source, "op", "") != "call_module" or len(source.users) != 1:
+        if (
+            not isinstance(norm, _BatchNorm)
+            or getattr(source, "op", "") != "call_module"
+            or len(source.users) != 1
+        ):
             continue
         conv = modules[str(source.target)]
         if type(conv) is not nn.Conv2d:

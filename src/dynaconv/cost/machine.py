@@ -12,8 +12,13 @@ import torch
 def machine_line(with_commit: bool = True) -> str:
     """CPU, instruction set, threads, torch, commit: what a reader needs to place a measurement."""
     capability = torch.backends.cpu.get_cpu_capability()
-    parts = [_cpu_name(), capability, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}",
-             f"Python {platform.python_version()}"]
+    parts = [
+        _cpu_name(),
+        capability,
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+        f"Python {platform.python_version()}",
+    ]
     commit = source_commit() if with_commit else None
     if commit:
         parts.append(f"commit {commit}")
@@ -33,7 +38,9 @@ def source_commit() -> str | None:
 
 
 def _git(folder: Path, *args: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=5, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=5, check=True
+    )
     return done.stdout.strip()
 
 

@@ -35,7 +35,9 @@ class MaskCollection(dict[str, SpatialMask]):
 
     def costs(self) -> dict[str, BlockCost]:
         """Conditional multiply-adds, block by block."""
-        return {name: block_cost(self.blocks[name], mask, self.input_sizes[name]) for name, mask in self.items()}
+        return {
+            name: block_cost(self.blocks[name], mask, self.input_sizes[name]) for name, mask in self.items()
+        }
 
     def conditional_ratio(self) -> Tensor:
         """Executed over dense conditional multiply-adds, per image [N]."""
@@ -76,7 +78,9 @@ def collect_masks(model: nn.Module, *, detach: bool = True) -> Iterator[MaskColl
             handle.remove()
 
 
-def ponder_map(masks: MaskCollection, *, weighted: bool = False, size: tuple[int, int] | None = None) -> Tensor:
+def ponder_map(
+    masks: MaskCollection, *, weighted: bool = False, size: tuple[int, int] | None = None
+) -> Tensor:
     """How much is computed at each pixel: the sum over blocks of the masks, [N, H, W], range 0..number of blocks.
 
     Args:

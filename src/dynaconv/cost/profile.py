@@ -64,7 +64,15 @@ class Profile:
     def table(self) -> str:
         """Readable table, one line a layer, totals below."""
         rows = [
-            (y.name, y.type, y.role, f"{y.dense_macs:,}", f"{y.executed_macs:,.0f}", f"{y.density:.3f}", f"{y.params:,}")
+            (
+                y.name,
+                y.type,
+                y.role,
+                f"{y.dense_macs:,}",
+                f"{y.executed_macs:,.0f}",
+                f"{y.density:.3f}",
+                f"{y.params:,}",
+            )
             for y in self.layers
         ]
         header = ("layer", "type", "role", "dense MACs", "executed MACs", "density", "parameters")
@@ -130,7 +138,9 @@ def _evaluate(model: nn.Module, x: Tensor) -> MaskCollection:
     return masks
 
 
-def _assemble(model: nn.Module, counts: DenseCounts, masks: MaskCollection, n: int, size, include_linear) -> Profile:
+def _assemble(
+    model: nn.Module, counts: DenseCounts, masks: MaskCollection, n: int, size, include_linear
+) -> Profile:
     costs = {f"{name}.block.{conv.name}": conv for name, cost in masks.costs().items() for conv in cost.convs}
     named = counts.convs if not include_linear else {**counts.convs, **counts.linears}
     modules = dict(model.named_modules())
@@ -145,14 +155,23 @@ def _assemble(model: nn.Module, counts: DenseCounts, masks: MaskCollection, n: i
         executed += spent
         module = modules.get(name, model)
         own = sum(p.numel() for p in module.parameters(recurse=False))
-        layers.append(LayerProfile(name, type(module).__name__, role, macs, float(spent.mean()),
-                                   float(spent.mean()) / macs, own))
+        layers.append(
+            LayerProfile(
+                name, type(module).__name__, role, macs, float(spent.mean()), float(spent.mean()) / macs, own
+            )
+        )
     conditional = [y for y in layers if y.role == "conditional"]
     dense_conditional = sum(y.dense_macs for y in conditional)
     ratio = sum(y.executed_macs for y in conditional) / dense_conditional if conditional else 1.0
     return Profile(
-        dense_macs=counts.static + (sum(counts.linears.values()) if include_linear else 0), executed_macs=executed,
-        routing_macs=routing, mixing_macs=torch.zeros(n, dtype=torch.float64), conditional_macs=dense_conditional,
-        conditional_ratio=ratio, linear_macs=sum(counts.linears.values()),
-        params=sum(p.numel() for p in model.parameters()), input_size=size, layers=layers,
+        dense_macs=counts.static + (sum(counts.linears.values()) if include_linear else 0),
+        executed_macs=executed,
+        routing_macs=routing,
+        mixing_macs=torch.zeros(n, dtype=torch.float64),
+        conditional_macs=dense_conditional,
+        conditional_ratio=ratio,
+        linear_macs=sum(counts.linears.values()),
+        params=sum(p.numel() for p in model.parameters()),
+        input_size=size,
+        layers=layers,
     )

@@ -19,8 +19,13 @@ from dynaconv.models.registry import create_model, list_models
 FORMAT = 1
 
 
-def save(model: nn.Module, path: str | Path, *, arch: dict[str, Any] | str | None = None,
-         metadata: dict[str, Any] | None = None) -> Path:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    arch: dict[str, Any] | str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Path:
     """Write a network to the folder `path` as config.json + model.safetensors (each whole or not at all).
 
     Args:
@@ -35,10 +40,17 @@ def save(model: nn.Module, path: str | Path, *, arch: dict[str, Any] | str | Non
     folder = Path(path)
     spec = {"name": arch} if isinstance(arch, str) else dict(arch) if arch else _infer_arch(model)
     conversion = {
-        name: {**block.config.to_dict()} for name, block in masked_blocks(model).items() if block.config is not None
+        name: {**block.config.to_dict()}
+        for name, block in masked_blocks(model).items()
+        if block.config is not None
     }
-    config = {"format": FORMAT, "dynaconv_version": __version__, "arch": spec, "conversion": conversion,
-              "metadata": metadata or {}}
+    config = {
+        "format": FORMAT,
+        "dynaconv_version": __version__,
+        "arch": spec,
+        "conversion": conversion,
+        "metadata": metadata or {},
+    }
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "model.safetensors") as temporary:
@@ -85,7 +97,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged ({error}); save the network again") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("arch"), dict):
+    if (
+        not isinstance(config, dict)
+        or config.get("format") != FORMAT
+        or not isinstance(config.get("arch"), dict)
+    ):
         got = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{file} is not a dynaconv network of format {FORMAT} (got {got!r})")
     return config
@@ -96,7 +112,9 @@ def _model_folder(path: str | Path) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise FileNotFoundError(f"no saved network in {folder}: expected config.json and model.safetensors, or model/ with them")
+    raise FileNotFoundError(
+        f"no saved network in {folder}: expected config.json and model.safetensors, or model/ with them"
+    )
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:
@@ -105,7 +123,9 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged or truncated ({error}); copy it again or use another checkpoint") from None
+        raise ValueError(
+            f"{file} is damaged or truncated ({error}); copy it again or use another checkpoint"
+        ) from None
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
@@ -156,10 +176,22 @@ def _cifar_arch(model: CifarResNet) -> dict[str, Any]:
     if (width, stride, model.pool, image_size) == (16, 1, "avg", 32) and depth in (8, 14, 20, 26, 32):
         return {"name": f"resnet{depth}_cifar", **options}
     if depth in (8, 14):
-        return {"name": f"resnet{depth}_scenes", **options, "width": width, "stem_stride": stride, "pool": model.pool,
-                "image_size": image_size}
-    return {"name": f"resnet{depth}_cifar", **options, "width": width, "stem_stride": stride, "pool": model.pool,
-            "image_size": image_size}
+        return {
+            "name": f"resnet{depth}_scenes",
+            **options,
+            "width": width,
+            "stem_stride": stride,
+            "pool": model.pool,
+            "image_size": image_size,
+        }
+    return {
+        "name": f"resnet{depth}_cifar",
+        **options,
+        "width": width,
+        "stem_stride": stride,
+        "pool": model.pool,
+        "image_size": image_size,
+    }
 
 
 def _timm_options(model: nn.Module) -> dict[str, Any]:
@@ -185,7 +217,7 @@ def _static_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     for key, value in model.state_dict().items():
         owner = next((b for b in inside if key.startswith(b)), None)
         if owner is not None:
-            shapes[inside[owner] + key[len(owner):]] = tuple(value.shape)
+            shapes[inside[owner] + key[len(owner) :]] = tuple(value.shape)
         elif not any(key.startswith(b.removesuffix("block.")) for b in inside):
             shapes[key] = tuple(value.shape)
     return shapes

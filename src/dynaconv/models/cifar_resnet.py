@@ -52,8 +52,17 @@ class CifarResNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, *, width: int = 16, stem_stride: int = 1,
-                 pool: str = "avg", image_size: int = 32) -> None:
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        *,
+        width: int = 16,
+        stem_stride: int = 1,
+        pool: str = "avg",
+        image_size: int = 32,
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32, ...), got {depth}")

@@ -47,12 +47,18 @@ def list_models(pattern: str = "*") -> list[str]:
     """
     prefix = next((p for p in _PREFIXES if pattern.startswith(p)), None)
     if prefix is not None:
-        return [prefix + n for n in _external_names(prefix) if fnmatch.fnmatch(n, pattern[len(prefix):])]
+        return [prefix + n for n in _external_names(prefix) if fnmatch.fnmatch(n, pattern[len(prefix) :])]
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
-def create_model(name: str, *, num_classes: int | None = None, in_chans: int | None = None, pretrained: bool = False,
-                 **options) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    pretrained: bool = False,
+    **options,
+) -> nn.Module:
     """Build a network by name.
 
     Args:
@@ -72,11 +78,15 @@ def create_model(name: str, *, num_classes: int | None = None, in_chans: int | N
         options["in_chans"] = in_chans
     prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
     if prefix is not None:
-        return _create_external(prefix, name[len(prefix):], pretrained, options)
+        return _create_external(prefix, name[len(prefix) :], pretrained, options)
     if name not in _MODELS:
-        raise _checks.unknown("model", name, _MODELS, "(timm:NAME and torchvision:NAME reach other libraries)")
+        raise _checks.unknown(
+            "model", name, _MODELS, "(timm:NAME and torchvision:NAME reach other libraries)"
+        )
     if pretrained:
-        raise ValueError(f"there are no pretrained weights for {name!r}; train it, or load a run with dc.load(RUN/model)")
+        raise ValueError(
+            f"there are no pretrained weights for {name!r}; train it, or load a run with dc.load(RUN/model)"
+        )
     return _MODELS[name](**options)
 
 
@@ -101,6 +111,8 @@ def _create_external(prefix: str, name: str, pretrained: bool, options: dict) ->
     from dynaconv.integrations.torchvision import import_torchvision
 
     if options.pop("in_chans", 3) != 3:
-        raise ValueError("torchvision's networks take 3 channels; use the timm network of the same name for others")
+        raise ValueError(
+            "torchvision's networks take 3 channels; use the timm network of the same name for others"
+        )
     models = import_torchvision().models
     return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)

@@ -9,8 +9,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynaconv.ops import ConvSpec
 
 _ACTIVATIONS: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.ReLU6, "relu6"), (nn.ReLU, "relu"), (nn.SiLU, "silu"), (nn.Hardswish, "hardswish"),
-    (nn.Sigmoid, "sigmoid"), (nn.Identity, "none"),
+    (nn.ReLU6, "relu6"),
+    (nn.ReLU, "relu"),
+    (nn.SiLU, "silu"),
+    (nn.Hardswish, "hardswish"),
+    (nn.Sigmoid, "sigmoid"),
+    (nn.Identity, "none"),
 )
 
 

@@ -39,14 +39,29 @@ class MaskUnit(Gate):
     torch.Size([2, 1, 5, 4])
     """
 
-    def __init__(self, in_channels: int, *, kind: str = "squeeze", stride: int = 1, granularity_px: int = 1,
-                 temperature: float = 1.0, init: str = "paper", open_bias: float = 2.0, norm: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        kind: str = "squeeze",
+        stride: int = 1,
+        granularity_px: int = 1,
+        temperature: float = 1.0,
+        init: str = "paper",
+        open_bias: float = 2.0,
+        norm: bool = False,
+    ) -> None:
         super().__init__(temperature)
         _checks.one_of("mask unit kind", kind, KINDS)
         _checks.one_of("mask unit init", init, INITS)
         _checks.positive("in_channels", in_channels)
         _checks.positive("granularity_px", granularity_px)
-        self.in_channels, self.kind, self.stride, self.granularity_px = in_channels, kind, stride, granularity_px
+        self.in_channels, self.kind, self.stride, self.granularity_px = (
+            in_channels,
+            kind,
+            stride,
+            granularity_px,
+        )
         kernel = 3 if kind == "squeeze" else 1
         self.conv = nn.Conv2d(in_channels, 1, kernel, stride=stride, padding=kernel // 2)
         self.linear = nn.Linear(in_channels, 1) if kind == "squeeze" else None
@@ -84,14 +99,21 @@ class MaskUnit(Gate):
         return z
 
     def _convolve(self, x: Tensor) -> Tensor:
-        fast = self.kind == "squeeze" and not self.training and not torch.is_grad_enabled() and x.device.type == "cpu"
+        fast = (
+            self.kind == "squeeze"
+            and not self.training
+            and not torch.is_grad_enabled()
+            and x.device.type == "cpu"
+        )
         if fast and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
             return conv3x3_to_one(x, self.conv.weight, self.conv.bias, self.stride)
         return self.conv(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask [N, 1, h, w] of 0 and 1 on the block's output grid."""
-        return upsample_mask(self.decide(self.logits(x)), self.granularity_px, self.grid((x.shape[2], x.shape[3])))
+        return upsample_mask(
+            self.decide(self.logits(x)), self.granularity_px, self.grid((x.shape[2], x.shape[3]))
+        )
 
     def macs(self, size: tuple[int, int]) -> int:
         """Multiply-adds for one image: 9C + 1 (squeeze) or C + 1 per output position; the Linear is not counted."""

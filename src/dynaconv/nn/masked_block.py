@@ -55,8 +55,17 @@ class MaskedBlock(nn.Module):
         backend: "auto", "cpu" or "eager"; an explicit choice never falls back.
     """
 
-    def __init__(self, block: nn.Module, anatomy: Anatomy, gate: Gate, *, config: object = None,
-                 dilation_gradient: str = "none", backend: str = "auto", break_even: float = BREAK_EVEN) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        anatomy: Anatomy,
+        gate: Gate,
+        *,
+        config: object = None,
+        dilation_gradient: str = "none",
+        backend: str = "auto",
+        break_even: float = BREAK_EVEN,
+    ) -> None:
         super().__init__()
         self.block = block
         self.gate = gate
@@ -104,8 +113,9 @@ class MaskedBlock(nn.Module):
         return any(n is not None and n.training for n in (self.part(s.norm) for s in self.anatomy.steps))
 
     def _project(self, x: Tensor, spec: ConvSpec) -> Tensor:
-        return torch.nn.functional.conv2d(x, spec.weight, spec.bias, spec.stride, spec.padding, spec.dilation,
-                                          spec.groups)
+        return torch.nn.functional.conv2d(
+            x, spec.weight, spec.bias, spec.stride, spec.padding, spec.dilation, spec.groups
+        )
 
     def _folded(self) -> tuple[PackedBranch, ConvSpec | None]:
         """Folded and packed weights; recomputed whenever a parameter or buffer of the block has changed."""
@@ -118,7 +128,9 @@ class MaskedBlock(nn.Module):
         return self._packed[1], self._packed[2]
 
     def _fold(self) -> tuple[PackedBranch, ConvSpec | None]:
-        convs = [fold_conv(self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps]
+        convs = [
+            fold_conv(self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps
+        ]
         act = activation_name(self.part(self.anatomy.act))
         assert act in ACTIVATIONS
         projection = self.part(self.anatomy.shortcut)

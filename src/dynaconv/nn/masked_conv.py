@@ -30,15 +30,28 @@ class MaskedConv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             raise ValueError(f"MaskedConv2d supports padding_mode='zeros', got {self.padding_mode!r}")
         if isinstance(self.padding, str):
-            raise ValueError(f"MaskedConv2d needs numeric padding, got {self.padding!r}; give the number of pixels")
+            raise ValueError(
+                f"MaskedConv2d needs numeric padding, got {self.padding!r}; give the number of pixels"
+            )
         _checks.one_of("backend", backend, ("auto", "cpu", "eager"))
         self.backend = backend
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, *, backend: str = "auto") -> MaskedConv2d:
         """A masked convolution that shares the parameters of `conv`."""
-        new = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                  conv.groups, conv.bias is not None, conv.padding_mode, backend=backend, device="meta")
+        new = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            backend=backend,
+            device="meta",
+        )
         new.weight, new.bias = conv.weight, conv.bias
         return new.train(conv.training)
 
@@ -47,5 +60,14 @@ class MaskedConv2d(nn.Conv2d):
         if mask is None:
             return super().forward(x)
         backend = "eager" if self.training and self.backend == "auto" else self.backend
-        return masked_conv2d(x, mask, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-                             backend=backend)
+        return masked_conv2d(
+            x,
+            mask,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            backend=backend,
+        )

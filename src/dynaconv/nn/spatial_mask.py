@@ -50,8 +50,16 @@ class SpatialMask(Tensor):
         """Number of positions over the whole batch."""
         return self.numel()
 
-    def dilate(self, size: tuple[int, int] | None = None, *, kernel_size=3, stride=1, padding=1, dilation=1,
-               gradient: str = "none") -> SpatialMask:
+    def dilate(
+        self,
+        size: tuple[int, int] | None = None,
+        *,
+        kernel_size=3,
+        stride=1,
+        padding=1,
+        dilation=1,
+        gradient: str = "none",
+    ) -> SpatialMask:
         """The positions that a convolution with this output mask reads; see `dynaconv.ops.dilate`.
 
         Args:
@@ -60,8 +68,17 @@ class SpatialMask(Tensor):
         if size is None:
             size = (self.shape[2] * stride, self.shape[3] * stride)
         plain = self.as_subclass(Tensor)
-        return SpatialMask(dilate(plain, size, kernel_size=kernel_size, stride=stride, padding=padding,
-                                  dilation=dilation, gradient=gradient))
+        return SpatialMask(
+            dilate(
+                plain,
+                size,
+                kernel_size=kernel_size,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                gradient=gradient,
+            )
+        )
 
     def resize(self, size: tuple[int, int]) -> SpatialMask:
         """Nearest-neighbour resize to (h, w), so that the mask fits another grid."""

@@ -62,7 +62,8 @@ class Geometry:
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Output grid (h, w) for an input grid `size`."""
         h, w = (
-            (size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            (size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i]
+            + 1
             for i in (0, 1)
         )
         return h, w
@@ -86,7 +87,9 @@ class ConvSpec:
     @functools.cached_property
     def geometry(self) -> Geometry:
         """Kernel, stride, padding and dilation."""
-        return Geometry((self.weight.shape[2], self.weight.shape[3]), self.stride, self.padding, self.dilation)
+        return Geometry(
+            (self.weight.shape[2], self.weight.shape[3]), self.stride, self.padding, self.dilation
+        )
 
     @property
     def n_taps(self) -> int:

@@ -32,7 +32,7 @@ def conv_rows(source: Tensor, taps: Tensor | None, packed: Tensor, spec: ConvSpe
 
     Args:
         source: [R, I] rows to read from.
-        taps: int64 [a, kh*kw] rows of `source`, or None when row i of `out` reads just row i of `source`.
+        taps: [a, kh*kw] rows of `source`, or None when row i of `out` reads just row i of `source`.
         packed: from `pack_weight`.
     """
     count, n_taps = out.shape[0], spec.n_taps
@@ -58,7 +58,9 @@ def _multiply(gathered: Tensor, packed: Tensor, spec: ConvSpec, out: Tensor) -> 
         products = gathered.view(rows, n_taps, -1) * packed
         torch.sum(products, dim=1, out=out)
     else:
-        per_group = gathered.view(rows, n_taps, spec.groups, -1).permute(2, 0, 1, 3).reshape(spec.groups, rows, -1)
+        per_group = (
+            gathered.view(rows, n_taps, spec.groups, -1).permute(2, 0, 1, 3).reshape(spec.groups, rows, -1)
+        )
         out.copy_(torch.bmm(per_group, packed).transpose(0, 1).reshape(rows, -1))
     return out if spec.bias is None else out.add_(spec.bias)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 
-def recompute_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor | None],
-                        grad: Tensor) -> list[Tensor | None]:
+def recompute_gradients(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad: Tensor
+) -> list[Tensor | None]:
     """Gradients of function(*tensors) for every floating tensor, None for the others."""
     leaves = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
     wanted = [t for t in leaves if t is not None and t.requires_grad]

@@ -1,7 +1,7 @@
 """Index lists for sparse execution: from masks to the rows of a channels-last activation.
 
-A row is one pixel's C channels. Grids are padded so that a tap outside the image lands on a zero row, and
-every list covers the whole batch, so that all images' active pixels share one matrix product.
+A row is one pixel's C channels. The row after the last one is zero and stands for everything outside the image.
+Every list covers the whole batch, so that all images' active pixels share one matrix product.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from dynaconv.ops._conv import Geometry
 
 
 def active_rows(mask: Tensor) -> Tensor:
@@ -23,32 +24,26 @@ def channels_last_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().view(-1, x.shape[1])
 
 
-def padded_rows(x: Tensor, padding: tuple[int, int]) -> Tensor:
-    """Rows of x with a zero border: [N*(H+2p)*(W+2q), C]."""
-    if padding == (0, 0):
-        return channels_last_rows(x)
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    return padded.contiguous().view(-1, x.shape[1])
+def rows_and_zero(x: Tensor) -> Tensor:
+    """Rows of x followed by one zero row: [N*H*W + 1, C]."""
+    return torch.cat((channels_last_rows(x), x.new_zeros(1, x.shape[1])))
 
 
-@functools.lru_cache(maxsize=128)
-def grid_index(n: int, grid: tuple[int, int], padded: tuple[int, int], stride: tuple[int, int],
-               offset: tuple[int, int]) -> Tensor:
-    """Row of position (i, y, x) inside a padded grid, [n*h*w] int64: y * stride + offset, likewise x.
+@functools.lru_cache(maxsize=32)
+def tap_table(n: int, size: tuple[int, int], geometry: Geometry) -> Tensor:
+    """Input rows that each output position reads, int64 [n*h*w, taps]; taps outside the image read row n*H*W.
 
-    A pure function of sizes, cached because every block of every forward asks for the same few.
+    A pure function of sizes, cached because every forward asks for the same few.
     """
     with torch.inference_mode(False):
-        ys = torch.arange(grid[0]) * stride[0] + offset[0]
-        xs = torch.arange(grid[1]) * stride[1] + offset[1]
-        plane = ys[:, None] * padded[1] + xs[None, :]
-        return (torch.arange(n)[:, None, None] * (padded[0] * padded[1]) + plane).reshape(-1)
-
-
-@functools.lru_cache(maxsize=128)
-def tap_offsets(kernel: tuple[int, int], dilation: tuple[int, int], padded_width: int) -> Tensor:
-    """Row offsets of a kernel's taps from its first tap, [kh*kw] int64, row-major."""
-    with torch.inference_mode(False):
-        ys = torch.arange(kernel[0]) * dilation[0]
-        xs = torch.arange(kernel[1]) * dilation[1]
-        return (ys[:, None] * padded_width + xs[None, :]).reshape(-1)
+        h, w = geometry.output_size(size)
+        ys = torch.arange(h)[:, None] * geometry.stride[0] - geometry.padding[0]
+        xs = torch.arange(w)[:, None] * geometry.stride[1] - geometry.padding[1]
+        ys = ys + torch.arange(geometry.kernel[0]) * geometry.dilation[0]
+        xs = xs + torch.arange(geometry.kernel[1]) * geometry.dilation[1]
+        # [h, w, kh, kw]
+        plane = ys[:, None, :, None] * size[1] + xs[None, :, None, :]
+        inside = ((ys >= 0) & (ys < size[0]))[:, None, :, None] & ((xs >= 0) & (xs < size[1]))[None, :, None, :]
+        image = torch.arange(n)[:, None, None, None, None] * (size[0] * size[1])
+        rows = torch.where(inside, plane + image, n * size[0] * size[1])
+        return rows.view(n * h * w, -1)

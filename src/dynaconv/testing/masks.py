@@ -21,7 +21,9 @@ def blob_mask(n: int, size: tuple[int, int], density: float, seed: int = 0) -> T
     generator = torch.Generator().manual_seed(seed)
     h, w = size
     coarse = torch.randn(n, 1, max(2, h // 6), max(2, w // 6), generator=generator)
-    field = F.interpolate(coarse, size=size, mode="bicubic") + 0.1 * torch.randn(n, 1, h, w, generator=generator)
+    field = F.interpolate(coarse, size=size, mode="bicubic") + 0.1 * torch.randn(
+        n, 1, h, w, generator=generator
+    )
     count = round(density * h * w)
     order = field.flatten(1).argsort(dim=1, descending=True)
     mask = torch.zeros(n, h * w).scatter_(1, order[:, :count], 1.0)
@@ -55,7 +57,9 @@ def force_masks(model: nn.Module, density: float, seed: int = 0) -> Iterator[Non
         def hook(_gate: nn.Module, _args: tuple, output: Tensor) -> Tensor:
             key = (name, tuple(output.shape))
             if key not in cache:
-                cache[key] = blob_mask(output.shape[0], tuple(output.shape[2:]), density, seed * 1_000_003 + salt)
+                cache[key] = blob_mask(
+                    output.shape[0], tuple(output.shape[2:]), density, seed * 1_000_003 + salt
+                )
             return cache[key].to(output)
 
         return hook

@@ -44,7 +44,9 @@ def obstacle(block: nn.Module, names: Sequence[str]) -> str | None:
 def check_steps(block: nn.Module, anatomy: Anatomy) -> Verdict:
     """The anatomy, or a refusal when some convolution, norm or activation cannot be executed on rows."""
     for step in anatomy.steps:
-        conv, norm, act = (None if p is None else block.get_submodule(p) for p in (step.conv, step.norm, step.act))
+        conv, norm, act = (
+            None if p is None else block.get_submodule(p) for p in (step.conv, step.norm, step.act)
+        )
         if type(conv) is not nn.Conv2d:
             return Refusal(anatomy.kind, f"{step.conv} is {type(conv).__name__}, expected nn.Conv2d")
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):

@@ -21,7 +21,9 @@ def timm_inverted_residual(block: nn.Module) -> Verdict:
     reason = obstacle(block, _OBSTACLES)
     if reason is not None:
         return Refusal(_KIND, reason)
-    return check_steps(block, Anatomy(_KIND, (Step("conv_pw", "bn1"), Step("conv_dw", "bn2"), Step("conv_pwl", "bn3"))))
+    return check_steps(
+        block, Anatomy(_KIND, (Step("conv_pw", "bn1"), Step("conv_dw", "bn2"), Step("conv_pwl", "bn3")))
+    )
 
 
 def timm_depthwise_separable(block: nn.Module) -> Verdict:
@@ -33,7 +35,9 @@ def timm_depthwise_separable(block: nn.Module) -> Verdict:
     reason = obstacle(block, _OBSTACLES)
     if reason is not None:
         return Refusal("depthwise_separable", reason)
-    return check_steps(block, Anatomy("depthwise_separable", (Step("conv_dw", "bn1"), Step("conv_pw", "bn2"))))
+    return check_steps(
+        block, Anatomy("depthwise_separable", (Step("conv_dw", "bn1"), Step("conv_pw", "bn2")))
+    )
 
 
 def torchvision_inverted_residual(block: nn.Module) -> Verdict:

@@ -5,4 +5,13 @@ from dynaconv.ops.mask_ops.branch import branch_masks, branch_sizes
 from dynaconv.ops.mask_ops.cpu import conv3x3_to_one
 from dynaconv.ops.mask_ops.reference import sample_logistic
 
-__all__ = ["DILATION_GRADIENTS", "branch_masks", "branch_sizes", "conv3x3_to_one", "dilate", "gumbel_mask", "sample_logistic", "upsample_mask"]
+__all__ = [
+    "DILATION_GRADIENTS",
+    "branch_masks",
+    "branch_sizes",
+    "conv3x3_to_one",
+    "dilate",
+    "gumbel_mask",
+    "sample_logistic",
+    "upsample_mask",
+]

@@ -28,8 +28,13 @@ class _StraightThrough(torch.autograd.Function):
         return grad * p * (1 - p) / temperature, None
 
 
-def gumbel_mask(logits: Tensor, *, temperature: Tensor | float = 1.0, noise: Tensor | float | None = None,
-                generator: torch.Generator | None = None) -> Tensor:
+def gumbel_mask(
+    logits: Tensor,
+    *,
+    temperature: Tensor | float = 1.0,
+    noise: Tensor | float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Sample a binary mask with straight-through gradient (binary Gumbel-softmax).
 
     P(open) = sigmoid(logit), whatever the temperature, which only shapes the gradient.
@@ -77,8 +82,16 @@ class _MarginalDilation(torch.autograd.Function):
         return marginal, None, None, None, None, None
 
 
-def dilate(mask: Tensor, size: tuple[int, int], *, kernel_size=3, stride=1, padding=1, dilation=1,
-           gradient: str = "none") -> Tensor:
+def dilate(
+    mask: Tensor,
+    size: tuple[int, int],
+    *,
+    kernel_size=3,
+    stride=1,
+    padding=1,
+    dilation=1,
+    gradient: str = "none",
+) -> Tensor:
     """Mark every input position that some active output of a convolution reads (its receptive field).
 
     Args:

@@ -18,8 +18,9 @@ def branch_sizes(size: tuple[int, int], convs: Sequence[Geometry]) -> list[tuple
     return sizes
 
 
-def branch_masks(mask: Tensor, sizes: Sequence[tuple[int, int]], convs: Sequence[Geometry],
-                 gradient: str = "none") -> list[Tensor]:
+def branch_masks(
+    mask: Tensor, sizes: Sequence[tuple[int, int]], convs: Sequence[Geometry], gradient: str = "none"
+) -> list[Tensor]:
     """The mask that each convolution runs on, in order; the last one is `mask` itself.
 
     A k x k convolution maps the need of its output to its input by dilation, a pointwise one leaves it unchanged
@@ -34,7 +35,17 @@ def branch_masks(mask: Tensor, sizes: Sequence[tuple[int, int]], convs: Sequence
     needs = [mask]
     for i in range(len(convs) - 1, 0, -1):
         conv = convs[i]
-        needs.append(needs[-1] if conv.pointwise else dilate(
-            needs[-1], sizes[i], kernel_size=conv.kernel, stride=conv.stride, padding=conv.padding,
-            dilation=conv.dilation, gradient=gradient))
+        needs.append(
+            needs[-1]
+            if conv.pointwise
+            else dilate(
+                needs[-1],
+                sizes[i],
+                kernel_size=conv.kernel,
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                gradient=gradient,
+            )
+        )
     return needs[::-1]

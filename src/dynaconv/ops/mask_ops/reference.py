@@ -29,14 +29,26 @@ def gumbel_mask(logits: Tensor, noise: Tensor | float, temperature: Tensor | flo
     return hard + (soft - soft.detach())
 
 
-def dilate(mask: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
-           padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+def dilate(
+    mask: Tensor,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
     """Positions of the `size` grid that an active output of the convolution reads: [N,1,h,w] -> [N,1,H,W]."""
     return (reader_count(mask, size, kernel, stride, padding, dilation) > 0.5).to(mask.dtype)
 
 
-def reader_count(mask: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
-                 padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+def reader_count(
+    mask: Tensor,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
     """For every input position, how many active outputs read it: [N,1,h,w] -> [N,1,H,W]."""
     ones = torch.ones(1, 1, *kernel, dtype=mask.dtype, device=mask.device)
     extra = [

@@ -32,8 +32,18 @@ class _Differentiable(torch.autograd.Function):
         return None, *recompute_gradients(forward, ctx.saved_tensors, grad)
 
 
-def masked_conv2d(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0,
-                  dilation=1, groups: int = 1, *, backend: str = "auto") -> Tensor:
+def masked_conv2d(
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    *,
+    backend: str = "auto",
+) -> Tensor:
     """Convolve only where the mask is open; closed positions are zero.
 
     Args:

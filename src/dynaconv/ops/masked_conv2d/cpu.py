@@ -16,10 +16,8 @@ def masked_conv2d(x: Tensor, mask: Tensor, conv: ConvSpec, packed: Tensor | None
     rows = _rows.active_rows(mask)
     out = x.new_zeros(n * h * w, conv.weight.shape[0])
     if rows.numel():
-        padded = (height + 2 * conv.padding[0], width + 2 * conv.padding[1])
-        first = _rows.grid_index(n, (h, w), padded, conv.stride, (0, 0)).index_select(0, rows)
-        taps = first[:, None] + _rows.tap_offsets(conv.geometry.kernel, conv.dilation, padded[1])
-        source = _rows.padded_rows(x, conv.padding)
+        taps = _rows.tap_table(n, (height, width), conv.geometry).index_select(0, rows)
         values = x.new_empty(rows.numel(), out.shape[1])
-        out[rows] = conv_rows(source, taps, pack_weight(conv) if packed is None else packed, conv, values)
+        packed = pack_weight(conv) if packed is None else packed
+        out[rows] = conv_rows(_rows.rows_and_zero(x), taps, packed, conv, values)
     return out.view(n, h, w, -1).permute(0, 3, 1, 2)

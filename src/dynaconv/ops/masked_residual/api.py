@@ -34,10 +34,14 @@ class _Differentiable(torch.autograd.Function):
     """Sparse forward; the backward recomputes the reference, which has the same values."""
 
     @staticmethod
-    def forward(ctx, branch: PackedBranch, break_even: float, x: Tensor, mask: Tensor, shortcut: Tensor, *weights):
+    def forward(
+        ctx, branch: PackedBranch, break_even: float, x: Tensor, mask: Tensor, shortcut: Tensor, *weights
+    ):
         ctx.branch = branch
         ctx.save_for_backward(x, mask, shortcut, *weights)
-        return cpu.masked_residual(x, mask, shortcut, branch.convs, branch.activation, branch.packed, break_even)
+        return cpu.masked_residual(
+            x, mask, shortcut, branch.convs, branch.activation, branch.packed, break_even
+        )
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -46,15 +50,23 @@ class _Differentiable(torch.autograd.Function):
         def forward(x, mask, shortcut, *weights):
             rest = iter(weights)
             convs = [
-                replace(c, weight=next(rest), bias=None if c.bias is None else next(rest)) for c in branch.convs
+                replace(c, weight=next(rest), bias=None if c.bias is None else next(rest))
+                for c in branch.convs
             ]
             return reference.masked_residual(x, mask, shortcut, convs, branch.activation)
 
         return None, None, *recompute_gradients(forward, ctx.saved_tensors, grad)
 
 
-def masked_residual(x: Tensor, mask: Tensor, shortcut: Tensor, branch: PackedBranch, *, backend: str = "auto",
-                    break_even: float = cpu.BREAK_EVEN) -> Tensor:
+def masked_residual(
+    x: Tensor,
+    mask: Tensor,
+    shortcut: Tensor,
+    branch: PackedBranch,
+    *,
+    backend: str = "auto",
+    break_even: float = cpu.BREAK_EVEN,
+) -> Tensor:
     """y = act(shortcut + mask * branch(x)), computing the branch only where the mask asks for it.
 
     Args:

@@ -28,8 +28,15 @@ def can_run(x: Tensor) -> str | None:
     return None
 
 
-def masked_residual(x: Tensor, mask: Tensor, shortcut: Tensor, convs: Sequence[ConvSpec], activation: str,
-                    packed: Sequence[Tensor], break_even: float) -> Tensor:
+def masked_residual(
+    x: Tensor,
+    mask: Tensor,
+    shortcut: Tensor,
+    convs: Sequence[ConvSpec],
+    activation: str,
+    packed: Sequence[Tensor],
+    break_even: float,
+) -> Tensor:
     """Same values as the reference at every position; closed positions cost one activation of the shortcut."""
     geometries = [conv.geometry for conv in convs]
     sizes = branch_sizes((x.shape[2], x.shape[3]), geometries)
@@ -51,48 +58,39 @@ def _executed_share(rows: Sequence[Tensor], needs: Sequence[Tensor], convs: Sequ
     return executed / total
 
 
-def _branch_rows(x: Tensor, rows: Sequence[Tensor], sizes: Sequence[tuple[int, int]], convs: Sequence[ConvSpec],
-                 packed: Sequence[Tensor]) -> Tensor:
+def _branch_rows(
+    x: Tensor,
+    rows: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    convs: Sequence[ConvSpec],
+    packed: Sequence[Tensor],
+) -> Tensor:
     """Run the chain on compact rows; returns [active, C_out]."""
     n = x.shape[0]
     hidden: Tensor | None = None
     for i, conv in enumerate(convs):
-        taps: Tensor | None
+        taps: Tensor | None = None
         if hidden is None:
-            source, taps = _from_dense(x, rows[0], sizes, conv)
-        else:
-            source, taps = _from_compact(hidden, n, rows[i - 1], rows[i], sizes[i], sizes[i + 1], conv)
-        buffer = x.new_empty(rows[i].numel() + 1, conv.weight.shape[0])
-        buffer[-1].zero_()
-        conv_rows(source, taps, packed[i], conv, buffer[:-1])
-        hidden = buffer
+            hidden = _rows.rows_and_zero(x)
+            taps = _rows.tap_table(n, sizes[0], conv.geometry).index_select(0, rows[0])
+        elif not conv.geometry.pointwise:
+            taps = _compact_taps(n, rows[i - 1], rows[i], sizes[i], conv)
+        # The spare last row is the zero that taps outside the image read.
+        result = x.new_empty(rows[i].numel() + 1, conv.weight.shape[0])
+        result[-1].zero_()
+        conv_rows(hidden, taps, packed[i], conv, result[:-1])
+        hidden = result
     assert hidden is not None
     return hidden[:-1]
 
 
-def _from_dense(x: Tensor, rows: Tensor, sizes: Sequence[tuple[int, int]], conv: ConvSpec) -> tuple[Tensor, Tensor]:
-    source = _rows.padded_rows(x, conv.padding)
-    return source, _tap_rows(x.shape[0], rows, sizes[0], sizes[1], conv)
-
-
-def _from_compact(hidden: Tensor, n: int, previous: Tensor, rows: Tensor, size: tuple[int, int],
-                  out_size: tuple[int, int], conv: ConvSpec) -> tuple[Tensor, Tensor | None]:
-    """Rows of the previous convolution; its last row is zero and stands for everything outside the image."""
-    if conv.geometry.pointwise:
-        return hidden[:-1], None
-    padded = (size[0] + 2 * conv.padding[0], size[1] + 2 * conv.padding[1])
-    place = torch.full((n * padded[0] * padded[1],), previous.numel(), dtype=torch.int64)
-    inside = _rows.grid_index(n, size, padded, (1, 1), conv.padding)
-    place[inside.index_select(0, previous)] = torch.arange(previous.numel())
-    taps = _tap_rows(n, rows, size, out_size, conv)
-    return hidden, place.index_select(0, taps.view(-1)).view_as(taps)
-
-
-def _tap_rows(n: int, rows: Tensor, size: tuple[int, int], out_size: tuple[int, int], conv: ConvSpec) -> Tensor:
-    """Rows of the padded input grid that each active output reads, [a, taps]."""
-    padded = (size[0] + 2 * conv.padding[0], size[1] + 2 * conv.padding[1])
-    first = _rows.grid_index(n, out_size, padded, conv.stride, (0, 0)).index_select(0, rows)
-    return first[:, None] + _rows.tap_offsets(conv.geometry.kernel, conv.dilation, padded[1])
+def _compact_taps(n: int, previous: Tensor, rows: Tensor, size: tuple[int, int], conv: ConvSpec) -> Tensor:
+    """Compact rows of the previous convolution that each active output reads, [a, taps]."""
+    positions = n * size[0] * size[1]
+    place = torch.full((positions + 1,), previous.numel(), dtype=torch.int64)
+    place[previous] = torch.arange(previous.numel(), dtype=torch.int64)
+    taps = _rows.tap_table(n, size, conv.geometry).index_select(0, rows)
+    return place.index_select(0, taps.view(-1)).view_as(taps)
 
 
 def _write_back(shortcut: Tensor, branch: Tensor, rows: Tensor, activation: str) -> Tensor:

@@ -10,7 +10,9 @@ from dynaconv.ops._conv import ACTIVATIONS, ConvSpec
 from dynaconv.ops._gemm_conv import dense_conv
 
 
-def masked_residual(x: Tensor, mask: Tensor, shortcut: Tensor, convs: Sequence[ConvSpec], activation: str) -> Tensor:
+def masked_residual(
+    x: Tensor, mask: Tensor, shortcut: Tensor, convs: Sequence[ConvSpec], activation: str
+) -> Tensor:
     """y = act(shortcut + mask * branch(x)) (arXiv 1912.03203, equation 1)."""
     hidden = x
     for conv in convs:
