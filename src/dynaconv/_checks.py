@@ -199,7 +199,9 @@ def train_wrong_type(origin: object, key: str, expected: str, got: object) -> Va
 
 def train_no_checkpoint(path: object) -> FileNotFoundError:
     """Error for a run that has no checkpoint to continue from."""
-    return FileNotFoundError(f"there is no checkpoint {str(path)!r} to continue from; start the run without --resume")
+    return FileNotFoundError(
+        f"there is no checkpoint {str(path)!r} to continue from; start the run without --resume"
+    )
 
 
 def train_broken_checkpoint(path: object, error: Exception) -> ValueError:
@@ -213,7 +215,9 @@ def train_broken_checkpoint(path: object, error: Exception) -> ValueError:
 
 def train_foreign_checkpoint(path: object) -> ValueError:
     """Error for a checkpoint that something else wrote."""
-    return ValueError(f"{path} is not a checkpoint of a dynaconv run; start again with --overwrite, or name another run")
+    return ValueError(
+        f"{path} is not a checkpoint of a dynaconv run; start again with --overwrite, or name another run"
+    )
 
 
 def train_lower_lr(lr: float) -> str:
@@ -226,12 +230,16 @@ def train_lower_lr(lr: float) -> str:
 
 def train_diverged(what: str, step: int, cause: str) -> str:
     """Message for a training that is no longer finite."""
-    return f"training stopped at step {step}: the {what} not finite; {cause} (the last good checkpoint is kept)"
+    return (
+        f"training stopped at step {step}: the {what} not finite; {cause} (the last good checkpoint is kept)"
+    )
 
 
 def train_run_exists(path: object) -> FileExistsError:
     """Error for a run folder that is in use."""
-    return FileExistsError(f"{path} holds a run already; continue it with --resume, replace it with --overwrite, or name another folder")
+    return FileExistsError(
+        f"{path} holds a run already; continue it with --resume, replace it with --overwrite, or name another folder"
+    )
 
 
 def train_other_recipe(path: object, key: str, there: object, here: object) -> ValueError:
@@ -244,7 +252,10 @@ def train_other_recipe(path: object, key: str, there: object, here: object) -> V
 
 def train_cannot_write(path: object, error: OSError) -> OSError:
     """Error for a run folder on a full or read-only disk."""
-    return OSError(error.errno, f"cannot write the run to {path}: {error.strerror}; free some space or name another folder")
+    return OSError(
+        error.errno,
+        f"cannot write the run to {path}: {error.strerror}; free some space or name another folder",
+    )
 
 
 def train_no_images() -> ValueError:
