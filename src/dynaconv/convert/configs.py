@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from dynaconv import _checks
-from dynaconv.nn.mask_unit import INITS, KINDS
+from dynaconv.nn.gate import Gate
+from dynaconv.nn.mask_unit import INITS, KINDS, MaskUnit
 from dynaconv.ops.mask_ops import DILATION_GRADIENTS
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -15,8 +16,27 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class GateConfig:
+    """Base of the configs that give a block a gate; a subclass is a frozen dataclass, registered in `CONFIGS`."""
+
+    kind: ClassVar[str]
+    dilation_gradient: str | None
+
+    def build_gate(self, in_channels: int, stride: int) -> Gate:
+        """A gate for a block with this many input channels and this stride."""
+        raise TypeError(f"{type(self).__name__} must implement build_gate(in_channels, stride)")
+
+    def describe(self) -> str:
+        """A few words for the conversion report."""
+        return self.kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `config_from_dict` reads it back."""
+        return {"kind": self.kind, **asdict(self)}
+
+
 @dataclass(frozen=True)
-class SpatialMasking:
+class SpatialMasking(GateConfig):
     """DynConv's spatial masks on residual blocks (arXiv 1912.03203).
 
     Args:
@@ -58,15 +78,27 @@ class SpatialMasking:
         if int(self.granularity) != self.granularity or self.granularity < 1:
             raise ValueError(f"granularity must be a whole number of pixels >= 1, got {self.granularity!r}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form; `config_from_dict` reads it back."""
-        return {"kind": self.kind, **asdict(self)}
+    def build_gate(self, in_channels: int, stride: int) -> MaskUnit:
+        """A mask unit on the block's output grid."""
+        return MaskUnit(
+            in_channels,
+            kind=self.unit,
+            stride=stride,
+            granularity_px=self.granularity,
+            temperature=self.temperature,
+            init=self.init,
+            norm=self.norm,
+        )
+
+    def describe(self) -> str:
+        """Which mask unit, for the conversion report."""
+        return f"{self.unit} mask unit"
 
 
-CONFIGS: dict[str, type] = {SpatialMasking.kind: SpatialMasking}
+CONFIGS: dict[str, type[GateConfig]] = {SpatialMasking.kind: SpatialMasking}
 
 
-def config_from_dict(data: dict[str, Any]) -> SpatialMasking:
+def config_from_dict(data: dict[str, Any]) -> GateConfig:
     """The config that `to_dict` wrote.
 
     Raises:

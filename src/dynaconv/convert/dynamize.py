@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from dynaconv.convert.configs import SpatialMasking
+from dynaconv.convert.configs import GateConfig
 from dynaconv.convert.handlers import Refusal, recognise
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
 from dynaconv.convert.rules import Rules, as_rules, config_for
 from dynaconv.nn.gate import Gate
-from dynaconv.nn.mask_unit import MaskUnit
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
 
 
 def dynamize_(
     model: nn.Module,
-    config: SpatialMasking | Rules | None = None,
+    config: GateConfig | Rules | None = None,
     *,
     input_size: tuple[int, int, int] | None = None,
 ) -> ConversionReport:
@@ -82,9 +81,9 @@ def _refuse_converted(model: nn.Module) -> None:
         )
 
 
-def _find(model: nn.Module, rules: Rules) -> dict[str, tuple[Anatomy, SpatialMasking] | Refusal | None]:
+def _find(model: nn.Module, rules: Rules) -> dict[str, tuple[Anatomy, GateConfig] | Refusal | None]:
     """Verdict for every module that is or could be a block; blocks inside blocks are left alone."""
-    found: dict[str, tuple[Anatomy, SpatialMasking] | Refusal | None] = {}
+    found: dict[str, tuple[Anatomy, GateConfig] | Refusal | None] = {}
     for name, module in model.named_modules():
         if not name or any(name.startswith(taken + ".") for taken, v in found.items() if v is not None):
             continue
@@ -99,20 +98,12 @@ def _find(model: nn.Module, rules: Rules) -> dict[str, tuple[Anatomy, SpatialMas
     return found
 
 
-def _masked(block: nn.Module, anatomy: Anatomy, config: SpatialMasking) -> MaskedBlock:
+def _masked(block: nn.Module, anatomy: Anatomy, config: GateConfig) -> MaskedBlock:
     convs = [block.get_submodule(step.conv) for step in anatomy.steps]
     stride = 1
     for conv in convs:
         stride *= conv.stride[0]
-    gate = MaskUnit(
-        convs[0].in_channels,
-        kind=config.unit,
-        stride=stride,
-        granularity_px=config.granularity,
-        temperature=config.temperature,
-        init=config.init,
-        norm=config.norm,
-    )
+    gate = config.build_gate(convs[0].in_channels, stride)
     reference = convs[0].weight
     return MaskedBlock(
         block,
@@ -136,7 +127,7 @@ def _outcomes(model: nn.Module, found: dict) -> list[ModuleOutcome]:
         owner = next((b for b, v in found.items() if name.startswith(b + ".") and isinstance(v, tuple)), None)
         verdict = found.get(name)
         if isinstance(verdict, tuple):
-            status, detail = "converted", f"{verdict[0].kind}, {verdict[1].unit} mask unit"
+            status, detail = "converted", f"{verdict[0].kind}, {verdict[1].describe()}"
         elif isinstance(verdict, Refusal):
             status, detail = "skipped", verdict.reason
         elif owner is not None:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from torch import nn
 
 from dynaconv import _checks
-from dynaconv.convert.configs import SpatialMasking
+from dynaconv.convert.configs import GateConfig, SpatialMasking
 
-Rules = Mapping[str, "SpatialMasking | None"]
+Rules = Mapping[str, "GateConfig | None"]
 
 
-def config_for(name: str, rules: Rules) -> SpatialMasking | None:
+def config_for(name: str, rules: Rules) -> GateConfig | None:
     """The config for module `name`, or None.
 
     Precedence: the longest plain rule that is the name or one of its parents ("layer1" covers "layer1.0"); then the
@@ -28,7 +28,7 @@ def config_for(name: str, rules: Rules) -> SpatialMasking | None:
     return rules.get("")
 
 
-def as_rules(config: SpatialMasking | Rules | None, model: nn.Module) -> Rules:
+def as_rules(config: GateConfig | Rules | None, model: nn.Module) -> Rules:
     """Normalise and check what `dynamize_` was given.
 
     Raises:
@@ -37,7 +37,7 @@ def as_rules(config: SpatialMasking | Rules | None, model: nn.Module) -> Rules:
     """
     if config is None:
         config = SpatialMasking()
-    if isinstance(config, SpatialMasking):
+    if isinstance(config, GateConfig):
         return {"": config}
     if not isinstance(config, Mapping):
         raise TypeError(
@@ -45,7 +45,7 @@ def as_rules(config: SpatialMasking | Rules | None, model: nn.Module) -> Rules:
         )
     names = [name for name, _ in model.named_modules()]
     for rule, value in config.items():
-        if value is not None and not isinstance(value, SpatialMasking):
+        if value is not None and not isinstance(value, GateConfig):
             raise TypeError(f"rule {rule!r} must map to a config or None, got {type(value).__name__}")
         _check_rule(rule, names)
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,13 +94,44 @@ def _set(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), leaf, module)
 
 
-def latency_of(models: Mapping[str, nn.Module], x: Tensor, **options) -> dict[str, dict[str, float]]:
-    """Interleaved latency of several networks on the same batch x [N, C, H, W], each prepared for timing."""
-    x = x.contiguous(memory_format=torch.channels_last)
+def latency_of(
+    models: Mapping[str, nn.Module],
+    batches: Tensor | Sequence[Tensor],
+    *,
+    rounds: int = 25,
+    min_round_ms: float = 20.0,
+    threads: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Interleaved latency of several networks on the same pictures, each network prepared for timing.
+
+    Args:
+        batches: one batch [N, C, H, W] or several of equal size; a dynamic network's time depends on its pictures, so
+            give it several when N is small.
+    Returns:
+        name -> {"min_ms", "median_ms", "runs"}, milliseconds for one batch.
+    """
+    batches = [batches] if isinstance(batches, Tensor) else list(batches)
+    batches = [x.contiguous(memory_format=torch.channels_last) for x in batches]
     ready = {name: prepare_for_timing(model) for name, model in models.items()}
 
     def call(model: nn.Module) -> Callable[[], object]:
-        return lambda: model(x)
+        def run() -> None:
+            for x in batches:
+                model(x)
+
+        return run
 
     with torch.inference_mode():
-        return compare_latency({name: call(model) for name, model in ready.items()}, **options)
+        times = compare_latency(
+            {name: call(model) for name, model in ready.items()},
+            rounds=rounds,
+            min_round_ms=min_round_ms,
+            threads=threads,
+            progress=progress,
+        )
+    count = len(batches)
+    return {
+        name: {"min_ms": t["min_ms"] / count, "median_ms": t["median_ms"] / count, "runs": t["runs"] * count}
+        for name, t in times.items()
+    }

@@ -1,0 +1,108 @@
+"""Pictures with their masks at several budgets, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynaconv.budget import set_budget_
+from dynaconv.cost import collect_masks, ponder_map
+from dynaconv.data import DataBundle
+
+Gallery = dict[str, np.ndarray]
+
+
+def build_gallery(
+    model: nn.Module,
+    bundle: DataBundle,
+    targets: Sequence[float],
+    *,
+    count: int = 36,
+    dense: nn.Module | None = None,
+    indices: Sequence[int] | None = None,
+    searched: int = 400,
+) -> Gallery:
+    """Pictures of the test split with masks, predictions and boxes, as gallery.npz holds them.
+
+    Args:
+        model: calibrated for `targets`.
+        count: pictures; about a quarter of them are ones that the lowest budget gets wrong, where there are any.
+        dense: baseline whose predictions are shown beside.
+        indices: choose the pictures yourself.
+        searched: among how many test pictures the wrong answers are looked for.
+    """
+    test = bundle.test
+    if indices is None:
+        indices = _choose(model, bundle, min(targets), count, min(searched, len(test)))
+    images, labels = test.__getitems__(list(indices))
+    raw = test.images_uint8(list(indices)).permute(0, 2, 3, 1).contiguous()
+    boxes = getattr(test, "boxes", None)
+    gallery = gallery_of_images(model, images, raw.numpy(), targets, labels=labels.tolist())
+    if boxes is not None:
+        gallery["boxes"] = boxes[list(indices)].numpy()
+    if dense is not None:
+        with torch.inference_mode():
+            gallery["dense_predictions"] = dense.eval()(images).argmax(1).numpy()
+    return gallery
+
+
+@torch.inference_mode()
+def gallery_of_images(
+    model: nn.Module,
+    images: Tensor,
+    images_uint8: np.ndarray,
+    targets: Sequence[float | None],
+    *,
+    names: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+) -> Gallery:
+    """The same for any pictures.
+
+    Args:
+        images: [K, 3, H, W], normalised as the network expects; images_uint8: [K, H, W, 3], for drawing.
+        targets: budgets; [None] draws a network that is not calibrated, at its trained threshold.
+        names: file names; labels: true classes, -1 or None where unknown.
+    """
+    model.eval()
+    count = len(images)
+    gallery: Gallery = {
+        "images": np.asarray(images_uint8, dtype=np.uint8),
+        "labels": np.asarray([-1] * count if labels is None else labels, dtype=np.int64),
+        "targets": np.asarray([np.nan if t is None else t for t in targets], dtype=np.float64),
+    }
+    if names is not None:
+        gallery["names"] = np.asarray([str(n) for n in names])
+    predictions, confidences = [], []
+    for t, target in enumerate(targets):
+        set_budget_(model, target)
+        with collect_masks(model) as masks:
+            probabilities = model(images.contiguous(memory_format=torch.channels_last)).float().softmax(1)
+        confidence, predicted = probabilities.max(1)
+        predictions.append(predicted.numpy())
+        confidences.append(confidence.numpy())
+        gallery["blocks"] = np.asarray(list(masks))
+        gallery[f"ponder_{t}"] = ponder_map(masks, weighted=True).float().numpy()
+        gallery[f"ratio_{t}"] = masks.conditional_ratio().float().numpy()
+        for b, mask in enumerate(masks.values()):
+            gallery[f"masks_{t}_{b}"] = mask.as_subclass(Tensor)[:, 0].to(torch.uint8).numpy()
+    gallery["predictions"] = np.stack(predictions).astype(np.int64)
+    gallery["confidence"] = np.stack(confidences).astype(np.float32)
+    return gallery
+
+
+@torch.inference_mode()
+def _choose(model: nn.Module, bundle: DataBundle, target: float, count: int, searched: int) -> list[int]:
+    """Test pictures: the first `searched` are looked through, up to a quarter of the choice are wrong answers."""
+    set_budget_(model, target)
+    wrong, right = [], []
+    for start in range(0, searched, 64):
+        indices = list(range(start, min(start + 64, searched)))
+        images, labels = bundle.test.__getitems__(indices)
+        good = model.eval()(images).argmax(1) == labels
+        for i, ok in zip(indices, good.tolist(), strict=True):
+            (right if ok else wrong).append(i)
+    chosen_wrong = wrong[: max(0, max(count // 4, count - len(right)))]
+    return sorted(right[: count - len(chosen_wrong)] + chosen_wrong)
