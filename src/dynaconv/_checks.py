@@ -252,10 +252,11 @@ def train_other_recipe(path: object, key: str, there: object, here: object) -> V
 
 def train_cannot_write(path: object, error: OSError) -> OSError:
     """Error for a run folder on a full or read-only disk."""
-    return OSError(
-        error.errno,
-        f"cannot write the run to {path}: {error.strerror}; free some space or name another folder",
+    clear = OSError(
+        f"cannot write the run to {path}: {error.strerror}; free some space or name another folder"
     )
+    clear.errno = error.errno
+    return clear
 
 
 def train_no_images() -> ValueError:
@@ -275,7 +276,8 @@ def train_batch_size(got: int, processes: int) -> ValueError:
 def train_few_classes(outputs: int, classes: int) -> ValueError:
     """Error for a network with fewer outputs than the data set has classes."""
     return ValueError(
-        f"model.num_classes is {outputs}, but the data set has {classes} classes; leave model.num_classes out or raise it"
+        f"model.num_classes is {outputs}, but the data set has {classes} classes; "
+        "leave model.num_classes out or raise it"
     )
 
 

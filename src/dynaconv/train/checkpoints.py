@@ -69,7 +69,7 @@ class RunCheckpoint(lightning.pytorch.callbacks.Checkpoint):
         """Write both; last.ckpt comes second, so that what it says about best.ckpt is true."""
         refuse_infinite_weights(pl_module, trainer.global_step)
         score = pl_module.score(pl_module.history[-1])
-        if self.best_score is None or score > self.best_score:
+        if self.best_score is None or score >= self.best_score:
             self.best_score, self.best_epoch = score, pl_module.epochs_done
             trainer.save_checkpoint(self.best_path, weights_only=True)
         trainer.save_checkpoint(self.last_path)

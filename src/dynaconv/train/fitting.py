@@ -147,13 +147,12 @@ def _trainer(
     callbacks: Sequence[Any],
 ) -> Any:
     section = recipe.trainer
-    device = "cuda" if section.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    gpus = torch.cuda.is_available() and torch.cuda.device_count() >= ranks.local_world_size
+    device = "cuda" if section.accelerator == "gpu" or (section.accelerator == "auto" and gpus) else "cpu"
     bars = [EpochProgress(progress if callable(progress) else None)] if progress else []
     purge = done * module.steps_per_epoch if done else None
     return lightning.Trainer(
-        accelerator={"auto": "gpu" if device == "cuda" else "cpu"}.get(
-            section.accelerator, section.accelerator
-        ),
+        accelerator="gpu" if device == "cuda" else "cpu",
         devices=ranks.local_world_size,
         num_nodes=ranks.world_size // ranks.local_world_size,
         strategy="ddp" if ranks.world_size > 1 else "auto",

@@ -33,7 +33,11 @@ def architecture(recipe: Recipe, classes: int, image_size: int) -> dict[str, Any
 
 
 def build_network(recipe: Recipe, arch: dict[str, Any], model: nn.Module | None = None) -> nn.Module:
-    """The network to train: built (or `model`), filled from `init_from`, made dynamic where the recipe says so."""
+    """The network to train: built (or `model`), filled from `init_from`, made dynamic where the recipe says so.
+
+    Raises:
+        ValueError: masks without a budget, or a budget without masks.
+    """
     input_size = (3, arch["image_size"], arch["image_size"]) if "image_size" in arch else None
     if model is None:
         model = create_model(**arch)
@@ -41,6 +45,10 @@ def build_network(recipe: Recipe, arch: dict[str, Any], model: nn.Module | None 
             copy_weights_(model, recipe.trainer.init_from)
     if not masked_blocks(model) and (recipe.masking is not None or recipe.model.name.startswith("dynconv_")):
         dynamize_(model, recipe.masking and recipe.masking.config(), input_size=input_size)
+    if masked_blocks(model) and recipe.budget is None:
+        raise _checks.train_needs("a network with masks", "budget", "{target: 0.5}")
+    if recipe.budget is not None and not masked_blocks(model):
+        raise _checks.train_needs("budget", "masking", "{preset: default}")
     return model
 
 

@@ -22,6 +22,10 @@ def native_bf16() -> bool:
 def lightning_precision(precision: str, device: str) -> str:
     """Lightning's name for a recipe's precision (auto, fp32, bf16) on "cpu" or "cuda"."""
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device == "cuda" else native_bf16()
+        fast = (
+            torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            if device == "cuda"
+            else native_bf16()
+        )
         precision = "bf16" if fast else "fp32"
     return "bf16-mixed" if precision == "bf16" else "32-true"

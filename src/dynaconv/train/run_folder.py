@@ -17,7 +17,9 @@ from dynaconv.train.recipe import Recipe
 FREE_KEYS = ("data.num_workers", "trainer.accelerator")
 OWN_FILES = ("config.yaml", "metrics.csv", "results.json", "report.html", "gallery.npz", "masks.npz")
 OWN_FOLDERS = ("checkpoints", "tensorboard", "model", "figures")
-_DISK = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+# A disk that takes no more, and a path where nothing can be written.
+_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+_PATH = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 class RunFolder:
@@ -75,7 +77,8 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK or error.strerror is None:
+        ours = error.filename is not None and str(error.filename).startswith(str(path))
+        if error.strerror is None or not (error.errno in _DISK or (error.errno in _PATH and ours)):
             raise
         raise _checks.train_cannot_write(path, error) from None
 
