@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,7 +83,7 @@ class ConvSpec:
     def __post_init__(self) -> None:
         _checks.one_of("activation", self.activation, tuple(ACTIVATIONS))
 
-    @functools.cached_property
+    @property
     def geometry(self) -> Geometry:
         """Kernel, stride, padding and dilation."""
         return Geometry(

@@ -43,7 +43,9 @@ def tap_table(n: int, size: tuple[int, int], geometry: Geometry) -> Tensor:
         xs = xs + torch.arange(geometry.kernel[1]) * geometry.dilation[1]
         # [h, w, kh, kw]
         plane = ys[:, None, :, None] * size[1] + xs[None, :, None, :]
-        inside = ((ys >= 0) & (ys < size[0]))[:, None, :, None] & ((xs >= 0) & (xs < size[1]))[None, :, None, :]
+        inside = ((ys >= 0) & (ys < size[0]))[:, None, :, None] & ((xs >= 0) & (xs < size[1]))[
+            None, :, None, :
+        ]
         image = torch.arange(n)[:, None, None, None, None] * (size[0] * size[1])
         rows = torch.where(inside, plane + image, n * size[0] * size[1])
         return rows.view(n * h * w, -1)

@@ -120,14 +120,15 @@ def dilate(
 
 
 def _pooled(mask: Tensor, size, kernel, stride, padding, dilation) -> Tensor:
-    same = all(2 * p == d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
+    # max_pool2d takes at most half a kernel of padding, which a dilated "same" convolution exceeds.
+    same = all(d == 1 and 2 * p == k - 1 for k, p, d in zip(kernel, padding, dilation, strict=True))
     if not same or not all((size[i] - 1) // stride[i] + 1 == mask.shape[2 + i] for i in (0, 1)):
         return reference.dilate(mask, size, kernel, stride, padding, dilation)
     if stride != (1, 1):
         stuffed = mask.new_zeros(mask.shape[0], 1, *size)
         stuffed[:, :, :: stride[0], :: stride[1]] = mask
         mask = stuffed
-    return mask if kernel == (1, 1) else F.max_pool2d(mask, kernel, 1, padding, dilation)
+    return mask if kernel == (1, 1) else F.max_pool2d(mask, kernel, 1, padding)
 
 
 def upsample_mask(mask: Tensor, granularity_px: int, size: tuple[int, int]) -> Tensor:

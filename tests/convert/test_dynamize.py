@@ -1,0 +1,153 @@
+"""Conversion: what is converted, what is refused and why, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from tests.convert.networks import randomise_norms
+from torch import nn
+
+import dynaconv as dc
+from dynaconv.convert import config_from_dict
+from dynaconv.testing import force_masks
+
+NETWORKS = [
+    ("resnet8_cifar", 32, 3),
+    ("resnet14_cifar", 32, 6),
+    ("resnet20_cifar", 32, 9),
+    ("resnet26_cifar", 32, 12),
+    ("resnet32_cifar", 32, 15),
+    ("timm:resnet18", 65, 8),
+    ("timm:resnet50", 64, 16),
+    ("torchvision:resnet18", 64, 8),
+    ("torchvision:resnet50", 65, 16),
+    ("timm:mobilenetv2_050", 64, 10),
+    ("torchvision:mobilenet_v2", 64, 10),
+    ("timm:resnext50_32x4d", 64, 16),
+]
+
+
+@pytest.mark.needs("timm", "torchvision")
+@pytest.mark.parametrize(("name", "size", "blocks"), NETWORKS)
+def test_open_masks_change_nothing_and_revert_restores(name: str, size: int, blocks: int, seed: int) -> None:
+    model = randomise_norms(dc.create_model(name, num_classes=7)).eval()
+    original = copy.deepcopy(model)
+    x = torch.randn(2, 3, size, size)
+    report = dc.dynamize_(model)
+    assert len(report.converted) == blocks
+    with torch.no_grad():
+        want = original(x)
+        with force_masks(model, 1.0):
+            assert (model(x) - want).abs().max() <= 1e-4 * want.abs().max()
+        with force_masks(model, 0.4):
+            deviations = _sparse_against_dense(model, x)
+    assert deviations < 1e-4
+    assert dc.revert_(model) == report.converted
+    restored, before = model.state_dict(), original.state_dict()
+    assert list(restored) == list(before)
+    assert all(torch.equal(restored[k], before[k]) for k in before)
+
+
+def _sparse_against_dense(model: nn.Module, x: torch.Tensor) -> float:
+    outputs = []
+    for backend in ("auto", "eager"):
+        for block in dc.masked_blocks(model).values():
+            block.backend, block.break_even = backend, 2.0
+        outputs.append(model(x))
+    return float((outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max())
+
+
+def test_report_lists_every_module_with_sizes() -> None:
+    model = dc.create_model("resnet8_cifar")
+    names = [n for n, _ in model.named_modules() if n]
+    report = dc.dynamize_(model)
+    assert [m.name for m in report.modules] == names
+    assert report.dense_macs_before == 12_500_992
+    assert report.dense_macs_after == 12_500_992 + 204_096
+    assert report.params_after - report.params_before == sum(9 * c + 1 + c + 1 for c in (16, 16, 32))
+    status = {m.name: m.status for m in report.modules}
+    assert (status["layer1.0"], status["layer1.0.conv1"], status["fc"]) == ("converted", "inside", "kept")
+    assert "layer1.0" in report.table() and "layer1.0.conv1" in report.table(every=True)
+    assert json.loads(report.to_json())["dense_macs_before"] == 12_500_992
+
+
+@pytest.mark.needs("timm")
+def test_inverted_residuals_without_shortcut_are_skipped_with_the_reason() -> None:
+    report = dc.dynamize_(dc.create_model("timm:mobilenetv2_050"))
+    assert len(report.skipped) == 7
+    assert all("no shortcut" in reason for reason in report.skipped.values())
+
+
+@pytest.mark.needs("timm")
+def test_blocks_that_mix_positions_are_skipped_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="nothing to convert.*se.*mixes or drops positions"):
+        dc.dynamize_(dc.create_model("timm:seresnet18"))
+
+
+def test_rules_by_name() -> None:
+    coarse = dc.SpatialMasking(granularity=2)
+    model = dc.create_model("resnet14_cifar")
+    report = dc.dynamize_(model, {"layer1": None, r"re:layer[23]\.": coarse, "layer2.1": dc.SpatialMasking()})
+    assert report.converted == ["layer2.0", "layer2.1", "layer3.0", "layer3.1"]
+    assert report.skipped["layer1.0"] == "no rule asks for it"
+    granularities = {n: b.gate.granularity_px for n, b in dc.masked_blocks(model).items()}
+    assert granularities == {"layer2.0": 2, "layer2.1": 1, "layer3.0": 2, "layer3.1": 2}
+
+
+def test_config_round_trip_and_validation() -> None:
+    config = dc.SpatialMasking(preset="paper", unit="conv1x1", granularity=2)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert (dc.SpatialMasking("paper").temperature, dc.SpatialMasking("paper").dilation_gradient) == (
+        1.0,
+        "none",
+    )
+    for bad, message in [
+        ({"preset": "papr"}, "unknown preset 'papr'; did you mean 'paper'"),
+        ({"unit": "conv3"}, "unknown mask unit"),
+        ({"granularity": 0}, "granularity must be"),
+        ({"temperature": -1.0}, "temperature must be positive"),
+        ({"dilation_gradient": "some"}, "unknown dilation_gradient"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            dc.SpatialMasking(**bad)
+    with pytest.raises(ValueError, match="unknown option of spatial_masking 'unitt'; did you mean 'unit'"):
+        config_from_dict({"unitt": "squeeze"})
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"layer9": None}, "unknown module 'layer9'; did you mean"),
+        ({"re:nothing": None}, "matches no module"),
+        ({"re:[": None}, "not a regular expression"),
+    ],
+)
+def test_broken_rules_leave_the_model_alone(rules: dict, message: str) -> None:
+    model = dc.create_model("resnet8_cifar")
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        dc.dynamize_(model, rules)
+    assert list(model.state_dict()) == keys
+
+
+def test_nothing_to_convert_and_already_converted() -> None:
+    with pytest.raises(ValueError, match="Sequential has nothing to convert"):
+        dc.dynamize_(nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+    model = dc.create_model("dynconv_resnet8_cifar")
+    with pytest.raises(ValueError, match="dynamic already.*revert_"):
+        dc.dynamize_(model)
+    with pytest.raises(TypeError, match="expected a config"):
+        dc.dynamize_(dc.create_model("resnet8_cifar"), "paper")
+    assert dc.revert_(dc.create_model("resnet8_cifar")) == []
+
+
+def test_training_mode_and_device_follow_the_block() -> None:
+    model = dc.create_model("resnet8_cifar").double().eval()
+    dc.dynamize_(model)
+    gates = dc.gates(model).values()
+    assert all(not g.training and g.conv.weight.dtype == torch.float64 for g in gates)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
