@@ -15,7 +15,7 @@ from dynaconv.train.callbacks import seed_everything
 from dynaconv.train.logs import MetricsFile, read_metrics
 from dynaconv.train.module import DynaconvModule
 from dynaconv.train.optim import build_optimizer, lr_factor
-from dynaconv.train.precision import lightning_precision, native_bf16
+from dynaconv.train.precision import device_of, lightning_precision, native_bf16
 from dynaconv.train.recipe import OptimSection
 
 
@@ -59,6 +59,13 @@ def test_precision():
     assert lightning_precision("fp32", "cpu") == "32-true"
     assert lightning_precision("bf16", "cpu") == "bf16-mixed"
     assert lightning_precision("auto", "cpu") == ("bf16-mixed" if native_bf16() else "32-true")
+
+
+def test_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == device_of("cpu") == "cpu"
+    with pytest.raises(ValueError, match="needs 2 CUDA"):
+        device_of("gpu", 2)
 
 
 def test_seeds_cover_all_generators():

@@ -67,7 +67,7 @@ def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     interrupted(folder, 1, 0)
     whole = (folder / "checkpoints" / "last.ckpt").read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(TrainingInterrupted):
+    with pytest.raises(TrainingInterrupted, match="checkpoint of epoch 1 is whole"):
         fit(FOUR, folder, bundle=Bundle(), progress=False, resume=True)
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == whole
     assert sorted(f.name for f in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -98,6 +98,13 @@ def test_what_cannot_be_resumed(tmp_path):
     torch.save({"weights": torch.zeros(1)}, last)
     with pytest.raises(ValueError, match="not a checkpoint of a dynaconv run"):
         fit(FOUR, folder, bundle=Bundle(), resume=True)
+
+
+def test_a_termination_signal_is_an_interruption(straight, tmp_path):
+    with pytest.raises(TrainingInterrupted, match="continues with epoch 2"):
+        terminate = At(1, 1, lambda module: signal.raise_signal(signal.SIGTERM))
+        fit(FOUR, tmp_path / "run", bundle=Bundle(), progress=False, callbacks=[terminate])
+    assert_same_run(straight, fit(FOUR, tmp_path / "run", bundle=Bundle(), progress=False, resume=True))
 
 
 class Surprise:

@@ -60,7 +60,8 @@ class RunCheckpoint(lightning.pytorch.callbacks.Checkpoint):
         TrainingDiverged: the weights are not finite; nothing is written then, so the last good checkpoint stays.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, epochs_saved: int = 0) -> None:
+        self.epochs_saved = epochs_saved
         self.last_path, self.best_path = folder / "last.ckpt", folder / "best.ckpt"
         self.best_score: float | None = None
         self.best_epoch = 0
@@ -73,6 +74,7 @@ class RunCheckpoint(lightning.pytorch.callbacks.Checkpoint):
             self.best_score, self.best_epoch = score, pl_module.epochs_done
             trainer.save_checkpoint(self.best_path, weights_only=True)
         trainer.save_checkpoint(self.last_path)
+        self.epochs_saved = pl_module.epochs_done
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch so far."""

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
-from dynaconv import _checks
 from dynaconv.budget import calibrate_, set_budget_
 from dynaconv.convert import gates
 from dynaconv.data import load_dataset, make_loader
-from dynaconv.integrations import import_lightning
 from dynaconv.models import load, save
-from dynaconv.train.callbacks import (
-    BudgetCallback,
-    EpochProgress,
-    EpochSeeds,
-    FiniteGuard,
-    RunLog,
-    seed_everything,
-)
-from dynaconv.train.checkpoints import RunCheckpoint, WholeFileIO, read_checkpoint
-from dynaconv.train.errors import TrainingInterrupted
-from dynaconv.train.loaders import EpochLoader, Ranks, make_loaders
+from dynaconv.train.callbacks import seed_everything
+from dynaconv.train.checkpoints import read_checkpoint
+from dynaconv.train.loaders import Ranks, make_loaders
 from dynaconv.train.loading import load_recipe
-from dynaconv.train.logs import EventFiles, MetricsFile
 from dynaconv.train.module import DynaconvModule
 from dynaconv.train.networks import architecture, build_network
-from dynaconv.train.precision import lightning_precision
+from dynaconv.train.precision import device_of
 from dynaconv.train.recipe import Recipe
 from dynaconv.train.run_folder import RunFolder, clear_disk_errors
-
-lightning = import_lightning()
+from dynaconv.train.running import Job, quiet, run
 
 
 @dataclass
@@ -102,26 +85,40 @@ def fit(
         folder.check(recipe, resume=resume, overwrite=overwrite)
     resume = resume and folder.last.exists()
     done = int(read_checkpoint(folder.last)["dynaconv"]["epochs_done"]) if resume else 0
+    device = device_of(recipe.trainer.accelerator, ranks.local_world_size)
     bundle = bundle if bundle is not None else _load_data(recipe)
     arch = architecture(recipe, len(bundle.classes), bundle.image_size)
-    seed_everything(recipe.trainer.seed)
-    given, model = model is not None, build_network(recipe, arch, model)
-    if teacher is None and recipe.trainer.teacher is not None:
-        teacher = load(recipe.trainer.teacher, num_classes=arch["num_classes"])
-    train_loader, val_loader = make_loaders(recipe, bundle, ranks)
-    size = (3, bundle.image_size, bundle.image_size)
-    module = DynaconvModule(model, recipe, len(train_loader), teacher=teacher, input_size=size)
-    train_loader.epoch = lambda: module.epochs_done
-    with clear_disk_errors(folder.path), _quiet():
+    module = _module(recipe, bundle, arch, ranks, model, teacher)
+    job = Job(recipe, folder, ranks, device, module, done)
+    with clear_disk_errors(folder.path), quiet():
         if ranks.rank == 0 and not resume:
             folder.create(recipe, overwrite=overwrite)
-        checkpoint = RunCheckpoint(folder.checkpoints)
         started = time.monotonic()
         if done < recipe.trainer.epochs:
-            trainer = _trainer(recipe, folder, ranks, done, module, checkpoint, progress, callbacks)
-            _run(trainer, module, train_loader, val_loader, folder.last if resume else None)
+            run(job, progress, callbacks)
         seconds = time.monotonic() - started
-        return _finish(recipe, folder, ranks, module, bundle, None if given else arch, seconds, progress)
+        return _finish(job, bundle, arch if model is None else None, seconds)
+
+
+def _module(
+    recipe: Recipe,
+    bundle: Any,
+    arch: dict[str, Any],
+    ranks: Ranks,
+    model: nn.Module | None,
+    teacher: nn.Module | None,
+) -> DynaconvModule:
+    """Network, teacher and loaders in one LightningModule."""
+    seed_everything(recipe.trainer.seed)
+    network = build_network(recipe, arch, model)
+    if teacher is None and recipe.trainer.teacher is not None:
+        teacher = load(recipe.trainer.teacher, num_classes=arch["num_classes"])
+    train, validation = make_loaders(recipe, bundle, ranks)
+    size = (3, bundle.image_size, bundle.image_size)
+    module = DynaconvModule(network, recipe, len(train), teacher=teacher, input_size=size)
+    train.epoch = lambda: module.epochs_done
+    module.loaders = (train, validation)
+    return module
 
 
 def _load_data(recipe: Recipe) -> Any:
@@ -136,104 +133,22 @@ def _load_data(recipe: Recipe) -> Any:
     )
 
 
-def _trainer(
-    recipe: Recipe,
-    folder: RunFolder,
-    ranks: Ranks,
-    done: int,
-    module: DynaconvModule,
-    checkpoint: RunCheckpoint,
-    progress: bool | Callable[[str], None],
-    callbacks: Sequence[Any],
-) -> Any:
-    section = recipe.trainer
-    gpus = torch.cuda.is_available() and torch.cuda.device_count() >= ranks.local_world_size
-    device = "cuda" if section.accelerator == "gpu" or (section.accelerator == "auto" and gpus) else "cpu"
-    bars = [EpochProgress(progress if callable(progress) else None)] if progress else []
-    purge = done * module.steps_per_epoch if done else None
-    return lightning.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=ranks.local_world_size,
-        num_nodes=ranks.world_size // ranks.local_world_size,
-        strategy="ddp" if ranks.world_size > 1 else "auto",
-        precision=lightning_precision(section.precision, device),
-        max_epochs=section.epochs,
-        gradient_clip_val=section.gradient_clip,
-        default_root_dir=folder.path,
-        logger=[
-            MetricsFile(folder.metrics, gates(module.model), done),
-            EventFiles(folder.path, name="", version="tensorboard", purge_step=purge),
-        ],
-        callbacks=[
-            EpochSeeds(section.seed),
-            FiniteGuard(),
-            BudgetCallback(),
-            RunLog(),
-            *bars,
-            *callbacks,
-            checkpoint,
-        ],
-        plugins=[WholeFileIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-    )
-
-
-def _run(
-    trainer: Any,
-    module: DynaconvModule,
-    train_loader: EpochLoader,
-    val_loader: EpochLoader,
-    last: Path | None,
-) -> None:
-    module.train().to(memory_format=torch.channels_last)
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, train_loader, val_loader, ckpt_path=last, weights_only=True)
-    except (SystemExit, lightning.pytorch.utilities.exceptions.SIGTERMException):
-        # Lightning turns Ctrl-C into SystemExit and leaves the signal ignored.
-        raise _interrupted(trainer, module) from None
-    finally:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, handler)
-    if trainer.received_sigterm or trainer.interrupted:
-        raise _interrupted(trainer, module)
-
-
-def _interrupted(trainer: Any, module: DynaconvModule) -> TrainingInterrupted:
-    done, epochs = module.epochs_done, module.recipe.trainer.epochs
-    message = _checks.train_interrupted(min(done + 1, epochs), epochs, done, trainer.global_step)
-    return TrainingInterrupted(message)
-
-
-def _finish(
-    recipe: Recipe,
-    folder: RunFolder,
-    ranks: Ranks,
-    module: DynaconvModule,
-    bundle: Any,
-    arch: dict[str, Any] | None,
-    seconds: float,
-    progress: bool | Callable[[str], None],
-) -> FitResult:
+def _finish(job: Job, bundle: Any, arch: dict[str, Any] | None, seconds: float) -> FitResult:
     """Best weights, calibration, saved network; the first process writes, the others read what it wrote."""
-    _wait(ranks)
-    last, best = read_checkpoint(folder.last), read_checkpoint(folder.best)
-    module.load_state_dict(best["state_dict"])
+    _wait(job.ranks)
+    last, best = read_checkpoint(job.folder.last), read_checkpoint(job.folder.best)
+    job.module.load_state_dict(best["state_dict"])
     history, epoch = last["dynaconv"]["history"], int(best["dynaconv"]["epochs_done"])
-    model = module.model.cpu().eval()
+    model, chosen = job.module.model.cpu().eval(), history[epoch - 1]
     rows: list[dict[str, float]] = []
-    if ranks.rank == 0:
-        if recipe.calibrate and gates(model):
-            rows = _calibrate(recipe, model, bundle)
-        save(model, folder.model, arch=arch, metadata=_metadata(recipe, bundle, history[epoch - 1], rows))
-    _wait(ranks)
-    if ranks.rank != 0:
-        model.load_state_dict(load(folder.model).state_dict())
-    return FitResult(model, folder.path, history, seconds, history[epoch - 1]["val_accuracy"], epoch, rows)
+    if job.ranks.rank == 0:
+        if job.recipe.calibrate and gates(model):
+            rows = _calibrate(job.recipe, model, bundle)
+        save(model, job.folder.model, arch=arch, metadata=_metadata(job.recipe, bundle, chosen, rows))
+    _wait(job.ranks)
+    if job.ranks.rank != 0:
+        model.load_state_dict(load(job.folder.model).state_dict())
+    return FitResult(model, job.folder.path, history, seconds, chosen["val_accuracy"], epoch, rows)
 
 
 def _calibrate(recipe: Recipe, model: nn.Module, bundle: Any) -> list[dict[str, float]]:
@@ -262,21 +177,3 @@ def _metadata(
 def _wait(ranks: Ranks) -> None:
     if ranks.world_size > 1 and dist.is_initialized():
         dist.barrier()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's banners and tips, and a deprecation inside it, off the user's screen."""
-    names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
-            )
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -61,6 +61,7 @@ class DynaconvModule(lightning.LightningModule):
         self.budget = self._make_budget(input_size)
         # In a list, so that the teacher's weights stay out of state_dict and of the gradient exchange.
         self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
+        self.loaders: tuple[Any, ...] = ()
         self.last = StepRecord()
         self.epochs_done = 0
         self.history: list[dict[str, Any]] = []
