@@ -108,6 +108,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path):
         (recipe(model={"name": "resnet9_cifar"}), "unknown model"),
         (recipe(model={"num_classes": 3}), "has 4 classes"),
         (recipe(trainer={"init_from": str(tmp_path / "none")}), "no saved network"),
+        (recipe(trainer={"distill_weight": 0.5}), "needs trainer.teacher"),
         (recipe(dynamic=False, model={"name": "dynconv_resnet8_cifar"}), "masks needs budget"),
         (recipe(dynamic=False, budget={"target": 0.5}), "budget needs masking"),
     ):

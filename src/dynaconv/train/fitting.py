@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from dynaconv import _checks
 from dynaconv.budget import calibrate_, set_budget_
 from dynaconv.convert import gates
 from dynaconv.data import load_dataset, make_loader
@@ -113,6 +114,10 @@ def _module(
     network = build_network(recipe, arch, model)
     if teacher is None and recipe.trainer.teacher is not None:
         teacher = load(recipe.trainer.teacher, num_classes=arch["num_classes"])
+    if teacher is None and recipe.trainer.distill_weight > 0:
+        raise _checks.train_needs("trainer.distill_weight", "trainer.teacher", "RUN")
+    if teacher is not None and recipe.trainer.distill_weight == 0:
+        raise _checks.train_needs("a teacher", "trainer.distill_weight", "0.5")
     train, validation = make_loaders(recipe, bundle, ranks)
     size = (3, bundle.image_size, bundle.image_size)
     module = DynaconvModule(network, recipe, len(train), teacher=teacher, input_size=size)
