@@ -340,7 +340,7 @@ def cli_not_writable(path: object) -> ValueError:
 def cli_foreign_folder(path: object) -> ValueError:
     """Error for an output folder that holds something else than a run."""
     return ValueError(
-        f"{str(path)!r} holds files that are not a dynaconv run, and they are left alone; name another folder with --out"
+        f"{str(path)!r} holds files that are not a dynaconv run; they are left alone: name another folder with --out"
     )
 
 
@@ -353,14 +353,15 @@ def cli_no_folder(path: object, similar: Sequence[str]) -> FileNotFoundError:
 def cli_input_size(size: Sequence[int]) -> ValueError:
     """Error for a picture without pixels."""
     return ValueError(
-        f"--input-size expects three whole numbers C H W of 1 or more, such as 3 224 224, got {' '.join(map(str, size))}"
+        f"--input-size expects three numbers C H W of 1 or more, such as 3 224 224, got {' '.join(map(str, size))}"
     )
 
 
 def cli_channels(size: Sequence[int], channels: int) -> ValueError:
     """Error for a picture with another number of channels than the network takes."""
     return ValueError(
-        f"the network takes {channels} channels, got a picture of {size[0]}; write --input-size {channels} {size[1]} {size[2]}"
+        f"the network takes {channels} channels, got a picture of {size[0]}; "
+        f"write --input-size {channels} {size[1]} {size[2]}"
     )
 
 
@@ -422,7 +423,8 @@ def cli_no_data_known(name: object) -> ValueError:
 def cli_no_pictures(paths: Sequence[object]) -> ValueError:
     """Error for folders and files without a readable picture."""
     return ValueError(
-        f"no readable picture in {', '.join(str(p) for p in paths)}; expected files such as .png, .jpg, .webp, or a folder of them"
+        f"no readable picture in {', '.join(str(p) for p in paths)}; "
+        "expected files such as .png, .jpg, .webp, or a folder of them"
     )
 
 
@@ -441,7 +443,8 @@ def cli_needs_run(name: str, verb: str) -> ValueError:
 def cli_already_static(name: str) -> ValueError:
     """Error for a comparison of a static network with itself."""
     return ValueError(
-        f"{name} is static: there is nothing to skip; bench a dynamic network, such as dynconv_resnet8_scenes or a trained run"
+        f"{name} is static, so there is nothing to skip; "
+        "bench a dynamic network such as dynconv_resnet8_scenes or a trained run, or add --dynamize"
     )
 
 

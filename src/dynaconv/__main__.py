@@ -1,0 +1,8 @@
+"""`python -m dynaconv`, which torchrun needs: `torchrun --nproc-per-node 2 -m dynaconv train scenes_dynconv`."""
+
+import sys
+
+from dynaconv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""`dynaconv explain`: where a network computed on a user's own pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynaconv import _checks
+from dynaconv._table import format_table
+from dynaconv.cli.folders import output_folder
+from dynaconv.cli.networks import Opened, choose_targets, open_network
+from dynaconv.cli.outcome import Outcome, number, say, share
+
+HELP = "where did it compute on my own pictures?"
+DESCRIPTION = """
+Runs a trained dynamic network on your own pictures (files, or folders of them) at each of its budgets, and
+writes a page with every block's mask and the computation map, and one overlay PNG a picture. Prints the
+prediction, its confidence and the share of the conditional multiply-adds that was executed for each
+picture."""
+EXAMPLES = """\
+dynaconv explain runs/demo photo.jpg
+dynaconv explain runs/demo pictures/ --target 0.3 --out explained
+dynaconv explain runs/demo a.png b.png --json"""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def add_arguments(parser: Any) -> None:
+    """The run, the pictures, the budgets, the output."""
+    parser.add_argument("run", help="run folder with a dynamic network")
+    parser.add_argument("images", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "--target",
+        type=float,
+        nargs="+",
+        default=None,
+        help="budgets, shares of the conditional MACs; left out, all",
+    )
+    parser.add_argument("--out", type=str, default=None, help="folder for the page; left out, RUN/explain")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at an unreadable picture instead of skipping it"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: Any) -> Outcome:
+    """Load, run, draw, tell.
+
+    Raises:
+        ValueError: a static network, no readable picture; FileNotFoundError: no such run or picture.
+    """
+    import dynaconv as dc
+
+    opened = open_network(args.run)
+    if opened.folder is None:
+        raise _checks.cli_needs_run(args.run, "explain")
+    if not dc.gates(opened.model):
+        raise _checks.no_gates("explain")
+    targets = choose_targets(opened.model, args.target)
+    out = output_folder(args.out or opened.folder / "explain")
+    names, normalised, raw, skipped = load_pictures(find_pictures(args.images), opened, args.strict)
+    gallery = _gallery(opened, targets, names, normalised, raw)
+    page = _write(gallery, out, opened, skipped)
+    rows = _rows(gallery, names, targets, opened.metadata.get("classes") or [])
+    data = {"run": opened.folder, "page": page, "pictures": rows, "skipped": skipped}
+    return Outcome(_text(rows, page), data)
+
+
+def find_pictures(paths: Sequence[str]) -> list[Path]:
+    """Files as they were named, and the image files of folders, in order.
+
+    Raises:
+        FileNotFoundError: a path that does not exist; ValueError: folders without image files.
+    """
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if not path.exists():
+            raise _checks.cli_no_picture_file(path)
+        inside = (
+            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
+        found.extend(inside)
+    if not found:
+        raise _checks.cli_no_pictures(paths)
+    return found
+
+
+def load_pictures(
+    files: Sequence[Path], opened: Opened, strict: bool
+) -> tuple[list[str], Any, Any, list[dict]]:
+    """Names, pictures [K, 3, H, W] as the network wants them, uint8 [K, H, W, 3] for drawing, and what was skipped."""
+    import torch
+
+    from dynaconv.data import load_image
+
+    names, pictures, raw, skipped = [], [], [], []
+    for file in files:
+        try:
+            normalised, pixels = load_image(file, **_preparation(opened))
+        except (ValueError, OSError) as error:
+            if strict:
+                raise
+            say(f"skipped {file}: {error}")
+            skipped.append({"file": str(file), "reason": str(error)})
+            continue
+        names.append(file.name)
+        pictures.append(normalised)
+        raw.append(pixels)
+    if not names:
+        raise _checks.cli_no_pictures(files)
+    return names, torch.stack(pictures), torch.stack(raw).permute(0, 2, 3, 1).contiguous().numpy(), skipped
+
+
+def _preparation(opened: Opened) -> dict[str, Any]:
+    keys = ("image_size", "mean", "std")
+    facts = {key: opened.metadata[key] for key in keys if opened.metadata.get(key) is not None}
+    return {"image_size": opened.input_size[1], **facts}
+
+
+def _gallery(
+    opened: Opened, targets: list[float | None], names: list[str], pictures: Any, raw: Any
+) -> dict[str, Any]:
+    import numpy as np
+
+    from dynaconv.measure import gallery_of_images
+
+    gallery = gallery_of_images(opened.model, pictures, raw, targets, names=names)
+    gallery["classes"] = np.asarray([str(c) for c in opened.metadata.get("classes") or []])
+    return gallery
+
+
+def _write(gallery: dict[str, Any], out: Path, opened: Opened, skipped: list[dict]) -> Path:
+    import numpy as np
+
+    from dynaconv._files import atomic_path
+    from dynaconv.report import write_explanation
+
+    with atomic_path(out / "gallery.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **gallery)
+    notes = [f"Skipped {entry['file']}: {entry['reason']}" for entry in skipped]
+    title = f"Where {opened.name} computed"
+    classes = opened.metadata.get("classes") or ()
+    return write_explanation(
+        out / "gallery.npz", out / "explain.html", title=title, classes=classes, notes=notes
+    )
+
+
+def _rows(
+    gallery: dict[str, Any], names: list[str], targets: list[float | None], classes: list[str]
+) -> list[dict]:
+    rows = []
+    for k, name in enumerate(names):
+        for t, target in enumerate(targets):
+            predicted = int(gallery["predictions"][t, k])
+            rows.append(
+                {
+                    "file": name,
+                    "target": target,
+                    "prediction": classes[predicted] if predicted < len(classes) else f"class {predicted}",
+                    "confidence": float(gallery["confidence"][t, k]),
+                    "conditional_ratio": float(gallery[f"ratio_{t}"][k]),
+                }
+            )
+    return rows
+
+
+def _text(rows: list[dict], page: Path) -> str:
+    cells = [
+        (
+            r["file"],
+            "as trained" if r["target"] is None else f"{r['target']:g}",
+            r["prediction"],
+            share(r["confidence"]),
+            number(r["conditional_ratio"]),
+        )
+        for r in rows
+    ]
+    table = format_table(
+        ("picture", "budget", "prediction", "confidence", "conditional MACs"), cells, "lllrr"
+    )
+    return f"{table}\n{page}"
