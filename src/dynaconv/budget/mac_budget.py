@@ -47,6 +47,8 @@ class MacBudget:
         total_steps: training steps in all; the schedules are stretched over them.
         alpha: weight of the budget loss (10 in the paper's classification networks, 0.01 for pose).
         anneal: share of training over which the block bounds open (0.33 in the paper).
+        ramp: share of training over which the target falls from 1 to `target` (0 in the paper: at once). Starting from a
+            trained dense network, a ramp gives the gates time to learn where before most positions close.
         schedule: noise and temperature of the gates.
         scope: "conditional" (the paper's), or "total": target is a share of the whole static network's multiply-adds,
             gates included in what is spent; needs input_size or a model that knows its own.
@@ -69,6 +71,7 @@ class MacBudget:
         total_steps: int,
         alpha: float = 10.0,
         anneal: float = 0.33,
+        ramp: float = 0.0,
         schedule: GateSchedule | None = None,
         scope: str = "conditional",
         input_size: tuple[int, int, int] | None = None,
@@ -80,6 +83,11 @@ class MacBudget:
         if not gates(model):
             raise _checks.no_gates("MacBudget")
         self.model, self.alpha, self.anneal = model, float(alpha), float(anneal)
+        if not 0 <= ramp < 1:
+            raise ValueError(
+                f"ramp must lie in [0, 1), got {ramp!r}; 0.3 lowers the target over the first 30 % of training"
+            )
+        self.ramp = float(ramp)
         self.total_steps, self.steps_done = int(total_steps), 0
         self.schedule = schedule or GateSchedule()
         self.scope = scope
@@ -92,6 +100,12 @@ class MacBudget:
     def progress(self) -> float:
         """Share of training done, 0..1."""
         return min(1.0, self.steps_done / self.total_steps)
+
+    @property
+    def current_target(self) -> float:
+        """Conditional target of this step: `target`, or on the way to it while the ramp lasts."""
+        share = min(1.0, self.progress / self.ramp) if self.ramp else 1.0
+        return 1.0 - share * (1.0 - self.conditional_target)
 
     @contextmanager
     def observe(self) -> Iterator[ObservedCost]:
@@ -149,7 +163,7 @@ class MacBudget:
         executed = torch.stack([c.executed_macs.sum() for c in costs.values()])
         dense = executed.new_tensor([float(c.dense_macs * images) for c in costs.values()])
         executed, dense = _sum_over_ranks(executed), _sum_over_ranks(dense)
-        terms = budget_loss(executed, dense, self.conditional_target, self.progress / self.anneal)
+        terms = budget_loss(executed, dense, self.current_target, self.progress / self.anneal)
         cost.terms = terms
         cost.loss = (self.alpha * terms.total).float()
         cost.ratio = float(terms.ratio.detach())

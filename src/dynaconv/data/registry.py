@@ -1,0 +1,51 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from dynaconv import _checks
+from dynaconv.data.bundle import DataBundle
+from dynaconv.data.cifar10 import load_cifar10
+from dynaconv.data.folders import folder_from_spec, load_folder
+from dynaconv.data.scenes import load_scenes
+
+_KINDS = {
+    "scenes": "digits on cluttered canvases with their boxes; embedded, nothing to download",
+    "imagefolder:DIR": "pictures in DIR/train/CLASS and DIR/test/CLASS, or in DIR/CLASS",
+    "cifar10:DIR": "CIFAR-10 as torchvision stores it, or as folders of pictures",
+}
+
+
+def list_datasets() -> dict[str, str]:
+    """Name -> what it is."""
+    return dict(_KINDS)
+
+
+def load_dataset(
+    name: str,
+    image_size: int | None = None,
+    train_size: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    augment: bool = True,
+) -> DataBundle:
+    """Load a data set by name: "scenes", "imagefolder:DIR" or "cifar10:DIR".
+
+    Args:
+        image_size: side of the pictures in pixels; None keeps the data set's own.
+        train_size: use only so many training pictures (a seeded choice).
+        strict: an unreadable picture is an error instead of being named and skipped.
+        augment: shift (and flip, where that keeps the meaning) training pictures.
+    Raises:
+        ValueError: an unknown name (the nearest is suggested), or data that cannot be used. FileNotFoundError: no folder.
+    """
+    kind = name.partition(":")[0]
+    if image_size is not None and image_size < 8:
+        raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
+    if name == "scenes":
+        return load_scenes(image_size, train_size, seed, augment)
+    if kind == "imagefolder":
+        return load_folder(folder_from_spec(name), image_size, train_size, seed, strict, augment)
+    if kind == "cifar10":
+        return load_cifar10(folder_from_spec(name), image_size, train_size, seed, strict, augment)
+    known = {"scenes": "scenes", "imagefolder": "imagefolder:DIR", "cifar10": "cifar10:DIR"}
+    raise _checks.unknown("data set", name, [*known, *(k for k in known.values() if ":" in k)])
