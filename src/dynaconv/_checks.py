@@ -440,6 +440,21 @@ def cli_needs_run(name: str, verb: str) -> ValueError:
     )
 
 
+def cli_nothing_to_explain(name: str) -> ValueError:
+    """Error for an explanation of a static network."""
+    return ValueError(
+        f"{name} is static: it computes everything everywhere; explain a dynamic network, such as runs/demo"
+    )
+
+
+def cli_no_normalisation(name: str) -> ValueError:
+    """Error for a network that does not say how its pictures were normalised."""
+    return ValueError(
+        f"{name} does not say how its pictures are normalised; save it with dc.save(model, path, "
+        'metadata={"mean": [...], "std": [...], "classes": [...]})'
+    )
+
+
 def cli_already_static(name: str) -> ValueError:
     """Error for a comparison of a static network with itself."""
     return ValueError(

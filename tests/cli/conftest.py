@@ -69,7 +69,7 @@ def uncalibrated(tmp_path_factory) -> Path:
 
 
 TOY = ["--data.image_size=32", "--data.train_size=64", "--data.batch_size=16", "--trainer.epochs=1"]
-TOY += ["--trainer.precision=fp32", "--trainer.gradient_clip=none"]
+TOY += ["--model.options.width=8", "--trainer.precision=fp32", "--trainer.gradient_clip=none"]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def run_dataset(opened: Opened, spec: str | None = None, strict: bool = False) -
 
     options = _trained_on(opened)
     if spec is not None and spec != options.get("name"):
-        options = {"name": spec, "image_size": options.get("image_size")}
+        options = {"name": spec, "image_size": opened.input_size[1]}
     if not options.get("name"):
         raise _checks.cli_no_data_known(opened.name)
     bundle = load_dataset(options.pop("name"), strict=strict, augment=False, **options)

@@ -12,7 +12,7 @@ from typing import Any
 from dynaconv._table import format_table
 from dynaconv.cli.bench import verify
 from dynaconv.cli.folders import own_or_new_folder
-from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, macs, number, say, share
+from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, count, macs, number, say, share
 
 HELP = "train, calibrate, time and report on the embedded data set"
 DESCRIPTION = """
@@ -26,6 +26,7 @@ dynaconv demo --out runs/mine --json > results.json
 dynaconv demo --quick --out runs/toy"""
 # A toy that shows that everything works, not that it works well.
 QUICK = {
+    "model.options.width": 8,
     "data.image_size": 32,
     "data.train_size": 64,
     "data.batch_size": 16,
@@ -120,7 +121,7 @@ def _data(demo: Demo, recipe: Any) -> Any:
 def _train_dense(demo: Demo, recipe: Any, bundle: Any) -> Any:
     from dynaconv.train import fit
 
-    demo.stage(f"Train the dense baseline, {recipe.trainer.epochs} epochs")
+    demo.stage(f"Train the dense baseline, {count(recipe.trainer.epochs, 'epoch')}")
     return fit(recipe, demo.out / "dense", overwrite=True, bundle=bundle)
 
 
@@ -130,7 +131,7 @@ def _train_dynamic(demo: Demo, recipe: Any, bundle: Any, dense: Any) -> Any:
 
     budget = recipe.budget.target
     demo.stage(
-        f"Train the dynamic network under a budget of {budget:g}, {recipe.trainer.epochs} epochs; calibrate it"
+        f"Train the dynamic network under a budget of {budget:g}, {count(recipe.trainer.epochs, 'epoch')}; calibrate it"
     )
     if recipe.trainer.init_from is not None:
         recipe = load_recipe(recipe, {"trainer.init_from": str(demo.out / "dense")})

@@ -118,17 +118,31 @@ def _whole(
     opened: Opened, bundle: Any, targets: list[float | None], args: Any
 ) -> tuple[Path | None, list[dict]]:
     """The whole test split; the results go into the run, beside what is there already."""
-    if targets == [None]:
-        return _part(opened, bundle, targets, args)
+    import dynaconv as dc
     from dynaconv.cli.results import keep_results
     from dynaconv.measure import measure_points
 
+    command = f"dynaconv eval {opened.folder}"
+    if not dc.gates(opened.model):
+        measured = measure_points(
+            opened.model,
+            bundle,
+            [],
+            dense=opened.model,
+            dense_name=opened.arch.get("name", "dense"),
+            latency=False,
+        )
+        dense = measured["dense"]
+        rows = [_row(None, {**dense, "ratio": None}, dense["macs"], dense["macs"], len(bundle.test))]
+        return keep_results(opened, bundle, measured, command), rows
+    if targets == [None]:
+        return _part(opened, bundle, targets, args)
     measured = measure_points(
         opened.model, bundle, targets, latency=False, batch_size=args.batch, progress=say
     )
     dense = measured["dense"]["macs"]
     rows = [_row(p["target"], p, p["executed_macs"], dense, len(bundle.test)) for p in measured["points"]]
-    return keep_results(opened, bundle, measured, f"dynaconv eval {opened.folder}"), rows
+    return keep_results(opened, bundle, measured, command), rows
 
 
 def _row(

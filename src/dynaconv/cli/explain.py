@@ -55,7 +55,7 @@ def run(args: Any) -> Outcome:
     if opened.folder is None:
         raise _checks.cli_needs_run(args.run, "explain")
     if not dc.gates(opened.model):
-        raise _checks.no_gates("explain")
+        raise _checks.cli_nothing_to_explain(opened.name)
     targets = choose_targets(opened.model, args.target)
     out = output_folder(args.out or opened.folder / "explain")
     names, normalised, raw, skipped = load_pictures(find_pictures(args.images), opened, args.strict)
@@ -94,10 +94,11 @@ def load_pictures(
 
     from dynaconv.data import load_image
 
+    preparation = _preparation(opened)
     names, pictures, raw, skipped = [], [], [], []
     for file in files:
         try:
-            normalised, pixels = load_image(file, **_preparation(opened))
+            normalised, pixels = load_image(file, **preparation)
         except (ValueError, OSError) as error:
             if strict:
                 raise
@@ -113,9 +114,14 @@ def load_pictures(
 
 
 def _preparation(opened: Opened) -> dict[str, Any]:
-    keys = ("image_size", "mean", "std")
-    facts = {key: opened.metadata[key] for key in keys if opened.metadata.get(key) is not None}
-    return {"image_size": opened.input_size[1], **facts}
+    """How the network's pictures were made ready: side in pixels, mean and standard deviation a channel."""
+    if not opened.metadata.get("mean") or not opened.metadata.get("std"):
+        raise _checks.cli_no_normalisation(opened.name)
+    return {
+        "image_size": opened.input_size[1],
+        "mean": opened.metadata["mean"],
+        "std": opened.metadata["std"],
+    }
 
 
 def _gallery(
@@ -136,14 +142,25 @@ def _write(gallery: dict[str, Any], out: Path, opened: Opened, skipped: list[dic
     from dynaconv._files import atomic_path
     from dynaconv.report import write_explanation
 
+    gallery, notes = _drawable(gallery)
+    notes += [f"Skipped {entry['file']}: {entry['reason']}" for entry in skipped]
     with atomic_path(out / "gallery.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **gallery)
-    notes = [f"Skipped {entry['file']}: {entry['reason']}" for entry in skipped]
     title = f"Where {opened.name} computed"
     classes = opened.metadata.get("classes") or ()
     return write_explanation(
         out / "gallery.npz", out / "explain.html", title=title, classes=classes, notes=notes
     )
+
+
+def _drawable(gallery: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A page needs a number for each budget; without calibration that is the share that was executed."""
+    import numpy as np
+
+    if not np.isnan(gallery["targets"]).any():
+        return gallery, []
+    note = "The network is not calibrated; the budget shown is the share of the conditional MACs that was executed."
+    return {**gallery, "targets": np.asarray([round(float(gallery["ratio_0"].mean()), 3)])}, [note]
 
 
 def _rows(

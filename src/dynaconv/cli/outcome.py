@@ -58,6 +58,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def count(number: int, thing: str) -> str:
+    """1 epoch, 2 epochs."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def share(value: float | None, digits: int = 1) -> str:
     """0.9567 as 95.7 %; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"

@@ -24,7 +24,10 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
     except (FileNotFoundError, ValueError):
         old = {}
     points = merge_points(old.get("points", []), measured["points"])
-    dense = old.get("dense") or {"train_seconds": None, **measured["dense"]}
+    dense = measured["dense"]
+    if dense["accuracy"] is None:
+        # Without its own measurement, the network without gates is only a stand-in for a trained baseline.
+        dense = old.get("dense") or dense
     targets = [point["target"] for point in points]
     return write_results(
         folder,

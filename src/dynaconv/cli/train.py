@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaconv.cli.folders import output_folder
-from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, number, share
+from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, count, number, share
 
 HELP = "train a network from a recipe, under a compute budget"
 DESCRIPTION = """
@@ -134,7 +134,7 @@ def _follower() -> bool:
 def _text(data: dict[str, Any]) -> str:
     last = data["history"][data["best_epoch"] - 1] if data["history"] else {}
     lines = [
-        f"trained {data['epochs']} epochs in {data['seconds']:.0f} s; kept epoch {data['best_epoch']}: "
+        f"trained {count(data['epochs'], 'epoch')} in {data['seconds']:.0f} s; kept epoch {data['best_epoch']}: "
         f"validation accuracy {share(data['best_accuracy'])}, conditional MACs executed {number(last.get('ratio'))}"
     ]
     for row in data["calibration"]:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dynaconv.train import TrainingDiverged
+
+
+def test_quick_demo_from_nothing_to_a_report(cli, tmp_path, monkeypatch) -> None:
+    from dynaconv.cost import latency
+
+    whole = latency.compare_latency
+    monkeypatch.setattr(latency, "compare_latency", lambda f, **o: whole(f, **{**o, "min_round_ms": 0.01}))
+    out = tmp_path / "demo"
+    answer = cli("demo", "--quick", "--out", out)
+    assert answer.code == 0, answer.err
+    for told in (
+        "dense",
+        "0.3",
+        "0.5",
+        "0.7",
+        "ms at batch 1",
+        "peak memory",
+        f"Report: {out / 'report.html'}",
+    ):
+        assert told in answer.out
+    for stage in (
+        "1. Draw the scenes",
+        "2. Train the dense",
+        "3. Train the dynamic",
+        "4. Measure",
+        "5. Write",
+    ):
+        assert stage in answer.err
+    results = json.loads((out / "results.json").read_text())
+    assert [point["target"] for point in results["points"]] == [0.3, 0.5, 0.7]
+    assert {entry["run"] for entry in results["history"]} == {"dense", "dynamic"}
+    for point in results["points"]:
+        assert point["calibration_ratio"] == pytest.approx(point["target"], abs=0.02)
+        assert point["latency"]["1"]["median_ms"] > 0 and point["density_inside"] is not None
+    names = {file.name for file in out.iterdir()}
+    assert names >= {"report.html", "results.json", "gallery.npz", "model", "dense", "figures", "config.yaml"}
+    _again(cli, out, monkeypatch)
+
+
+def _again(cli, out, monkeypatch) -> None:
+    """An earlier demo is replaced, what a user put beside it stays, and no report of the old one is left."""
+    (out / "mine.txt").write_text("keep me")
+
+    def diverge(*_args, **_options):
+        raise TrainingDiverged("training stopped at step 1: the loss is not finite")
+
+    monkeypatch.setattr("dynaconv.train.fit", diverge)
+    answer = cli("demo", "--quick", "--out", out)
+    assert (answer.code, answer.out) == (1, "")
+    assert "stopped at step 1" in answer.err
+    assert (out / "mine.txt").read_text() == "keep me"
+    assert not (out / "report.html").exists() and not (out / "results.json").exists()
+
+
+def test_somebody_else_s_folder_is_left_alone(cli, tmp_path) -> None:
+    for name in ("config.yaml", "results.json"):
+        folder = tmp_path / name.partition(".")[0]
+        (folder / "model").mkdir(parents=True)
+        (folder / name).write_text('{"theirs": 1}')
+        cli("demo", "--quick", "--out", folder).complains("not a dynaconv run", "--out")
+        assert (folder / name).read_text() == '{"theirs": 1}' and (folder / "model").is_dir()
+    (tmp_path / "file").write_text("x")
+    cli("demo", "--out", tmp_path / "file").complains("it is a file")
+
+
+def test_ctrl_c(cli, tmp_path, monkeypatch) -> None:
+    def stop(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dynaconv.data.load_dataset", stop)
+    answer = cli("demo", "--quick", "--out", tmp_path / "demo")
+    assert answer.code == 130
+    assert (
+        answer.err.strip().splitlines()[-1]
+        == "dynaconv: interrupted; dynaconv demo starts again from the beginning"
+    )

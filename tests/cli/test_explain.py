@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dynaconv as dc
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 255, (50, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"p {i}.png")
+    return folder
+
+
+def test_folder_and_file(cli, trained, pictures, tmp_path) -> None:
+    out = tmp_path / "explained"
+    words = [
+        "explain",
+        trained,
+        pictures,
+        pictures / "p 0.png",
+        "--target",
+        "0.3",
+        "0.7",
+        "--out",
+        out,
+        "--json",
+    ]
+    data = cli(*words).json
+    assert [(r["file"], r["target"]) for r in data["pictures"][:2]] == [("p 0.png", 0.3), ("p 0.png", 0.7)]
+    assert len(data["pictures"]) == 6
+    for row in data["pictures"]:
+        assert row["prediction"] in [str(digit) for digit in range(10)]
+        assert 0 < row["confidence"] <= 1 and 0 <= row["conditional_ratio"] <= 1
+    assert (out / "explain.html").is_file() and data["page"] == str(out / "explain.html")
+    assert len(list(out.glob("*.png"))) == 3
+
+
+def test_text_and_a_broken_picture(cli, trained, pictures, tmp_path) -> None:
+    (pictures / "torn.jpg").write_bytes(b"\xff\xd8 torn")
+    answer = cli("explain", trained, pictures, "--out", tmp_path / "out", "--target", "0.5")
+    assert answer.code == 0
+    assert "p 1.png" in answer.out and "torn" not in answer.out
+    assert "skipped" in answer.err and "torn.jpg" in answer.err
+    cli("explain", trained, pictures, "--strict", "--out", tmp_path / "out").complains("torn.jpg")
+
+
+def test_network_that_is_not_calibrated(cli, uncalibrated, pictures, tmp_path) -> None:
+    cli("explain", uncalibrated, pictures).complains("does not say how its pictures are normalised")
+    model = dc.load(uncalibrated)
+    folder = dc.save(model, tmp_path / "net", metadata={"mean": [0.5] * 3, "std": [0.25] * 3})
+    answer = cli("explain", folder, pictures)
+    assert "as trained" in answer.out and "class " in answer.out
+    assert (folder / "explain" / "explain.html").is_file()
+
+
+def test_bad_input(cli, trained, pictures, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    cli("explain", trained, tmp_path / "empty").complains("no readable picture")
+    cli("explain", trained, tmp_path / "file").complains("no readable picture")
+    cli("explain", trained, "nothing.png").complains("there is no picture 'nothing.png'")
+    cli("explain", trained, pictures, "--target", "2").complains("must lie in (0, 1]")
+    cli("explain", trained, pictures, "--out", tmp_path / "file").complains("it is a file")
+    cli("explain", "dynconv_resnet8_scenes", pictures).complains("needs a trained network")
+
+
+def test_static_network(cli, pictures, tmp_path) -> None:
+    folder = dc.save(dc.create_model("resnet8_cifar"), tmp_path / "static")
+    cli("explain", folder, pictures).complains("is static: it computes everything")
