@@ -25,8 +25,6 @@ def run_dataset(opened: Opened, spec: str | None = None, strict: bool = False) -
     bundle = load_dataset(options.pop("name"), strict=strict, augment=False, **options)
     for path, reason in bundle.skipped[:5]:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    if bundle.skipped:
-        print(f"{len(bundle.skipped)} unreadable pictures skipped", file=sys.stderr)
     check_classes(opened, bundle)
     return bundle
 

@@ -22,7 +22,6 @@ EXAMPLES = """\
 dynaconv explain runs/demo photo.jpg
 dynaconv explain runs/demo pictures/ --target 0.3 --out explained
 dynaconv explain runs/demo a.png b.png --json"""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def add_arguments(parser: Any) -> None:
@@ -72,13 +71,15 @@ def find_pictures(paths: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: a path that does not exist; ValueError: folders without image files.
     """
+    from dynaconv.data.image_files import EXTENSIONS
+
     found: list[Path] = []
     for name in paths:
         path = Path(name)
         if not path.exists():
             raise _checks.cli_no_picture_file(path)
         inside = (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+            sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
         )
         found.extend(inside)
     if not found:
@@ -90,6 +91,7 @@ def load_pictures(
     files: Sequence[Path], opened: Opened, strict: bool
 ) -> tuple[list[str], Any, Any, list[dict]]:
     """Names, pictures [K, 3, H, W] as the network wants them, uint8 [K, H, W, 3] for drawing, and what was skipped."""
+    import numpy as np
     import torch
 
     from dynaconv.data import load_image
@@ -110,7 +112,7 @@ def load_pictures(
         raw.append(pixels)
     if not names:
         raise _checks.cli_no_pictures(files)
-    return names, torch.stack(pictures), torch.stack(raw).permute(0, 2, 3, 1).contiguous().numpy(), skipped
+    return names, torch.cat(pictures), np.stack(raw), skipped
 
 
 def _preparation(opened: Opened) -> dict[str, Any]:
