@@ -469,3 +469,10 @@ def train_no_gpu(found: int, needed: int) -> ValueError:
         f"trainer.accelerator is gpu, which needs {needed} CUDA device(s), but torch sees {found}; "
         "set trainer.accelerator to auto or cpu"
     )
+
+
+def train_ramp(value: float) -> ValueError:
+    """Error for a ramp that never arrives."""
+    return ValueError(
+        f"budget.ramp must lie in [0, 1), got {value!r}; 0.3 lowers the target over the first 30 % of training"
+    )

@@ -78,6 +78,7 @@ class DynaconvModule(lightning.LightningModule):
             total_steps=self.total_steps,
             alpha=section.alpha,
             anneal=section.anneal,
+            ramp=section.ramp,
             schedule=section.schedule(),
             scope=section.scope,
             input_size=input_size,

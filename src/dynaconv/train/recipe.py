@@ -69,7 +69,8 @@ class BudgetSection:
     Args:
         target: share of the conditional MACs to execute, in (0, 1].
         alpha: weight of the budget loss.
-        anneal: share of training over which blocks may move away from the target.
+        anneal: share of training over which blocks become free to move away from the target.
+        ramp: share of training over which the target falls from 1 to `target`; 0 aims at it at once.
         noise_until: share of training with Gumbel noise in the gates.
         temperature: steps [[from progress, value], ...] of the gates' temperature; left out, it stays as it is.
         scope: "conditional" (masked blocks only) or "total" (the whole network).
@@ -78,6 +79,7 @@ class BudgetSection:
     target: float = 0.5
     alpha: float = 10.0
     anneal: float = 0.33
+    ramp: float = 0.0
     noise_until: float = 0.8
     temperature: list[tuple[float, float]] | None = None
     scope: str = "conditional"
@@ -86,6 +88,8 @@ class BudgetSection:
         _checks.fraction("budget.target", self.target)
         _checks.fraction("budget.anneal", self.anneal)
         _checks.train_at_least("budget.alpha", self.alpha, 0)
+        if not 0 <= self.ramp < 1:
+            raise _checks.train_ramp(self.ramp)
         _checks.one_of("budget.scope", self.scope, ("conditional", "total"))
         self.schedule()
 
