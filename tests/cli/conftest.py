@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ import torch
 
 import dynaconv as dc
 from dynaconv.cli import main
+from dynaconv.data import registry
+from dynaconv.data.scenes import load_scenes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_scenes():
+    """Small calibration and test splits: these tests look at words and files, not at accuracy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "load_scenes", partial(load_scenes, calibration_size=160, test_size=160))
+        yield
 
 
 @dataclass
@@ -68,12 +79,12 @@ def uncalibrated(tmp_path_factory) -> Path:
     return dc.save(dc.create_model("dynconv_resnet8_cifar"), tmp_path_factory.mktemp("saved") / "raw")
 
 
-TOY = ["--data.image_size=32", "--data.train_size=64", "--data.batch_size=16", "--trainer.epochs=1"]
+TOY = ["--data.image_size=32", "--data.train_size=64", "--data.batch_size=32", "--trainer.epochs=1"]
 TOY += ["--model.options.width=8", "--trainer.precision=fp32", "--trainer.gradient_clip=none"]
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(few_scenes, tmp_path_factory) -> Path:
     """A run of the dynamic recipe on tiny scenes."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
     assert main(["train", "scenes_dynconv", "--run", str(folder), "--quiet", *TOY]) == 0

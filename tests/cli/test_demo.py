@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dynaconv.train import TrainingDiverged
+from dynaconv.cli.demo import lean_on
+from dynaconv.train import TrainingDiverged, load_recipe
 
 
 def test_quick_demo_from_nothing_to_a_report(cli, tmp_path, monkeypatch) -> None:
@@ -74,10 +75,23 @@ def test_ctrl_c(cli, tmp_path, monkeypatch) -> None:
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dynaconv.data.load_dataset", stop)
+    monkeypatch.setattr("dynaconv.train.fit", stop)
     answer = cli("demo", "--quick", "--out", tmp_path / "demo")
     assert answer.code == 130
     assert (
         answer.err.strip().splitlines()[-1]
         == "dynaconv: interrupted; dynaconv demo starts again from the beginning"
     )
+
+
+def test_the_recipe_decides_what_the_dynamic_network_takes_from_the_dense_one(tmp_path) -> None:
+    recipe = load_recipe(
+        "scenes_dynconv", {"trainer.init_from": None, "trainer.teacher": None, "trainer.distill_weight": 0}
+    )
+    assert lean_on(recipe, tmp_path) == recipe
+    started = lean_on(load_recipe(recipe, {"trainer.init_from": "runs/any"}), tmp_path).trainer
+    assert (started.init_from, started.teacher) == (str(tmp_path), None)
+    taught = lean_on(
+        load_recipe(recipe, {"trainer.teacher": "runs/any", "trainer.distill_weight": 0.5}), tmp_path
+    )
+    assert taught.trainer.teacher == str(tmp_path)

@@ -29,10 +29,11 @@ QUICK = {
     "model.options.width": 8,
     "data.image_size": 32,
     "data.train_size": 64,
-    "data.batch_size": 16,
+    "data.batch_size": 32,
     "trainer.epochs": 1,
     "trainer.precision": "fp32",
 }
+QUICK_SPLITS = {"calibration_size": 256, "test_size": 256}
 
 
 def add_arguments(parser: Any) -> None:
@@ -89,7 +90,7 @@ def _stages(demo: Demo) -> Outcome:
     recipes = {name: _recipe(f"scenes_{name}", demo) for name in ("dense", "dynconv")}
     bundle = _data(demo, recipes["dense"])
     dense = _train_dense(demo, recipes["dense"], bundle)
-    dynamic = _train_dynamic(demo, recipes["dynconv"], bundle, dense)
+    dynamic = _train_dynamic(demo, recipes["dynconv"], bundle)
     measured = _measure(demo, recipes, bundle, dense, dynamic)
     page = _report(demo, bundle, measured, dense, dynamic)
     return _outcome(demo, page)
@@ -103,16 +104,12 @@ def _recipe(name: str, demo: Demo) -> Any:
 
 def _data(demo: Demo, recipe: Any) -> Any:
     from dynaconv.data import load_dataset
+    from dynaconv.data.scenes import load_scenes
 
     demo.stage("Draw the scenes")
     section = recipe.data
-    bundle = load_dataset(
-        section.name,
-        image_size=section.image_size,
-        train_size=section.train_size,
-        seed=section.seed,
-        augment=section.augment,
-    )
+    options = {key: getattr(section, key) for key in ("image_size", "train_size", "seed", "augment")}
+    bundle = load_scenes(**options, **QUICK_SPLITS) if demo.quick else load_dataset(section.name, **options)
     sizes = (len(bundle.train), len(bundle.calibration), len(bundle.test))
     say("{} to train on, {} to validate and calibrate, {} to test".format(*sizes))
     return bundle
@@ -125,23 +122,31 @@ def _train_dense(demo: Demo, recipe: Any, bundle: Any) -> Any:
     return fit(recipe, demo.out / "dense", overwrite=True, bundle=bundle)
 
 
-def _train_dynamic(demo: Demo, recipe: Any, bundle: Any, dense: Any) -> Any:
-    """The recipe decides whether the dynamic network starts from the dense one, and whether it learns from it."""
-    from dynaconv.train import fit, load_recipe
+def _train_dynamic(demo: Demo, recipe: Any, bundle: Any) -> Any:
+    from dynaconv.train import fit
 
     budget = recipe.budget.target
     demo.stage(
         f"Train the dynamic network under a budget of {budget:g}, {count(recipe.trainer.epochs, 'epoch')}; calibrate it"
     )
-    if recipe.trainer.init_from is not None:
-        recipe = load_recipe(recipe, {"trainer.init_from": str(demo.out / "dense")})
-    teacher = dense.model if recipe.trainer.distill_weight > 0 else None
-    result = fit(recipe, demo.out, overwrite=True, bundle=bundle, teacher=teacher)
+    result = fit(lean_on(recipe, demo.out / "dense"), demo.out, overwrite=True, bundle=bundle)
     for row in result.calibration:
         say(
             f"calibrated to {row['target']:g}: {row['ratio']:.4f} of the conditional MACs on the calibration pictures"
         )
     return result
+
+
+def lean_on(recipe: Any, dense: Path) -> Any:
+    """The recipe with this demo's dense run wherever it starts from a dense network or learns from one."""
+    from dynaconv.train import load_recipe
+
+    changes = {}
+    if recipe.trainer.init_from is not None:
+        changes["trainer.init_from"] = str(dense)
+    if recipe.trainer.distill_weight > 0:
+        changes["trainer.teacher"] = str(dense)
+    return load_recipe(recipe, changes)
 
 
 def _measure(demo: Demo, recipes: dict[str, Any], bundle: Any, dense: Any, dynamic: Any) -> dict[str, Any]:
