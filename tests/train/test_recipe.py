@@ -53,6 +53,7 @@ def test_masking_section_has_the_fields_of_spatial_masking():
         (["--calibrate", "half"], "'calibrate' expects a list of numbers"),
         (["--calibrate", "[2]"], r"must lie in \(0, 1\], got 2"),
         (["--budget.target", "0"], r"budget.target must lie in \(0, 1\]"),
+        (["--budget.ramp", "1"], r"budget.ramp must lie in \[0, 1\)"),
         (["--masking.preset", "papr"], "did you mean 'paper'"),
         (["--optim.schedule", "multistep"], "needs optim.milestones"),
         (["--budget", "none"], "masking needs budget"),

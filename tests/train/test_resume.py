@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.train.synthetic import At, Bundle, recipe
 
+from dynaconv.data.scenes import load_scenes
 from dynaconv.train import TrainingInterrupted, fit
 
 FOUR = recipe(trainer={"epochs": 4}, optim={"name": "adamw", "lr": 3e-3, "warmup_epochs": 1})
@@ -119,3 +120,14 @@ def test_checkpoints_are_read_without_running_them(tmp_path, capsys):
     with pytest.raises(ValueError, match="damaged or truncated"):
         fit(FOUR, folder, bundle=Bundle(), resume=True)
     assert "never" not in capsys.readouterr().out
+
+
+def test_scenes_in_the_same_order_with_the_same_shifts(tmp_path):
+    def scenes():
+        return load_scenes(32, 64, calibration_size=32, test_size=1, progress=False)
+
+    made = recipe(data={"name": "scenes", "image_size": 32}, trainer={"epochs": 2})
+    straight = fit(made, tmp_path / "straight", bundle=scenes(), progress=False)
+    with pytest.raises(TrainingInterrupted):
+        fit(made, tmp_path / "run", bundle=scenes(), progress=False, callbacks=[At(1, 1, ctrl_c)])
+    assert_same_run(straight, fit(made, tmp_path / "run", bundle=scenes(), progress=False, resume=True))
