@@ -1,4 +1,4 @@
-"""`python -m dynaconv`, which torchrun needs: `torchrun --nproc-per-node 2 -m dynaconv train scenes_dynconv`."""
+"""`python -m dynaconv`, which torchrun needs: `torchrun --nproc-per-node 2 -m dynaconv train scenes_dense`."""
 
 import sys
 

@@ -80,7 +80,12 @@ def uncalibrated(tmp_path_factory) -> Path:
 
 
 TOY = ["--data.image_size=32", "--data.train_size=64", "--data.batch_size=32", "--trainer.epochs=1"]
-TOY += ["--model.options.width=8", "--trainer.precision=fp32", "--trainer.gradient_clip=none"]
+TOY += [
+    "--trainer.init_from=none",
+    "--model.options.width=8",
+    "--trainer.precision=fp32",
+    "--trainer.gradient_clip=none",
+]
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ budget, and see what it saves in multiply-adds (MACs) and in milliseconds."""
 
 EXAMPLES = """\
 dynaconv demo                                   the whole story in minutes, on an embedded data set
-dynaconv train scenes_dynconv --run runs/mine   train from a recipe
+dynaconv train scenes_dense --run runs/dense    train from a recipe
 dynaconv explain runs/demo photo.jpg            where did it compute on my picture?
 dynaconv convert timm:resnet50                  what would become dynamic in a network of mine?"""
 

@@ -19,10 +19,11 @@ metrics.csv, TensorBoard events, checkpoints/ and the network in model/. Any key
 changed on the command line, as in --budget.target 0.5; `--masking none --budget none` makes it dense.
 Ctrl-C keeps the last whole epoch; --resume continues the same run exactly. torchrun works unchanged."""
 EXAMPLES = """\
-dynaconv train scenes_dynconv --run runs/mine --budget.target 0.5 --trainer.epochs 5
+dynaconv train scenes_dense --run runs/dense
+dynaconv train scenes_dynconv --run runs/mine --trainer.init_from runs/dense --budget.target 0.5
+dynaconv train scenes_dynconv --run runs/mine --trainer.init_from runs/dense --budget.target 0.5 --resume
 dynaconv train my_recipe.yaml --data.name imagefolder:photos --print-config
-dynaconv train scenes_dynconv --run runs/mine --resume
-torchrun --nproc-per-node 2 -m dynaconv train scenes_dynconv --run runs/two"""
+torchrun --nproc-per-node 2 -m dynaconv train scenes_dense --run runs/two"""
 KEY_HELP = "change one key of the recipe; --SECTION.KEY VALUE is short for it, and the keys are listed below"
 
 
