@@ -14,7 +14,7 @@ from dynaconv._files import atomic_path, atomic_write_text
 from dynaconv._version import __version__
 from dynaconv.convert import config_from_dict, dynamize_, gates, masked_blocks
 from dynaconv.models.cifar_resnet import CifarResNet
-from dynaconv.models.registry import create_model, list_models
+from dynaconv.models.registry import create_model
 
 FORMAT = 1
 
@@ -207,8 +207,12 @@ def _classes(model: nn.Module) -> dict[str, Any]:
 
 
 def _torchvision_candidates(module: str) -> list[str]:
-    stem = module.rpartition(".")[2].replace("net", "")[:6]
-    return [n for n in list_models("torchvision:*") if stem[:5] in n.replace("net", "")]
+    """Names that torchvision builds in the same module."""
+    from dynaconv.integrations.torchvision import import_torchvision
+
+    models = import_torchvision().models
+    source = getattr(models, module.rpartition(".")[2], None)
+    return [] if source is None else [f"torchvision:{n}" for n in models.list_models(module=source)]
 
 
 def _static_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

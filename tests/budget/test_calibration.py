@@ -1,0 +1,96 @@
+"""Exact budgets after training: reached, stored, interpolated, restored on failure."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+import dynaconv as dc
+from dynaconv.budget.calibration import CalibrationReport
+
+
+@pytest.fixture
+def model(seed: int) -> torch.nn.Module:
+    return dc.create_model("dynconv_resnet14_cifar", masking=dc.SpatialMasking(preset="paper")).eval()
+
+
+def images(count: int, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(16, 3, 32, 32, generator=generator) for _ in range(count // 16)]
+
+
+def ratio(model: torch.nn.Module, batches: list[torch.Tensor]) -> float:
+    values = []
+    with torch.no_grad():
+        for x in batches:
+            with dc.collect_masks(model) as masks:
+                model(x)
+            values.append(masks.conditional_ratio())
+    return float(torch.cat(values).mean())
+
+
+def test_targets_are_met_here_and_on_held_out_images(model) -> None:
+    report = dc.calibrate_(model, images(64, 1), targets=(0.3, 0.5, 0.7))
+    assert isinstance(report, CalibrationReport) and "passes" in report.table()
+    for row in report.rows:
+        assert abs(row["ratio"] - row["target"]) <= 1e-3
+    held_out = images(64, 2)
+    for target in (0.3, 0.5, 0.7):
+        dc.set_budget_(model, target)
+        assert abs(ratio(model, held_out) - target) <= 0.02
+    dc.set_budget_(model, 0.42)
+    assert abs(ratio(model, held_out) - 0.42) <= 0.03
+    assert dc.calibrated_targets(model) == [0.3, 0.5, 0.7]
+
+
+def test_calibration_survives_saving_copying_and_state_dicts(model, tmp_path) -> None:
+    dc.calibrate_(model, images(16, 1), targets=(0.4, 0.6))
+    thresholds = [dc.set_budget_(model, t) for t in (0.4, 0.5, 0.6)]
+    dc.save(model, tmp_path / "model")
+    loaded = dc.load(tmp_path / "model")
+    for other in (loaded, copy.deepcopy(model)):
+        assert [dc.set_budget_(other, t) for t in (0.4, 0.5, 0.6)] == thresholds
+        assert dc.calibrated_targets(other) == [0.4, 0.6]
+
+
+def test_ends_of_the_dial(model) -> None:
+    x = images(16, 1)
+    assert dc.set_budget_(model, 1.0) == -math.inf
+    assert ratio(model, x) == 1.0
+    assert dc.set_budget_(model, None) == 0.0
+
+
+def test_a_loader_of_pairs_and_the_mode_is_kept(model) -> None:
+    model.train()
+    pairs = [(x, torch.zeros(len(x))) for x in images(16, 1)]
+    assert dc.calibrate_(model, pairs, targets=(0.5,)).images == 16
+    assert model.training and all(m.training for m in model.modules())
+
+
+def test_failure_leaves_the_thresholds_alone(model) -> None:
+    for gate in dc.gates(model).values():
+        gate.threshold.fill_(0.25)
+    with pytest.raises(ValueError, match="got no images"):
+        dc.calibrate_(model, [], targets=(0.5,))
+    assert all(float(g.threshold) == 0.25 for g in dc.gates(model).values())
+
+
+@pytest.mark.parametrize("target", [0.0, 1.5, -1])
+def test_targets_outside_the_unit_interval(model, target: float) -> None:
+    with pytest.raises(ValueError, match=r"target must lie in \(0, 1\]"):
+        dc.calibrate_(model, images(16, 1), targets=(target,))
+    with pytest.raises(ValueError, match=r"target must lie in \(0, 1\]"):
+        dc.set_budget_(model, target)
+
+
+def test_asking_too_early_or_out_of_range(model) -> None:
+    with pytest.raises(ValueError, match="not calibrated yet"):
+        dc.set_budget_(model, 0.5)
+    dc.calibrate_(model, images(16, 1), targets=(0.5, 0.6))
+    with pytest.raises(ValueError, match=r"outside the calibrated range 0\.500\.\.0\.600"):
+        dc.set_budget_(model, 0.2)
+    with pytest.raises(ValueError, match="no gates"):
+        dc.set_budget_(dc.create_model("resnet8_cifar"), 0.5)

@@ -1,0 +1,110 @@
+"""Networks by name, saving and loading."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import dynaconv as dc
+
+
+def test_names_and_shapes() -> None:
+    names = dc.list_models()
+    assert {f"resnet{d}_cifar" for d in (8, 14, 20, 26, 32)} <= set(names)
+    for name in names:
+        model = dc.create_model(name, num_classes=4).eval()
+        with torch.no_grad():
+            assert model(torch.randn(1, *model.input_size)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet9_cifar", "unknown model 'resnet9_cifar'; did you mean 'resnet8_cifar'"),
+        ("timm:resnet51", "unknown timm model 'resnet51'; did you mean"),
+    ],
+)
+@pytest.mark.needs("timm")
+def test_unknown_names_suggest_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dc.create_model(name)
+
+
+def test_bad_depth_and_missing_weights() -> None:
+    with pytest.raises(ValueError, match=r"depth must be 6n \+ 2"):
+        dc.models.CifarResNet(10)
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        dc.create_model("resnet8_cifar", pretrained=True)
+
+
+@pytest.mark.needs("timm", "torchvision")
+@pytest.mark.parametrize(
+    "name", ["resnet14_scenes", "timm:resnet18", "torchvision:resnet18", "timm:mobilenetv2_050"]
+)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_saved_networks_come_back_the_same(name: str, dynamic: bool, tmp_path, seed: int) -> None:
+    model = dc.create_model(name, num_classes=5).eval()
+    if dynamic:
+        dc.dynamize_(model, dc.SpatialMasking(preset="paper", unit="conv1x1"))
+    dc.save(model, tmp_path / "run" / "model", metadata={"classes": list("abcde")})
+    loaded = dc.load(tmp_path / "run")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    assert sorted(p.name for p in (tmp_path / "run" / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_own_architectures_need_a_hint(tmp_path, seed: int) -> None:
+    model = torch.nn.Sequential(dc.models.BasicBlock(3, 3))
+    dc.dynamize_(model)
+    with pytest.raises(ValueError, match="cannot tell how to rebuild this Sequential; pass arch="):
+        dc.save(model, tmp_path / "m")
+    dc.save(model, tmp_path / "m", arch={"name": "mine"})
+    loaded = dc.load(tmp_path / "m", model=torch.nn.Sequential(dc.models.BasicBlock(3, 3)))
+    assert torch.equal(loaded[0].block.conv1.weight, model[0].block.conv1.weight)
+
+
+def test_damaged_files_get_one_sentence(tmp_path) -> None:
+    folder = dc.save(dc.create_model("dynconv_resnet8_cifar"), tmp_path / "m")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model.safetensors is damaged or truncated"):
+        dc.load(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+        dc.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        dc.load(folder)
+    (folder / "config.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="not a dynaconv network of format 1"):
+        dc.load(folder)
+    with pytest.raises(FileNotFoundError, match="no saved network in"):
+        dc.load(tmp_path / "nothing")
+
+
+def test_another_number_of_classes(tmp_path) -> None:
+    folder = dc.save(dc.create_model("resnet8_cifar", num_classes=10), tmp_path / "m")
+    with pytest.raises(ValueError, match="has 10 classes, but 7 are needed"):
+        dc.load(folder, num_classes=7)
+
+
+def test_a_failed_write_leaves_the_old_network(tmp_path, monkeypatch) -> None:
+    model = dc.create_model("resnet8_cifar")
+    folder = dc.save(model, tmp_path / "m")
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(*_args, **_options) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dynaconv.models.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        dc.save(dc.create_model("resnet8_cifar"), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
