@@ -143,3 +143,18 @@ def test_other_processes_of_a_distributed_run_say_nothing(cli, tmp_path, monkeyp
     monkeypatch.setenv("RANK", "1")
     answer = cli("train", "scenes_dense", "--run", tmp_path / "run")
     assert (answer.code, answer.out) == (0, "")
+
+
+def test_torchrun_passes_every_option_on() -> None:
+    """torchrun takes words that begin like its own options for abbreviations of them."""
+    from torch.distributed.run import parse_args
+
+    from dynaconv.cli import train
+    from dynaconv.cli.parser import build_parser
+
+    example = next(line for line in train.EXAMPLES.splitlines() if line.startswith("torchrun"))
+    assert parse_args(example.split()[1:]).training_script_args[0] == "train"
+    for action in build_parser()[1]["train"]._actions:
+        if action.option_strings:
+            words = ["-m", "dynaconv", "train", "recipe", action.option_strings[-1]]
+            assert parse_args(words).training_script_args[-1] == words[-1]

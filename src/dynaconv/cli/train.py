@@ -17,13 +17,13 @@ DESCRIPTION = """
 Trains what a recipe says (a YAML file, or a shipped recipe by name) and leaves a run folder: config.yaml,
 metrics.csv, TensorBoard events, checkpoints/ and the network in model/. Any key of the recipe can be
 changed on the command line, as in --budget.target 0.5; `--masking none --budget none` makes it dense.
-Ctrl-C keeps the last whole epoch; --resume continues the same run exactly. torchrun works unchanged."""
+Ctrl-C keeps the last whole epoch; --resume continues the same run exactly. torchrun works unchanged (write --run-dir there)."""
 EXAMPLES = """\
 dynaconv train scenes_dense --run runs/dense
 dynaconv train scenes_dynconv --run runs/mine --trainer.init_from runs/dense --budget.target 0.5
 dynaconv train scenes_dynconv --run runs/mine --trainer.init_from runs/dense --budget.target 0.5 --resume
 dynaconv train my_recipe.yaml --data.name imagefolder:photos --print-config
-torchrun --nproc-per-node 2 -m dynaconv train scenes_dense --run runs/two"""
+torchrun --nproc-per-node 2 -m dynaconv train scenes_dense --run-dir runs/two"""
 KEY_HELP = "change one key of the recipe; --SECTION.KEY VALUE is short for it, and the keys are listed below"
 
 
@@ -33,7 +33,13 @@ def add_arguments(parser: Any) -> None:
         "recipe", help="a YAML file, a run folder (its config.yaml), or the name of a shipped recipe"
     )
     parser.add_argument(
-        "--run", type=str, default=None, help="folder of the run; left out, runs/NAME after the recipe"
+        # torchrun takes --run for an abbreviation of an option of its own.
+        "--run",
+        "--run-dir",
+        type=str,
+        default=None,
+        metavar="DIR",
+        help="folder of the run; left out, runs/NAME after the recipe; torchrun needs the longer spelling",
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue the run after its last completed epoch"

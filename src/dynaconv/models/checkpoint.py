@@ -211,8 +211,8 @@ def _torchvision_candidates(module: str) -> list[str]:
     from dynaconv.integrations.torchvision import import_torchvision
 
     models = import_torchvision().models
-    source = getattr(models, module.rpartition(".")[2], None)
-    return [] if source is None else [f"torchvision:{n}" for n in models.list_models(module=source)]
+    names = models.list_models(module=models)
+    return [f"torchvision:{n}" for n in names if models.get_model_builder(n).__module__ == module]
 
 
 def _static_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
