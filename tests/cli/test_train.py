@@ -141,8 +141,9 @@ def test_other_processes_of_a_distributed_run_say_nothing(cli, tmp_path, monkeyp
     monkeypatch.setattr("dynaconv.train.fit", lambda *_args, **_options: result)
     assert "trained 1 epoch in 1 s" in cli("train", "scenes_dense", "--run", tmp_path / "run").out
     monkeypatch.setenv("RANK", "1")
-    answer = cli("train", "scenes_dense", "--run", tmp_path / "run")
-    assert (answer.code, answer.out) == (0, "")
+    for words in ([], ["--json"]):
+        answer = cli("train", "scenes_dense", "--run", tmp_path / "run", *words)
+        assert (answer.code, answer.out) == (0, "")
 
 
 def test_torchrun_passes_every_option_on() -> None:

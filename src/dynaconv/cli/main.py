@@ -61,7 +61,9 @@ def _run(words: list[str]) -> int:
     # Whatever a library prints on the way goes to stderr: stdout holds the outcome and nothing else.
     with contextlib.redirect_stdout(sys.stderr):
         outcome: Outcome = VERBS[verb].run(args)
-    text = to_json(outcome.data) if getattr(args, "json", False) else outcome.text
+    text = (
+        to_json(outcome.data) if getattr(args, "json", False) and outcome.data is not None else outcome.text
+    )
     if text:
         print(text, flush=True)
     return outcome.code

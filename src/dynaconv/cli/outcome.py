@@ -15,10 +15,10 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass
 class Outcome:
-    """text for people, data for `--json`, and the exit code (0 done, 1 failed check)."""
+    """text for people, data for `--json` (None says nothing), and the exit code (0 done, 1 failed check)."""
 
     text: str = ""
-    data: Mapping[str, Any] | list[Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | list[Any] | None = field(default_factory=dict)
     code: int = DONE
 
 

@@ -17,7 +17,8 @@ DESCRIPTION = """
 Trains what a recipe says (a YAML file, or a shipped recipe by name) and leaves a run folder: config.yaml,
 metrics.csv, TensorBoard events, checkpoints/ and the network in model/. Any key of the recipe can be
 changed on the command line, as in --budget.target 0.5; `--masking none --budget none` makes it dense.
-Ctrl-C keeps the last whole epoch; --resume continues the same run exactly. torchrun works unchanged (write --run-dir there)."""
+Ctrl-C keeps the last whole epoch; --resume continues the same run exactly. torchrun works
+unchanged (write --run-dir there)."""
 EXAMPLES = """\
 dynaconv train scenes_dense --run runs/dense
 dynaconv train scenes_dynconv --run runs/mine --trainer.init_from runs/dense --budget.target 0.5
@@ -119,7 +120,7 @@ def run(args: Any) -> Outcome:
         "history": result.history,
     }
     # Under torchrun every process gets here, and one of them reports.
-    return Outcome("" if _follower() else _text(data), {} if _follower() else data)
+    return Outcome(data=None) if _follower() else Outcome(_text(data), data)
 
 
 def run_name(recipe: str) -> str:
