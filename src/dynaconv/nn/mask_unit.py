@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynaconv import _checks
+from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.gate import Gate
-from dynaconv.ops.mask_ops import conv3x3_to_one, upsample_mask
+from dynaconv.ops.mask_ops import conv3x3_to_one, nine_taps, upsample_mask
 
 KINDS = ("squeeze", "conv1x1")
 INITS = ("paper", "default", "open")
@@ -66,6 +67,7 @@ class MaskUnit(Gate):
         self.conv = nn.Conv2d(in_channels, 1, kernel, stride=stride, padding=kernel // 2)
         self.linear = nn.Linear(in_channels, 1) if kind == "squeeze" else None
         self.norm = nn.BatchNorm2d(1) if norm else None
+        self._reordered: tuple[Tensor, Tensor, Snapshot] | None = None
         self.reset_parameters(init, open_bias)
 
     def reset_parameters(self, init: str = "paper", open_bias: float = 2.0) -> None:
@@ -89,31 +91,49 @@ class MaskUnit(Gate):
     def logits(self, x: Tensor) -> Tensor:
         """Scores [N, 1, h / granularity, w / granularity]."""
         _checks.images(x, self.in_channels, f"MaskUnit({self.in_channels})")
-        z = self._convolve(x)
-        if self.linear is not None:
-            z = z + self.linear(x.mean((2, 3)))[:, :, None, None]
+        z = self._reordered_logits(x) if self._can_reorder(x) else self._plain_logits(x)
         if self.norm is not None:
             z = self.norm(z)
         if self.granularity_px > 1:
             z = F.avg_pool2d(z, self.granularity_px, ceil_mode=True)
         return z
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        fast = (
-            self.kind == "squeeze"
-            and not self.training
-            and not torch.is_grad_enabled()
-            and x.device.type == "cpu"
-        )
-        if fast and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
-            return conv3x3_to_one(x, self.conv.weight, self.conv.bias, self.stride)
-        return self.conv(x)
+    def _plain_logits(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        if self.linear is not None:
+            z = z + self.linear(x.mean((2, 3)))[:, :, None, None]
+        return z
+
+    def _can_reorder(self, x: Tensor) -> bool:
+        """Whether the reordered form may run: squeeze units in evaluation on a CPU, without gradient or tracing."""
+        if self.kind != "squeeze" or self.training or torch.is_grad_enabled() or x.device.type != "cpu":
+            return False
+        return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+
+    def _reordered_logits(self, x: Tensor) -> Tensor:
+        """The same logits from fewer and faster operations: nine taps at once, both biases added with the average."""
+        if self._reordered is None or not self._reordered[2].fresh():
+            bias = self.linear.bias.detach() + self.conv.bias.detach()
+            self._reordered = (nine_taps(self.conv.weight), bias, Snapshot([self.conv, self.linear]))
+        taps, bias, _ = self._reordered
+        average = F.linear(x.mean((2, 3)), self.linear.weight, bias)
+        return conv3x3_to_one(x, taps, self.stride).add_(average.view(-1, 1, 1, 1))
+
+    def train(self, mode: bool = True) -> MaskUnit:
+        """Switch mode; the reordered weights are dropped, since training will change what they were made of."""
+        self._reordered = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles leave the reordered weights behind; they are made again on first use."""
+        return {**self.__dict__, "_reordered": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask [N, 1, h, w] of 0 and 1 on the block's output grid."""
-        return upsample_mask(
-            self.decide(self.logits(x)), self.granularity_px, self.grid((x.shape[2], x.shape[3]))
-        )
+        mask = self.decide(self.logits(x))
+        if self.granularity_px == 1:
+            return mask
+        return upsample_mask(mask, self.granularity_px, self.grid((x.shape[2], x.shape[3])))
 
     def macs(self, size: tuple[int, int]) -> int:
         """Multiply-adds for one image: 9C + 1 (squeeze) or C + 1 per output position; the Linear is not counted."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.nn._fold import activation_name, fold_conv
+from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.gate import Gate
 from dynaconv.ops import ACTIVATIONS, ConvSpec, PackedBranch, masked_residual
 from dynaconv.ops.masked_residual.cpu import BREAK_EVEN
@@ -38,6 +40,17 @@ class Anatomy:
     steps: tuple[Step, ...]
     shortcut: str | None = None
     act: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Runtime:
+    """What evaluation needs, computed once: the packed branch, the folded projection, and what they were made of."""
+
+    branch: PackedBranch
+    projection: ConvSpec | None
+    in_channels: int
+    norms: tuple[nn.Module, ...]
+    snapshot: Snapshot
 
 
 class MaskedBlock(nn.Module):
@@ -74,7 +87,7 @@ class MaskedBlock(nn.Module):
         self.dilation_gradient = dilation_gradient
         self.backend = backend
         self.break_even = break_even
-        self._packed: tuple[tuple, PackedBranch, ConvSpec | None] | None = None
+        self._runtime: _Runtime | None = None
         self.train(block.training)
 
     def part(self, path: str | None) -> nn.Module | None:
@@ -88,13 +101,21 @@ class MaskedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C_out, h, w]."""
-        _checks.images(x, self.convs[0].in_channels, "MaskedBlock")
+        if self.training or self.backend == "eager" or torch.compiler.is_compiling():
+            return self._dense(x)
+        runtime = self._prepared()
+        if any(norm.training for norm in runtime.norms):
+            return self._dense(x)
+        _checks.images(x, runtime.in_channels, "MaskedBlock")
         mask = self.gate(x)
-        if self.training or self.backend == "eager" or torch.compiler.is_compiling() or self._norm_training():
-            return self.dense_forward(x, mask)
-        branch, projection = self._folded()
-        shortcut = x if projection is None else self._project(x, projection)
-        return masked_residual(x, mask, shortcut, branch, backend=self.backend, break_even=self.break_even)
+        shortcut = x if runtime.projection is None else _project(x, runtime.projection)
+        return masked_residual(
+            x, mask, shortcut, runtime.branch, backend=self.backend, break_even=self.break_even
+        )
+
+    def _dense(self, x: Tensor) -> Tensor:
+        _checks.images(x, self.convs[0].in_channels, "MaskedBlock")
+        return self.dense_forward(x, self.gate(x))
 
     def dense_forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """The definition: branch everywhere, times the mask, plus the shortcut."""
@@ -109,46 +130,51 @@ class MaskedBlock(nn.Module):
         y = (x if shortcut is None else shortcut(x)) + mask.to(hidden.dtype) * hidden
         return y if act is None else act(y)
 
-    def _norm_training(self) -> bool:
-        return any(n is not None and n.training for n in (self.part(s.norm) for s in self.anatomy.steps))
-
-    def _project(self, x: Tensor, spec: ConvSpec) -> Tensor:
-        return torch.nn.functional.conv2d(
-            x, spec.weight, spec.bias, spec.stride, spec.padding, spec.dilation, spec.groups
-        )
-
-    def _folded(self) -> tuple[PackedBranch, ConvSpec | None]:
-        """Folded and packed weights; recomputed whenever a parameter or buffer of the block has changed."""
+    def _prepared(self) -> _Runtime:
+        """Folded and packed weights; made again whenever a parameter or buffer of the block has changed."""
         if torch.is_grad_enabled():
-            return self._fold()
-        tensors = (*self.block.parameters(), *self.block.buffers())
-        key = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-        if self._packed is None or self._packed[0] != key:
-            self._packed = (key, *self._fold())
-        return self._packed[1], self._packed[2]
+            return self._prepare()
+        if self._runtime is None or not self._runtime.snapshot.fresh():
+            self._runtime = self._prepare()
+        return self._runtime
 
-    def _fold(self) -> tuple[PackedBranch, ConvSpec | None]:
+    def _prepare(self) -> _Runtime:
+        norms = [self.part(s.norm) for s in self.anatomy.steps]
         convs = [
-            fold_conv(self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps
+            fold_conv(self.part(s.conv), norm, self.part(s.act))
+            for s, norm in zip(self.anatomy.steps, norms, strict=True)
         ]
         act = activation_name(self.part(self.anatomy.act))
         assert act in ACTIVATIONS
         projection = self.part(self.anatomy.shortcut)
-        folded = None if projection is None else fold_conv(*_conv_and_norm(projection), None)
-        return PackedBranch.of(convs, act), folded
+        if projection is not None:
+            conv, norm = _conv_and_norm(projection)
+            norms.append(norm)
+            projection = fold_conv(conv, norm, None)
+        return _Runtime(
+            PackedBranch.of(convs, act),
+            projection,
+            convs[0].weight.shape[1] * convs[0].groups,
+            tuple(norm for norm in norms if norm is not None),
+            Snapshot([self.block]),
+        )
 
     def train(self, mode: bool = True) -> MaskedBlock:
         """Switch mode; the folded weights are dropped, since training will change what they were made of."""
-        self._packed = None
+        self._runtime = None
         return super().train(mode)
 
     def __getstate__(self) -> dict:
         """Copies and pickles leave the packed weights behind; they are rebuilt on first use."""
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_runtime": None}
 
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
         return f"kind={self.anatomy.kind!r}, backend={self.backend!r}"
+
+
+def _project(x: Tensor, conv: ConvSpec) -> Tensor:
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _conv_and_norm(projection: nn.Module) -> tuple[nn.Conv2d, nn.Module | None]:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dynaconv import _checks
 from dynaconv.ops import _backends
-from dynaconv.ops._conv import ConvSpec
-from dynaconv.ops._gemm_conv import pack_weight
 from dynaconv.ops._recompute import recompute_gradients
 from dynaconv.ops.masked_residual import cpu, reference
-
-
-@dataclass(frozen=True, eq=False)
-class PackedBranch:
-    """A residual branch ready to run: convolutions in order, their packed weights, the block's activation."""
-
-    convs: tuple[ConvSpec, ...]
-    packed: tuple[Tensor, ...]
-    activation: str
-
-    @classmethod
-    def of(cls, convs: Sequence[ConvSpec], activation: str) -> PackedBranch:
-        """Pack the weights of `convs` once."""
-        return cls(tuple(convs), tuple(pack_weight(conv) for conv in convs), activation)
+from dynaconv.ops.masked_residual.branch import PackedBranch
 
 
 class _Differentiable(torch.autograd.Function):
@@ -39,9 +23,7 @@ class _Differentiable(torch.autograd.Function):
     ):
         ctx.branch = branch
         ctx.save_for_backward(x, mask, shortcut, *weights)
-        return cpu.masked_residual(
-            x, mask, shortcut, branch.convs, branch.activation, branch.packed, break_even
-        )
+        return cpu.masked_residual(x, mask, shortcut, branch, break_even)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -87,7 +69,8 @@ def masked_residual(
     _checks.mask_for(mask, (shortcut.shape[0], shortcut.shape[2], shortcut.shape[3]))
     if chosen == "eager":
         return reference.masked_residual(x, mask, shortcut, branch.convs, branch.activation)
-    weights = [t for conv in branch.convs for t in (conv.weight, conv.bias) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, mask, shortcut, *weights)):
-        return _Differentiable.apply(branch, break_even, x, mask, shortcut, *weights)
-    return cpu.masked_residual(x, mask, shortcut, branch.convs, branch.activation, branch.packed, break_even)
+    if torch.is_grad_enabled():
+        weights = [t for conv in branch.convs for t in (conv.weight, conv.bias) if t is not None]
+        if any(t.requires_grad for t in (x, mask, shortcut, *weights)):
+            return _Differentiable.apply(branch, break_even, x, mask, shortcut, *weights)
+    return cpu.masked_residual(x, mask, shortcut, branch, break_even)
