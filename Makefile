@@ -16,6 +16,9 @@ STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # The editable build runs without isolation: later builds need the torch that is installed, not a second copy.
 BUILD_REQUIRES := hatchling editables
+KERNELS := src/dynaconv/lib/libdynaconv_kernels.so
+CXX ?= g++
+KERNEL_FLAGS := -std=c++17 -O3 -fPIC -fopenmp -Wall -Wextra -Wno-psabi
 # Another torch than the pinned one chooses its own torchvision.
 UNPINNED := $(if $(filter $(PINNED_TORCH),$(TORCH)),^torch==,^torch(vision)?==)
 
@@ -32,8 +35,16 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 	@echo '  Variables: PYTHON=python3.12 (set-up), TORCH="torch==2.12.0" (set-up), WORKERS=8 (test), ARGS="--help" (demo, test, bench)'
 
-setup: $(STAMP) ## make .venv and install everything; instant when nothing changed
+setup: $(STAMP) $(KERNELS) ## make .venv, install everything, build the kernels; instant when nothing changed
 	@:
+
+# Linked against no OpenMP runtime: the kernels use the one that torch has loaded. Without a compiler the package runs on
+# PyTorch operations alone, so a failed build is told and does not stop the set-up.
+$(KERNELS): $(wildcard csrc/kernels/*)
+	@mkdir -p $(@D)
+	@if ! command -v $(CXX) >/dev/null; then echo "no C++ compiler ($(CXX)): using PyTorch operations instead of compiled kernels"; \
+	else for f in csrc/kernels/*.cpp; do $(CXX) $(KERNEL_FLAGS) -c $$f -o $(@D)/$$(basename $$f .cpp).o || exit 0; done && \
+	$(CXX) -shared -o $@.new $(@D)/*.o && mv $@.new $@ && rm -f $(@D)/*.o; fi
 
 # torch goes first, by itself; what follows is told to keep it, or pip would fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt

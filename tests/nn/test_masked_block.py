@@ -12,6 +12,7 @@ from torch import nn
 import dynaconv as dc
 from dynaconv.convert import masked_blocks
 from dynaconv.nn import MaskedBlock
+from dynaconv.ops import _native
 from dynaconv.testing import random_mask
 
 KINDS = [
@@ -25,6 +26,16 @@ KINDS = [
     "timm_inverted",
 ]
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True, params=["kernels", "operations"])
+def executor(request, monkeypatch) -> str:
+    """Every test runs with the compiled kernels and with PyTorch operations alone."""
+    if request.param == "kernels" and _native.missing() is not None:
+        pytest.skip(_native.missing())
+    if request.param == "operations":
+        monkeypatch.setattr(_native, "load", lambda: (None, "switched off by the test"))
+    return request.param
 
 
 def fixed_gate(block: MaskedBlock, mask: torch.Tensor) -> None:

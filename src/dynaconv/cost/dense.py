@@ -57,10 +57,6 @@ def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
         model(x)
     counts = DenseCounts(gate_names=tuple(f"{name}.gate" for name in masks.blocks))
     for name, by_op in _own_counts(model, counter).items():
-        block = name.removesuffix(".gate")
-        if name in counts.gate_names:
-            # A gate states its own cost, since it may run its convolution in another form.
-            counts.convs[name] = masks.blocks[block].gate.macs(masks.input_sizes[block])
         if counts.is_gate(name):
             continue
         convs = sum(v for op, v in by_op.items() if op in _CONV)
@@ -69,6 +65,11 @@ def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
             counts.convs[name] = convs // 2
         if others:
             counts.linears[name] = others // 2
+    # A gate states its own cost, since it may run its convolution in another form.
+    for name, size in masks.input_sizes.items():
+        counts.convs[f"{name}.gate"] = masks.blocks[name].gate.macs(size)
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    counts.convs = dict(sorted(counts.convs.items(), key=lambda item: order.get(item[0], len(order))))
     return counts
 
 
@@ -81,7 +82,7 @@ def _conv_flops(
 
 
 def _own_counts(model: nn.Module, counter: FlopCounterMode) -> dict[str, dict]:
-    """Counts by module without what its descendants did, names relative to the model, in the model's order."""
+    """Counts by module without what its descendants did, names relative to the model."""
     root = type(model).__name__
     totals = {}
     for name, by_op in counter.get_flop_counts().items():
@@ -96,8 +97,7 @@ def _own_counts(model: nn.Module, counter: FlopCounterMode) -> dict[str, dict]:
         if name and caller in own:
             for op, value in by_op.items():
                 own[caller][op] = own[caller].get(op, 0) - value
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    return {name: own[name] for name in sorted(own, key=lambda n: order.get(n, len(order)))}
+    return own
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Source: "Dynamic Convolutions: Exploiting Spatial Sparsity for Faster Inference"
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,40 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.gate import Gate
+from dynaconv.ops import _native
 from dynaconv.ops.mask_ops import conv3x3_to_one, nine_taps, upsample_mask
 
 KINDS = ("squeeze", "conv1x1")
 INITS = ("paper", "default", "open")
+
+
+@dataclass(frozen=True, eq=False)
+class _Reordered:
+    """Weights of a squeeze unit as its fast forms want them, and what they were made of."""
+
+    taps: Tensor
+    row_taps: Tensor
+    linear: Tensor
+    bias: Tensor
+    bias_value: float
+    native: bool
+    snapshot: Snapshot
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, linear: nn.Linear) -> _Reordered:
+        weight = conv.weight.detach()
+        bias = linear.bias.detach() + conv.bias.detach()
+        row_taps = weight.permute(2, 3, 1, 0).reshape(9, -1).contiguous()
+        native = weight.dtype == torch.float32 and _native.missing() is None
+        return cls(
+            nine_taps(weight),
+            row_taps,
+            linear.weight.detach().reshape(-1).contiguous(),
+            bias,
+            float(bias),
+            native,
+            Snapshot([conv, linear]),
+        )
 
 
 class MaskUnit(Gate):
@@ -67,7 +98,7 @@ class MaskUnit(Gate):
         self.conv = nn.Conv2d(in_channels, 1, kernel, stride=stride, padding=kernel // 2)
         self.linear = nn.Linear(in_channels, 1) if kind == "squeeze" else None
         self.norm = nn.BatchNorm2d(1) if norm else None
-        self._reordered: tuple[Tensor, Tensor, Snapshot] | None = None
+        self._reordered: _Reordered | None = None
         self.reset_parameters(init, open_bias)
 
     def reset_parameters(self, init: str = "paper", open_bias: float = 2.0) -> None:
@@ -112,12 +143,13 @@ class MaskUnit(Gate):
 
     def _reordered_logits(self, x: Tensor) -> Tensor:
         """The same logits from fewer and faster operations: nine taps at once, both biases added with the average."""
-        if self._reordered is None or not self._reordered[2].fresh():
-            bias = self.linear.bias.detach() + self.conv.bias.detach()
-            self._reordered = (nine_taps(self.conv.weight), bias, Snapshot([self.conv, self.linear]))
-        taps, bias, _ = self._reordered
-        average = F.linear(x.mean((2, 3)), self.linear.weight, bias)
-        return conv3x3_to_one(x, taps, self.stride).add_(average.view(-1, 1, 1, 1))
+        if self._reordered is None or not self._reordered.snapshot.fresh():
+            self._reordered = _Reordered.of(self.conv, self.linear)
+        ready = self._reordered
+        if ready.native and x.dtype == torch.float32:
+            return _native.mask_logits(x, ready.row_taps, ready.linear, ready.bias_value, self.stride)
+        average = F.linear(x.mean((2, 3)), self.linear.weight, ready.bias)
+        return conv3x3_to_one(x, ready.taps, self.stride).add_(average.view(-1, 1, 1, 1))
 
     def train(self, mode: bool = True) -> MaskUnit:
         """Switch mode; the reordered weights are dropped, since training will change what they were made of."""

@@ -9,17 +9,22 @@ from torch import Tensor
 
 from dynaconv.ops._conv import ConvSpec, Geometry
 from dynaconv.ops._gemm_conv import pack_weight
+from dynaconv.ops._native import NativeBranch
 
 
 @dataclass(frozen=True, eq=False)
 class PackedBranch:
-    """Convolutions in order (batch norm folded), their packed weights and geometries, the block's activation."""
+    """Convolutions in order (batch norm folded), their packed weights and geometries, the block's activation.
+
+    native: the same for the compiled kernels, None where they are missing or cannot run the branch.
+    """
 
     convs: tuple[ConvSpec, ...]
     packed: tuple[Tensor, ...]
     geometries: tuple[Geometry, ...]
     macs_per_position: tuple[int, ...]
     activation: str
+    native: NativeBranch | None
 
     @classmethod
     def of(cls, convs: Sequence[ConvSpec], activation: str) -> PackedBranch:
@@ -30,4 +35,5 @@ class PackedBranch:
             tuple(conv.geometry for conv in convs),
             tuple(conv.macs_per_position for conv in convs),
             activation,
+            NativeBranch.of(convs, activation),
         )

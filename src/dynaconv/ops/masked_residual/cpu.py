@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynaconv.ops import _rows
+from dynaconv.ops import _native, _rows
 from dynaconv.ops._conv import ACTIVATIONS, Geometry, activate_
 from dynaconv.ops._gemm_conv import conv_rows
 from dynaconv.ops.mask_ops import branch_masks, branch_sizes
@@ -34,6 +34,10 @@ def masked_residual(
 ) -> Tensor:
     """Same values as the reference at every position; closed positions cost one activation of the shortcut."""
     activation = branch.activation
+    if branch.native is not None and x.dtype == mask.dtype == shortcut.dtype == torch.float32:
+        sizes = branch_sizes((x.shape[2], x.shape[3]), branch.geometries)
+        y = _native.masked_residual(x, mask, shortcut, branch.native, sizes, break_even)
+        return reference.masked_residual(x, mask, shortcut, branch.convs, activation) if y is None else y
     last = _rows.active_rows(mask)
     if last.numel() == 0:
         return ACTIVATIONS[activation](shortcut) if activation != "none" else shortcut.clone()

@@ -1,0 +1,233 @@
+// Masked residual block and mask logits on rows (pixels) of channels-last float32 activations.
+//
+// An indirect GEMM: every active output pixel is a row, every kernel tap a pointer to C_in contiguous floats; a tap
+// outside the image, or one that the previous convolution did not compute, points at zeros. No im2col, no gather
+// buffer. Knows nothing of torch: raw pointers in, raw pointers out. Source: arXiv 1912.03203, section 3.3.
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "tile.h"
+
+namespace {
+
+struct Conv {
+  const float* weight;  // packed [O / 32][taps * I][32], zero padded
+  const float* bias;    // [O padded to 32]
+  int32_t in_channels, out_channels;
+  int32_t kernel[2], stride[2], padding[2], dilation[2];
+  int32_t activation;
+};
+
+// The mask of one grid over the whole batch, its active positions, and where each lies among them (-1: inactive).
+struct Grid {
+  int64_t height = 0, width = 0;
+  std::vector<uint8_t> need;
+  std::vector<int64_t> rows;
+  std::vector<int32_t> place;
+};
+
+int64_t positions(const Grid& grid, int64_t n) { return n * grid.height * grid.width; }
+
+void list_rows(Grid& grid) {
+  const int64_t count = static_cast<int64_t>(grid.need.size());
+  grid.place.assign(count, -1);
+  grid.rows.clear();
+  for (int64_t p = 0; p < count; ++p) {
+    if (grid.need[p]) {
+      grid.place[p] = static_cast<int32_t>(grid.rows.size());
+      grid.rows.push_back(p);
+    }
+  }
+}
+
+// Mark every input position that an active output reads.
+void mark_needed(const Grid& out, const Conv& conv, int64_t n, Grid& in) {
+  in.need.assign(n * in.height * in.width, 0);
+  for (const int64_t p : out.rows) {
+    const int64_t image = p / (out.height * out.width), rest = p % (out.height * out.width);
+    const int64_t y0 = rest / out.width * conv.stride[0] - conv.padding[0];
+    const int64_t x0 = rest % out.width * conv.stride[1] - conv.padding[1];
+    for (int i = 0; i < conv.kernel[0]; ++i) {
+      const int64_t y = y0 + int64_t{i} * conv.dilation[0];
+      if (y < 0 || y >= in.height) continue;
+      for (int j = 0; j < conv.kernel[1]; ++j) {
+        const int64_t x = x0 + int64_t{j} * conv.dilation[1];
+        if (x >= 0 && x < in.width) in.need[(image * in.height + y) * in.width + x] = 1;
+      }
+    }
+  }
+}
+
+// Pointers to the taps of `count` active outputs starting at `first`: taps[t * kRows + r].
+void point_at_taps(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
+                   const float* zeros, int64_t first, int count, const float** taps) {
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t p = out.rows[first + (r < count ? r : 0)];
+    const int64_t image = p / (out.height * out.width), rest = p % (out.height * out.width);
+    const int64_t y0 = rest / out.width * conv.stride[0] - conv.padding[0];
+    const int64_t x0 = rest % out.width * conv.stride[1] - conv.padding[1];
+    int t = 0;
+    for (int i = 0; i < conv.kernel[0]; ++i) {
+      const int64_t y = y0 + int64_t{i} * conv.dilation[0];
+      for (int j = 0; j < conv.kernel[1]; ++j, ++t) {
+        const int64_t x = x0 + int64_t{j} * conv.dilation[1];
+        const float* row = zeros;
+        if (y >= 0 && y < in.height && x >= 0 && x < in.width) {
+          const int64_t q = (image * in.height + y) * in.width + x;
+          const int64_t at = place ? place[q] : q;
+          if (at >= 0) row = source + at * conv.in_channels;
+        }
+        taps[t * kRows + r] = row;
+      }
+    }
+  }
+}
+
+int threads_for(double macs) {
+#ifdef _OPENMP
+  // Waking a second thread costs some microseconds; half a million multiply-adds take about ten.
+  return macs < 5e5 ? 1 : omp_get_max_threads();
+#else
+  (void)macs;
+  return 1;
+#endif
+}
+
+// One convolution on the active rows of `out`. With `shortcut`, adds it and writes into the full grid `result`;
+// without, writes compact rows.
+void run_conv(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
+              const float* zeros, const float* shortcut, int final_activation, float* result) {
+  const int64_t count = static_cast<int64_t>(out.rows.size());
+  const int taps_count = conv.kernel[0] * conv.kernel[1];
+  const int64_t depth = int64_t{taps_count} * conv.in_channels;
+  const int64_t panels = (conv.out_channels + kColumns - 1) / kColumns;
+  const int64_t tiles = (count + kRows - 1) / kRows;
+  const TileFunction tile = best_tile();
+#pragma omp parallel num_threads(threads_for(double(count) * depth * conv.out_channels))
+  {
+    std::vector<const float*> taps(size_t(taps_count) * kRows);
+    float block[kRows * kColumns];
+    // Few rows: share out panels too, so that every thread has work.
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < tiles * (tiles < 8 ? panels : 1); ++task) {
+      const int64_t index = tiles < 8 ? task / panels : task;
+      const int64_t from = tiles < 8 ? task % panels : 0, to = tiles < 8 ? from + 1 : panels;
+      const int64_t first = index * kRows;
+      const int rows = static_cast<int>(count - first < kRows ? count - first : kRows);
+      point_at_taps(out, in, place, conv, source, zeros, first, rows, taps.data());
+      for (int64_t panel = from; panel < to; ++panel) {
+        tile(taps.data(), taps_count, conv.in_channels, conv.weight + panel * depth * kColumns,
+             conv.bias + panel * kColumns, block);
+        const int64_t column = panel * kColumns;
+        const int64_t width = conv.out_channels - column < kColumns ? conv.out_channels - column : kColumns;
+        for (int r = 0; r < rows; ++r) {
+          const int64_t p = shortcut ? out.rows[first + r] : first + r;
+          float* to_row = result + p * conv.out_channels + column;
+          float* values = block + r * kColumns;
+          apply(conv.activation, values, width);
+          if (shortcut) {
+            const float* add = shortcut + p * conv.out_channels + column;
+            for (int64_t c = 0; c < width; ++c) values[c] += add[c];
+            apply(final_activation, values, width);
+          }
+          std::memcpy(to_row, values, width * sizeof(float));
+        }
+      }
+    }
+  }
+}
+
+void copy_activated(const float* from, float* to, int64_t count, int activation) {
+#pragma omp parallel for schedule(static) num_threads(threads_for(double(count)))
+  for (int64_t start = 0; start < count; start += 4096) {
+    const int64_t length = count - start < 4096 ? count - start : 4096;
+    std::memcpy(to + start, from + start, length * sizeof(float));
+    apply(activation, to + start, length);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int dynaconv_abi() { return 1; }
+
+const char* dynaconv_isa() { return best_isa(); }
+
+int dynaconv_columns() { return kColumns; }
+
+// y = act(shortcut + mask * branch(x)) over rows. sizes: (H, W) of the input and of every convolution's output.
+// Returns 0 when done, 1 when the executed share exceeds `break_even` (nothing is written then), 2 out of memory.
+int dynaconv_masked_residual(const float* x, const float* mask, const float* shortcut, float* y, int64_t n,
+                             const Conv* convs, int count, const int64_t* sizes, int final_activation,
+                             double break_even) try {
+  std::vector<Grid> grids(count + 1);
+  for (int i = 0; i <= count; ++i) {
+    grids[i].height = sizes[2 * i];
+    grids[i].width = sizes[2 * i + 1];
+  }
+  Grid& last = grids[count];
+  last.need.resize(positions(last, n));
+  for (size_t p = 0; p < last.need.size(); ++p) last.need[p] = mask[p] != 0.0f;
+  list_rows(last);
+  const int64_t channels = convs[count - 1].out_channels;
+  const int64_t total = positions(last, n) * channels;
+  if (last.rows.empty()) {
+    copy_activated(shortcut, y, total, final_activation);
+    return 0;
+  }
+  double executed = 0, dense = 0;
+  int64_t widest = 0;
+  for (int i = count - 1; i >= 0; --i) {
+    const Conv& conv = convs[i];
+    const double macs = double(conv.kernel[0]) * conv.kernel[1] * conv.in_channels * conv.out_channels;
+    executed += macs * grids[i + 1].rows.size();
+    dense += macs * positions(grids[i + 1], n);
+    if (conv.in_channels > widest) widest = conv.in_channels;
+    if (i == 0) break;
+    mark_needed(grids[i + 1], conv, n, grids[i]);
+    list_rows(grids[i]);
+  }
+  if (executed > break_even * dense) return 1;
+  const std::vector<float> zeros(widest, 0.0f);
+  copy_activated(shortcut, y, total, final_activation);
+  std::vector<float> hidden, next;
+  const float* source = x;
+  for (int i = 0; i < count; ++i) {
+    const int32_t* place = i ? grids[i].place.data() : nullptr;
+    const bool final = i == count - 1;
+    if (!final) next.resize(grids[i + 1].rows.size() * convs[i].out_channels);
+    run_conv(grids[i + 1], grids[i], place, convs[i], source, zeros.data(), final ? shortcut : nullptr,
+             final_activation, final ? y : next.data());
+    hidden.swap(next);
+    source = hidden.data();
+  }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 2;
+}
+
+// Squeeze mask unit: z = conv3x3(x) (stride s, padding 1) + linear(mean of x) + bias, one value a position.
+void dynaconv_mask_logits(const float* x, const float* taps, const float* linear, float bias, int64_t n,
+                          int64_t height, int64_t width, int64_t channels, int64_t stride, float* z) {
+  const int64_t out_height = (height - 1) / stride + 1, out_width = (width - 1) / stride + 1;
+  const MaskRowFunction row = best_mask_row();
+  const MeanFunction mean = best_mean();
+  for (int64_t image = 0; image < n; ++image) {
+    const float* source = x + image * height * width * channels;
+    float* target = z + image * out_height * out_width;
+    const float offset = bias + mean(source, height * width, channels, linear);
+#pragma omp parallel for schedule(static) num_threads(threads_for(9.0 * out_height * out_width * channels))
+    for (int64_t oy = 0; oy < out_height; ++oy)
+      row(source, taps, height, width, channels, stride, oy, out_width, offset, target + oy * out_width);
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,179 @@
+// Micro-kernels and their dispatch. The template is written with compiler vectors of the instruction set's width, so
+// that the same source serves AVX-512, AVX2 and everything else.
+
+#include "tile.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define DYNACONV_X86 1
+#endif
+
+#define DYNACONV_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+typedef float float4 __attribute__((vector_size(16)));
+typedef float float8 __attribute__((vector_size(32)));
+typedef float float16 __attribute__((vector_size(64)));
+
+// memcpy is how an unaligned vector is read and written without breaking the language's rules; it compiles to one move.
+template <typename Vector>
+DYNACONV_INLINE Vector load(const float* from) {
+  Vector value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename Vector>
+DYNACONV_INLINE void store(float* to, const Vector& value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+// `Rows` x 2 vectors of accumulators stay in registers; rows and columns of the tile are walked in such pieces.
+template <typename Vector, int Rows>
+DYNACONV_INLINE void tile_piece(const float* const* taps, int taps_count, int64_t channels, const float* weight,
+                                const float* bias, float* block, int row, int column) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  Vector sums[Rows][2];
+  const Vector start0 = load<Vector>(bias + column);
+  const Vector start1 = load<Vector>(bias + column + kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    sums[r][0] = start0;
+    sums[r][1] = start1;
+  }
+  const float* w = weight + column;
+  for (int t = 0; t < taps_count; ++t) {
+    const float* from[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) from[r] = taps[t * kRows + row + r];
+    for (int64_t k = 0; k < channels; ++k, w += kColumns) {
+      const Vector w0 = load<Vector>(w);
+      const Vector w1 = load<Vector>(w + kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        const float value = from[r][k];
+        sums[r][0] += w0 * value;
+        sums[r][1] += w1 * value;
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    store<Vector>(block + (row + r) * kColumns + column, sums[r][0]);
+    store<Vector>(block + (row + r) * kColumns + column + kLanes, sums[r][1]);
+  }
+}
+
+template <typename Vector, int Rows>
+DYNACONV_INLINE void whole_tile(const float* const* taps, int taps_count, int64_t channels, const float* weight,
+                                const float* bias, float* block) {
+  constexpr int kStep = 2 * sizeof(Vector) / sizeof(float);
+  static_assert(kRows % Rows == 0 && kColumns % kStep == 0, "pieces must cover the tile");
+  for (int column = 0; column < kColumns; column += kStep)
+    for (int row = 0; row < kRows; row += Rows)
+      tile_piece<Vector, Rows>(taps, taps_count, channels, weight, bias, block, row, column);
+}
+
+template <typename Vector>
+DYNACONV_INLINE float dot(const float* a, const float* b, int64_t count, float start) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  Vector sums = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    sums += load<Vector>(a + i) * load<Vector>(b + i);
+  for (; i < count; ++i) start += a[i] * b[i];
+  for (int lane = 0; lane < kLanes; ++lane) start += sums[lane];
+  return start;
+}
+
+template <typename Vector>
+DYNACONV_INLINE void mask_row(const float* x, const float* taps, int64_t height, int64_t width, int64_t channels,
+                              int64_t stride, int64_t oy, int64_t out_width, float offset, float* z) {
+  for (int64_t ox = 0; ox < out_width; ++ox) {
+    // The taps of one kernel row are contiguous in memory, and so are their weights: up to three long products.
+    const int64_t left = ox * stride - 1 < 0 ? 0 : ox * stride - 1;
+    const int64_t right = ox * stride + 2 > width ? width : ox * stride + 2;
+    const int64_t skip = left - (ox * stride - 1);
+    float sum = offset;
+    for (int64_t i = 0; i < 3; ++i) {
+      const int64_t y = oy * stride - 1 + i;
+      if (y < 0 || y >= height) continue;
+      sum = dot<Vector>(x + (y * width + left) * channels, taps + (3 * i + skip) * channels, (right - left) * channels, sum);
+    }
+    z[ox] = sum;
+  }
+}
+
+template <typename Vector>
+DYNACONV_INLINE float mean_dot(const float* x, int64_t count, int64_t channels, const float* weight) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  double total = 0;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vector sums = {};
+    for (int64_t p = 0; p < count; ++p) sums += load<Vector>(x + p * channels + c);
+    for (int lane = 0; lane < kLanes; ++lane) total += double(sums[lane]) * weight[c + lane];
+  }
+  for (; c < channels; ++c) {
+    float sum = 0;
+    for (int64_t p = 0; p < count; ++p) sum += x[p * channels + c];
+    total += double(sum) * weight[c];
+  }
+  return static_cast<float>(total / double(count));
+}
+
+#define DYNACONV_KERNELS(NAME, TARGET, VECTOR, ROWS)                                                                  \
+  TARGET void tile_##NAME(const float* const* taps, int taps_count, int64_t channels, const float* weight,           \
+                          const float* bias, float* block) {                                                         \
+    whole_tile<VECTOR, ROWS>(taps, taps_count, channels, weight, bias, block);                                       \
+  }                                                                                                                  \
+  TARGET void mask_row_##NAME(const float* x, const float* taps, int64_t height, int64_t width, int64_t channels,    \
+                              int64_t stride, int64_t oy, int64_t out_width, float offset, float* z) {               \
+    mask_row<VECTOR>(x, taps, height, width, channels, stride, oy, out_width, offset, z);                            \
+  }                                                                                                                  \
+  TARGET float mean_##NAME(const float* x, int64_t count, int64_t channels, const float* weight) {                   \
+    return mean_dot<VECTOR>(x, count, channels, weight);                                                             \
+  }
+
+DYNACONV_KERNELS(plain, , float4, 4)
+#ifdef DYNACONV_X86
+DYNACONV_KERNELS(avx2, __attribute__((target("avx2,fma"))), float8, 6)
+DYNACONV_KERNELS(avx512, __attribute__((target("avx512f,fma"))), float16, 12)
+#endif
+
+struct Kernels {
+  const char* isa;
+  TileFunction tile;
+  MaskRowFunction mask_row;
+  MeanFunction mean;
+};
+
+// The one table that says which kernel runs on which processor.
+// DYNACONV_ISA=plain or avx2 asks for less than the processor has, for tests.
+Kernels choose() {
+#ifdef DYNACONV_X86
+  const char* wish = std::getenv("DYNACONV_ISA");
+  const auto allowed = [wish](const char* isa) { return wish == nullptr || std::strcmp(wish, isa) == 0; };
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && allowed("avx512"))
+    return {"avx512", tile_avx512, mask_row_avx512, mean_avx512};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2"))
+    return {"avx2", tile_avx2, mask_row_avx2, mean_avx2};
+#endif
+  return {"plain", tile_plain, mask_row_plain, mean_plain};
+}
+
+const Kernels& best() {
+  static const Kernels kernels = choose();
+  return kernels;
+}
+
+}  // namespace
+
+TileFunction best_tile() { return best().tile; }
+MaskRowFunction best_mask_row() { return best().mask_row; }
+MeanFunction best_mean() { return best().mean; }
+const char* best_isa() { return best().isa; }

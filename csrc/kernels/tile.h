@@ -1,0 +1,42 @@
+// The innermost loops, one template for all instruction sets; one table picks the best at run time.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+constexpr int kRows = 12;     // pixels of a tile
+constexpr int kColumns = 32;  // output channels of a tile and of a packed weight panel
+
+// block[r * kColumns + c] = bias[c] + sum over taps t and channels k of taps[t * kRows + r][k] * weight[(t * depth + k)
+// * kColumns + c].
+using TileFunction = void (*)(const float* const* taps, int taps_count, int64_t channels, const float* weight,
+                              const float* bias, float* block);
+using MaskRowFunction = void (*)(const float* x, const float* taps, int64_t height, int64_t width, int64_t channels,
+                                 int64_t stride, int64_t oy, int64_t out_width, float offset, float* z);
+using MeanFunction = float (*)(const float* x, int64_t count, int64_t channels, const float* weight);
+
+TileFunction best_tile();
+MaskRowFunction best_mask_row();
+MeanFunction best_mean();
+const char* best_isa();
+
+// Activations by number; the order is that of ACTIVATIONS in dynaconv/ops/_native.py.
+inline void apply(int activation, float* values, int64_t count) {
+  switch (activation) {
+    case 1:
+      for (int64_t i = 0; i < count; ++i) values[i] = values[i] > 0 ? values[i] : (values[i] != values[i] ? values[i] : 0);
+      break;
+    case 2:
+      for (int64_t i = 0; i < count; ++i) {
+        const float v = values[i];
+        values[i] = v != v ? v : v < 0 ? 0 : v > 6 ? 6 : v;
+      }
+      break;
+    case 3:
+      for (int64_t i = 0; i < count; ++i) values[i] = values[i] / (1 + std::exp(-values[i]));
+      break;
+    default:
+      break;
+  }
+}
