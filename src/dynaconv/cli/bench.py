@@ -166,7 +166,6 @@ def _measure(opened: Opened, rivals: list[Rival], size: tuple[int, int, int], ar
         "masks": masks,
         "pictures": source,
         "dense": "the same network without gates (dc.revert_), batch norm folded in both",
-        "break_even_density": next(iter(_blocks(opened.model))).break_even,
         "largest_deviation": deviations,
         "batches": timed,
     }
@@ -242,7 +241,7 @@ def _text(data: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{data['model']} at {size}; pictures: {data['pictures']}; masks: {data['masks']}",
-            f"dense is {data['dense']}; a block whose density is above {data['break_even_density']:g} computes densely",
+            f"dense is {data['dense']}; above its break-even share of MACs a block computes densely",
             data["machine"],
             "",
             format_table(header, rows, "rlrrrrr"),

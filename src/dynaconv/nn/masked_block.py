@@ -16,7 +16,6 @@ from dynaconv.nn._fold import activation_name, fold_conv
 from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.gate import Gate
 from dynaconv.ops import ACTIVATIONS, ConvSpec, PackedBranch, masked_residual
-from dynaconv.ops.masked_residual.cpu import BREAK_EVEN
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class MaskedBlock(nn.Module):
         config: what `dynamize_` was asked for, kept so that the network can be saved and rebuilt.
         dilation_gradient: "none" (paper), "marginal" or "max": gradient of the budget through dilated masks.
         backend: "auto", "cpu" or "eager"; an explicit choice never falls back.
+        break_even: executed share of the branch's MACs above which it is computed densely; None takes the measured one.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MaskedBlock(nn.Module):
         config: object = None,
         dilation_gradient: str = "none",
         backend: str = "auto",
-        break_even: float = BREAK_EVEN,
+        break_even: float | None = None,
     ) -> None:
         super().__init__()
         self.block = block

@@ -19,7 +19,13 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, branch: PackedBranch, break_even: float, x: Tensor, mask: Tensor, shortcut: Tensor, *weights
+        ctx,
+        branch: PackedBranch,
+        break_even: float | None,
+        x: Tensor,
+        mask: Tensor,
+        shortcut: Tensor,
+        *weights,
     ):
         ctx.branch = branch
         ctx.save_for_backward(x, mask, shortcut, *weights)
@@ -47,7 +53,7 @@ def masked_residual(
     branch: PackedBranch,
     *,
     backend: str = "auto",
-    break_even: float = cpu.BREAK_EVEN,
+    break_even: float | None = None,
 ) -> Tensor:
     """y = act(shortcut + mask * branch(x)), computing the branch only where the mask asks for it.
 
@@ -57,7 +63,7 @@ def masked_residual(
         shortcut: [N, C_out, h, w], what passes where the mask is closed.
         branch: the convolutions (batch norm folded) and the block's activation.
         backend: "cpu" (index lists), "eager" (dense, times the mask) or "auto".
-        break_even: share of the branch's MACs above which the dense computation is used.
+        break_even: share of the branch's MACs above which the dense computation is used; None takes the measured one.
     Returns:
         [N, C_out, h, w].
     Raises:

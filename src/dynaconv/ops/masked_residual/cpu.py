@@ -14,8 +14,16 @@ from dynaconv.ops.mask_ops import branch_masks, branch_sizes
 from dynaconv.ops.masked_residual import reference
 from dynaconv.ops.masked_residual.branch import PackedBranch
 
-# Executed over dense conditional MACs above which the dense path is faster; see docs/benchmarks.md, "Break-even".
-BREAK_EVEN = 0.8
+# Executed over dense conditional MACs above which the dense path is faster, measured with
+# `make bench ARGS="--break-even"`; see docs/benchmarks.md. Depthwise rows are bound by memory, so they pay least.
+BREAK_EVEN_COMPILED, BREAK_EVEN_ROWS, BREAK_EVEN_DEPTHWISE = 0.7, 0.6, 0.35
+
+
+def break_even_of(branch: PackedBranch) -> float:
+    """The measured break-even of a branch's kind."""
+    if branch.native is not None:
+        return BREAK_EVEN_COMPILED
+    return BREAK_EVEN_DEPTHWISE if any(conv.depthwise for conv in branch.convs) else BREAK_EVEN_ROWS
 
 
 def can_run(x: Tensor) -> str | None:
@@ -30,10 +38,11 @@ def can_run(x: Tensor) -> str | None:
 
 
 def masked_residual(
-    x: Tensor, mask: Tensor, shortcut: Tensor, branch: PackedBranch, break_even: float
+    x: Tensor, mask: Tensor, shortcut: Tensor, branch: PackedBranch, break_even: float | None
 ) -> Tensor:
     """Same values as the reference at every position; closed positions cost one activation of the shortcut."""
     activation = branch.activation
+    break_even = break_even_of(branch) if break_even is None else break_even
     if branch.native is not None and x.dtype == mask.dtype == shortcut.dtype == torch.float32:
         sizes = branch_sizes((x.shape[2], x.shape[3]), branch.geometries)
         y = _native.masked_residual(x, mask, shortcut, branch.native, sizes, break_even)
