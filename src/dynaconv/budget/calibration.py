@@ -121,7 +121,8 @@ def set_budget_(model: nn.Module, target: float | None) -> float | None:
     low, high = float(table[0, 0]), float(table[-1, 0])
     if not low - 1e-6 <= target <= high + 1e-6:
         raise ValueError(
-            f"a budget of {target:g} lies outside the calibrated range {low:.3f}..{high:.3f}; calibrate with that target"
+            f"a budget of {target:g} lies outside the calibrated range {low:.3f}..{high:.3f}; "
+            "calibrate with that target"
         )
     thresholds = {}
     for name, gate in found.items():

@@ -47,8 +47,8 @@ class MacBudget:
         total_steps: training steps in all; the schedules are stretched over them.
         alpha: weight of the budget loss (10 in the paper's classification networks, 0.01 for pose).
         anneal: share of training over which the block bounds open (0.33 in the paper).
-        ramp: share of training over which the target falls from 1 to `target` (0 in the paper: at once). Starting from a
-            trained dense network, a ramp gives the gates time to learn where before most positions close.
+        ramp: share of training over which the target falls from 1 to `target` (0 in the paper: at once). Starting from
+            a trained dense network, a ramp gives the gates time to learn where before most positions close.
         schedule: noise and temperature of the gates.
         scope: "conditional" (the paper's), or "total": target is a share of the whole static network's multiply-adds,
             gates included in what is spent; needs input_size or a model that knows its own.

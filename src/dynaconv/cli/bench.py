@@ -172,12 +172,6 @@ def _measure(opened: Opened, rivals: list[Rival], size: tuple[int, int, int], ar
     return Outcome(_text(data), data)
 
 
-def _blocks(model: nn.Module) -> list[Any]:
-    import dynaconv as dc
-
-    return list(dc.masked_blocks(model).values())
-
-
 def verify(model: nn.Module, x: Tensor, label: str) -> float:
     """Largest relative deviation of skipping from computing everything.
 

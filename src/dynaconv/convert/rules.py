@@ -41,7 +41,8 @@ def as_rules(config: GateConfig | Rules | None, model: nn.Module) -> Rules:
         return {"": config}
     if not isinstance(config, Mapping):
         raise TypeError(
-            f"expected a config such as SpatialMasking() or a dict of module names to configs, got {type(config).__name__}"
+            "expected a config such as SpatialMasking() or a dict of module names to configs, "
+            f"got {type(config).__name__}"
         )
     names = [name for name, _ in model.named_modules()]
     for rule, value in config.items():

@@ -1,4 +1,4 @@
-"""Conditional multiply-adds of a masked block, counted from its mask. Section 1.4 of the cost rules in docs/concepts.md."""
+"""Conditional multiply-adds of a masked block, counted from its mask (rules: docs/concepts.md)."""
 
 from __future__ import annotations
 

@@ -83,9 +83,11 @@ class Profile:
         n, size = len(self.executed_macs), "x".join(str(v) for v in self.input_size)
         return (
             f"dense     {self.dense_macs:>15,} MACs per image of {size}\n"
-            f"executed  {self.executed_macs.mean():>15,.0f} MACs per image (mean of {n}, from {self.executed_macs.min():,.0f} "
+            f"executed  {self.executed_macs.mean():>15,.0f} MACs per image "
+            f"(mean of {n}, from {self.executed_macs.min():,.0f} "
             f"to {self.executed_macs.max():,.0f}), {self.macs_ratio:.3f} of dense\n"
-            f"routing   {self.routing_macs.mean():>15,.0f} of them decide; conditional MACs: {self.conditional_ratio:.3f} of "
+            f"routing   {self.routing_macs.mean():>15,.0f} of them decide; "
+            f"conditional MACs: {self.conditional_ratio:.3f} of "
             f"{self.conditional_macs:,} executed; {self.params:,} parameters"
         )
 

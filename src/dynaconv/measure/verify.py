@@ -1,4 +1,4 @@
-"""Does skipping give the numbers that computing everywhere gives?"""
+"""Compare skipping with computing everywhere, block by block."""
 
 from __future__ import annotations
 

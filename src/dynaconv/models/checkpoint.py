@@ -133,7 +133,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or foreign:
         raise ValueError(
-            f"the weights in {folder} do not fit {type(model).__name__}: {len(missing)} missing (such as {missing[:2]}), "
+            f"the weights in {folder} do not fit {type(model).__name__}: "
+            f"{len(missing)} missing (such as {missing[:2]}), "
             f"{len(foreign)} unknown (such as {foreign[:2]})"
         )
     for name, value in state.items():

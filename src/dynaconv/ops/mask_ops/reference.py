@@ -56,6 +56,6 @@ def reader_count(
         for i in (0, 1)
     ]
     full = F.conv_transpose2d(mask, ones, stride=stride, dilation=dilation)
-    # conv_transpose2d refuses an output_padding >= stride, which a 1x1 strided convolution can need: crop and pad by hand.
+    # conv_transpose2d refuses an output_padding >= stride, which a strided 1x1 can need: crop and pad by hand.
     full = F.pad(full, (0, max(0, extra[1] + padding[1]), 0, max(0, extra[0] + padding[0])))
     return full[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
