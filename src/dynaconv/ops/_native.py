@@ -1,8 +1,8 @@
 """The compiled kernels, when they are built: found, loaded and called through plain C functions.
 
 `make setup` compiles csrc/kernels into this package where there is a C++ compiler. Without them every op runs on
-PyTorch operations. The library is linked against no OpenMP runtime: its parallel loops bind to the one that torch has loaded,
-so that both share one pool of threads and torch.set_num_threads holds for both.
+PyTorch operations. The library is linked against no OpenMP runtime: its parallel loops bind to the one that torch has
+loaded, so that both share one pool of threads and torch.set_num_threads holds for both.
 """
 
 from __future__ import annotations
