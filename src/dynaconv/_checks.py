@@ -298,7 +298,7 @@ def train_interrupted(epoch: int, epochs: int, done: int, step: int) -> str:
 
 def train_no_recipe_file(path: object, shipped: Sequence[str]) -> FileNotFoundError:
     """Error for a recipe file that is not there."""
-    return FileNotFoundError(f"there is no recipe file {str(path)!r}; shipped recipes: {_some(shipped)}")
+    return FileNotFoundError(f"there is no recipe file {str(path)!r}; shipped recipes: {', '.join(shipped)}")
 
 
 def train_bad_override(word: str) -> ValueError:
