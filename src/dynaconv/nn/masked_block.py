@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv import _checks
 from dynaconv.nn._fold import activation_name, fold_conv
@@ -108,9 +109,19 @@ class MaskedBlock(nn.Module):
             return self._dense(x)
         _checks.images(x, runtime.in_channels, "MaskedBlock")
         mask = self.gate(x)
-        shortcut = x if runtime.projection is None else _project(x, runtime.projection)
+        projection, weights = runtime.projection, None
+        if torch.is_grad_enabled():
+            # The packed weights give the values; these carry the gradient.
+            convs, projection = self._fold()
+            weights = [t for conv in convs for t in (conv.weight, conv.bias) if t is not None]
         return masked_residual(
-            x, mask, shortcut, runtime.branch, backend=self.backend, break_even=self.break_even
+            x,
+            mask,
+            x if projection is None else _project(x, projection),
+            runtime.branch,
+            weights=weights,
+            backend=self.backend,
+            break_even=self.break_even,
         )
 
     def _dense(self, x: Tensor) -> Tensor:
@@ -132,32 +143,30 @@ class MaskedBlock(nn.Module):
 
     def _prepared(self) -> _Runtime:
         """Folded and packed weights; made again whenever a parameter or buffer of the block has changed."""
-        if torch.is_grad_enabled():
-            return self._prepare()
         if self._runtime is None or not self._runtime.snapshot.fresh():
-            self._runtime = self._prepare()
+            with torch.no_grad():
+                self._runtime = self._prepare()
         return self._runtime
 
     def _prepare(self) -> _Runtime:
-        norms = [self.part(s.norm) for s in self.anatomy.steps]
-        convs = [
-            fold_conv(self.part(s.conv), norm, self.part(s.act))
-            for s, norm in zip(self.anatomy.steps, norms, strict=True)
-        ]
+        convs, projection = self._fold()
         act = activation_name(self.part(self.anatomy.act))
         assert act in ACTIVATIONS
-        projection = self.part(self.anatomy.shortcut)
-        if projection is not None:
-            conv, norm = _conv_and_norm(projection)
-            norms.append(norm)
-            projection = fold_conv(conv, norm, None)
         return _Runtime(
             PackedBranch.of(convs, act),
             projection,
             convs[0].weight.shape[1] * convs[0].groups,
-            tuple(norm for norm in norms if norm is not None),
+            tuple(m for m in self.block.modules() if isinstance(m, _BatchNorm)),
             Snapshot([self.block]),
         )
+
+    def _fold(self) -> tuple[list[ConvSpec], ConvSpec | None]:
+        """The branch's convolutions and the projection with batch norm folded in, differentiably."""
+        convs = [
+            fold_conv(self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps
+        ]
+        shortcut = self.part(self.anatomy.shortcut)
+        return convs, None if shortcut is None else fold_conv(*_conv_and_norm(shortcut), None)
 
     def train(self, mode: bool = True) -> MaskedBlock:
         """Switch mode; the folded weights are dropped, since training will change what they were made of."""

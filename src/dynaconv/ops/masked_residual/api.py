@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -52,6 +53,7 @@ def masked_residual(
     shortcut: Tensor,
     branch: PackedBranch,
     *,
+    weights: Sequence[Tensor] | None = None,
     backend: str = "auto",
     break_even: float | None = None,
 ) -> Tensor:
@@ -62,6 +64,8 @@ def masked_residual(
         mask: [N, 1, h, w] of 0 and 1 on the block's output grid.
         shortcut: [N, C_out, h, w], what passes where the mask is closed.
         branch: the convolutions (batch norm folded) and the block's activation.
+        weights: what to differentiate with respect to: each convolution's weight and, where it has one, bias, equal in
+            value to those of `branch`; None takes the branch's own.
         backend: "cpu" (index lists), "eager" (dense, times the mask) or "auto".
         break_even: share of the branch's MACs above which the dense computation is used; None takes the measured one.
     Returns:
@@ -76,7 +80,8 @@ def masked_residual(
     if chosen == "eager":
         return reference.masked_residual(x, mask, shortcut, branch.convs, branch.activation)
     if torch.is_grad_enabled():
-        weights = [t for conv in branch.convs for t in (conv.weight, conv.bias) if t is not None]
+        if weights is None:
+            weights = [t for conv in branch.convs for t in (conv.weight, conv.bias) if t is not None]
         if any(t.requires_grad for t in (x, mask, shortcut, *weights)):
             return _Differentiable.apply(branch, break_even, x, mask, shortcut, *weights)
     return cpu.masked_residual(x, mask, shortcut, branch, break_even)
