@@ -18,11 +18,12 @@
 namespace {
 
 struct Conv {
-  const float* weight;  // packed [O / 32][taps * I][32], zero padded
+  const float* weight;  // packed [O / 32][taps * I][32], zero padded; depthwise: [taps][O]
   const float* bias;    // [O padded to 32]
   int32_t in_channels, out_channels;
   int32_t kernel[2], stride[2], padding[2], dilation[2];
   int32_t activation;
+  int32_t depthwise;    // 1: one filter a channel, in_channels == out_channels
 };
 
 // The mask of one grid over the whole batch, its active positions, and where each lies among them (-1: inactive).
@@ -153,11 +154,40 @@ void copy_activated(const float* from, float* to, int64_t count, int activation)
   }
 }
 
+// The depthwise form of run_conv: bound by memory, one pixel at a time, all channels.
+void run_depthwise(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
+                   const float* zeros, const float* shortcut, int final_activation, float* result) {
+  const int64_t count = static_cast<int64_t>(out.rows.size()), channels = conv.out_channels;
+  const int taps_count = conv.kernel[0] * conv.kernel[1];
+  const int64_t tiles = (count + kRows - 1) / kRows;
+  const DepthwiseFunction pixel = best_depthwise();
+#pragma omp parallel num_threads(threads_for(4.0 * count * taps_count * channels))
+  {
+    std::vector<const float*> taps(size_t(taps_count) * kRows);
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tiles; ++index) {
+      const int64_t first = index * kRows;
+      const int rows = static_cast<int>(count - first < kRows ? count - first : kRows);
+      point_at_taps(out, in, place, conv, source, zeros, first, rows, taps.data());
+      for (int r = 0; r < rows; ++r) {
+        const int64_t p = shortcut ? out.rows[first + r] : first + r;
+        float* values = result + p * channels;
+        pixel(taps.data() + r, taps_count, channels, conv.weight, conv.bias, values);
+        apply(conv.activation, values, channels);
+        if (shortcut) {
+          for (int64_t c = 0; c < channels; ++c) values[c] += shortcut[p * channels + c];
+          apply(final_activation, values, channels);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
-int dynaconv_abi() { return 1; }
+int dynaconv_abi() { return 2; }
 
 const char* dynaconv_isa() { return best_isa(); }
 
@@ -187,7 +217,8 @@ int dynaconv_masked_residual(const float* x, const float* mask, const float* sho
   int64_t widest = 0;
   for (int i = count - 1; i >= 0; --i) {
     const Conv& conv = convs[i];
-    const double macs = double(conv.kernel[0]) * conv.kernel[1] * conv.in_channels * conv.out_channels;
+    const double macs =
+        double(conv.kernel[0]) * conv.kernel[1] * conv.out_channels * (conv.depthwise ? 1 : conv.in_channels);
     executed += macs * grids[i + 1].rows.size();
     dense += macs * positions(grids[i + 1], n);
     if (conv.in_channels > widest) widest = conv.in_channels;
@@ -204,8 +235,9 @@ int dynaconv_masked_residual(const float* x, const float* mask, const float* sho
     const int32_t* place = i ? grids[i].place.data() : nullptr;
     const bool final = i == count - 1;
     if (!final) next.resize(grids[i + 1].rows.size() * convs[i].out_channels);
-    run_conv(grids[i + 1], grids[i], place, convs[i], source, zeros.data(), final ? shortcut : nullptr,
-             final_activation, final ? y : next.data());
+    const auto run = convs[i].depthwise ? run_depthwise : run_conv;
+    run(grids[i + 1], grids[i], place, convs[i], source, zeros.data(), final ? shortcut : nullptr, final_activation,
+        final ? y : next.data());
     hidden.swap(next);
     source = hidden.data();
   }

@@ -78,6 +78,24 @@ DYNACONV_INLINE void whole_tile(const float* const* taps, int taps_count, int64_
 }
 
 template <typename Vector>
+DYNACONV_INLINE void depthwise_pixel(const float* const* taps, int taps_count, int64_t channels, const float* weight,
+                                     const float* bias, float* out) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vector sum = load<Vector>(bias + c);
+    for (int t = 0; t < taps_count; ++t)
+      sum += load<Vector>(weight + t * channels + c) * load<Vector>(taps[t * kRows] + c);
+    store<Vector>(out + c, sum);
+  }
+  for (; c < channels; ++c) {
+    float sum = bias[c];
+    for (int t = 0; t < taps_count; ++t) sum += weight[t * channels + c] * taps[t * kRows][c];
+    out[c] = sum;
+  }
+}
+
+template <typename Vector>
 DYNACONV_INLINE float dot(const float* a, const float* b, int64_t count, float start) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
   Vector sums = {};
@@ -130,6 +148,10 @@ DYNACONV_INLINE float mean_dot(const float* x, int64_t count, int64_t channels, 
                           const float* bias, float* block) {                                                         \
     whole_tile<VECTOR, ROWS>(taps, taps_count, channels, weight, bias, block);                                       \
   }                                                                                                                  \
+  TARGET void depthwise_##NAME(const float* const* taps, int taps_count, int64_t channels, const float* weight,      \
+                               const float* bias, float* out) {                                                      \
+    depthwise_pixel<VECTOR>(taps, taps_count, channels, weight, bias, out);                                          \
+  }                                                                                                                  \
   TARGET void mask_row_##NAME(const float* x, const float* taps, int64_t height, int64_t width, int64_t channels,    \
                               int64_t stride, int64_t oy, int64_t out_width, float offset, float* z) {               \
     mask_row<VECTOR>(x, taps, height, width, channels, stride, oy, out_width, offset, z);                            \
@@ -147,6 +169,7 @@ DYNACONV_KERNELS(avx512, __attribute__((target("avx512f,fma"))), float16, 12)
 struct Kernels {
   const char* isa;
   TileFunction tile;
+  DepthwiseFunction depthwise;
   MaskRowFunction mask_row;
   MeanFunction mean;
 };
@@ -159,11 +182,11 @@ Kernels choose() {
   const auto allowed = [wish](const char* isa) { return wish == nullptr || std::strcmp(wish, isa) == 0; };
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && allowed("avx512"))
-    return {"avx512", tile_avx512, mask_row_avx512, mean_avx512};
+    return {"avx512", tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2"))
-    return {"avx2", tile_avx2, mask_row_avx2, mean_avx2};
+    return {"avx2", tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2};
 #endif
-  return {"plain", tile_plain, mask_row_plain, mean_plain};
+  return {"plain", tile_plain, depthwise_plain, mask_row_plain, mean_plain};
 }
 
 const Kernels& best() {
@@ -174,6 +197,7 @@ const Kernels& best() {
 }  // namespace
 
 TileFunction best_tile() { return best().tile; }
+DepthwiseFunction best_depthwise() { return best().depthwise; }
 MaskRowFunction best_mask_row() { return best().mask_row; }
 MeanFunction best_mean() { return best().mean; }
 const char* best_isa() { return best().isa; }

@@ -12,11 +12,15 @@ constexpr int kColumns = 32;  // output channels of a tile and of a packed weigh
 // * kColumns + c].
 using TileFunction = void (*)(const float* const* taps, int taps_count, int64_t channels, const float* weight,
                               const float* bias, float* block);
+// out[c] = bias[c] + sum over taps t of taps[t * kRows][c] * weight[t * channels + c].
+using DepthwiseFunction = void (*)(const float* const* taps, int taps_count, int64_t channels, const float* weight,
+                                   const float* bias, float* out);
 using MaskRowFunction = void (*)(const float* x, const float* taps, int64_t height, int64_t width, int64_t channels,
                                  int64_t stride, int64_t oy, int64_t out_width, float offset, float* z);
 using MeanFunction = float (*)(const float* x, int64_t count, int64_t channels, const float* weight);
 
 TileFunction best_tile();
+DepthwiseFunction best_depthwise();
 MaskRowFunction best_mask_row();
 MeanFunction best_mean();
 const char* best_isa();

@@ -120,3 +120,27 @@ def test_grouped_and_double_branches_stay_with_pytorch() -> None:
     x = torch.randn(1, 4, 5, 5)
     y = masked_residual(x, torch.ones(1, 1, 5, 5), x, PackedBranch.of([grouped], "none"), backend="cpu")
     torch.testing.assert_close(y, x + F.conv2d(x, grouped.weight, None, 1, 1, 1, 2), rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("channels", "stride"), [(5, 1), (16, 2), (35, 1)])
+def test_depthwise_in_the_middle_and_at_the_end(channels: int, stride: int, seed: int) -> None:
+    def conv(out: int, inner: int, kernel: int, step: int, groups: int, act: str) -> ConvSpec:
+        pad = (kernel // 2,) * 2
+        return ConvSpec(torch.randn(out, inner, kernel, kernel), None, (step,) * 2, pad, (1, 1), groups, act)
+
+    first = conv(channels, 6, 1, 1, 1, "relu6")
+    middle = conv(channels, 1, 3, stride, channels, "relu6")
+    x = torch.randn(2, 6, 9, 7)
+    size = middle.geometry.output_size((9, 7))
+    mask = random_mask(2, size, 0.4)
+    for convs, width in (
+        ([first, middle, conv(8, channels, 1, 1, 1, "none")], 8),
+        ([first, middle], channels),
+    ):
+        branch = PackedBranch.of(convs, "none")
+        assert branch.native is not None
+        shortcut = torch.randn(2, width, *size)
+        got = masked_residual(x, mask, shortcut, branch, backend="cpu", break_even=2.0)
+        want = masked_residual(x, mask, shortcut, branch, backend="eager")
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

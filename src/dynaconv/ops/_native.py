@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dynaconv.ops._conv import ConvSpec
 
-ABI = 1
+ABI = 2
 LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libdynaconv_kernels.so"
 # The order is that of `apply` in csrc/kernels/tile.h.
 ACTIVATIONS = ("none", "relu", "relu6", "silu")
@@ -36,6 +36,7 @@ class _Conv(ctypes.Structure):
         ("padding", ctypes.c_int32 * 2),
         ("dilation", ctypes.c_int32 * 2),
         ("activation", ctypes.c_int32),
+        ("depthwise", ctypes.c_int32),
     ]
 
 
@@ -87,7 +88,10 @@ class NativeBranch:
         if library is None or any(n not in ACTIVATIONS for n in names):
             return None
         if any(
-            c.groups != 1 or c.weight.dtype != torch.float32 or c.weight.device.type != "cpu" for c in convs
+            (c.groups != 1 and not c.depthwise)
+            or c.weight.dtype != torch.float32
+            or c.weight.device.type != "cpu"
+            for c in convs
         ):
             return None
         columns = library.dynaconv_columns()
@@ -101,8 +105,11 @@ class NativeBranch:
 
 
 def _panels(conv: ConvSpec, columns: int) -> tuple[Tensor, Tensor]:
-    """Weight as [O / columns][taps * I][columns] and bias as [O], both padded with zeros to whole panels."""
+    """Weight as [O / columns][taps * I][columns] and bias as [O], both padded with zeros; depthwise [taps][O]."""
     out_channels, in_channels, kh, kw = conv.weight.shape
+    if conv.depthwise:
+        bias = torch.zeros(out_channels) if conv.bias is None else conv.bias.detach().clone()
+        return conv.weight.detach().view(out_channels, kh * kw).t().contiguous(), bias
     depth, panels = kh * kw * in_channels, -(-out_channels // columns)
     weight = torch.zeros(panels * columns, depth)
     weight[:out_channels] = conv.weight.detach().permute(0, 2, 3, 1).reshape(out_channels, depth)
@@ -116,8 +123,9 @@ def _structure(conv: ConvSpec, weight: Tensor, bias: Tensor) -> _Conv:
     pair = ctypes.c_int32 * 2
     geometry = conv.geometry
     return _Conv(
-        weight.data_ptr(), bias.data_ptr(), conv.weight.shape[1], conv.weight.shape[0], pair(*geometry.kernel),
+        weight.data_ptr(), bias.data_ptr(), conv.weight.shape[1] * conv.groups, conv.weight.shape[0], pair(*geometry.kernel),
         pair(*geometry.stride), pair(*geometry.padding), pair(*geometry.dilation), ACTIVATIONS.index(conv.activation),
+        int(conv.depthwise),
     )  # fmt: skip
 
 
