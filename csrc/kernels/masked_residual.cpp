@@ -252,13 +252,17 @@ void dynaconv_mask_logits(const float* x, const float* taps, const float* linear
   const int64_t out_height = (height - 1) / stride + 1, out_width = (width - 1) / stride + 1;
   const MaskRowFunction row = best_mask_row();
   const MeanFunction mean = best_mean();
-  for (int64_t image = 0; image < n; ++image) {
-    const float* source = x + image * height * width * channels;
-    float* target = z + image * out_height * out_width;
-    const float offset = bias + mean(source, height * width, channels, linear);
-#pragma omp parallel for schedule(static) num_threads(threads_for(9.0 * out_height * out_width * channels))
-    for (int64_t oy = 0; oy < out_height; ++oy)
-      row(source, taps, height, width, channels, stride, oy, out_width, offset, target + oy * out_width);
+  std::vector<float> offsets(n);
+#pragma omp parallel num_threads(threads_for(9.0 * n * out_height * out_width * channels))
+  {
+#pragma omp for schedule(static)
+    for (int64_t image = 0; image < n; ++image)
+      offsets[image] = bias + mean(x + image * height * width * channels, height * width, channels, linear);
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t image = 0; image < n; ++image)
+      for (int64_t oy = 0; oy < out_height; ++oy)
+        row(x + image * height * width * channels, taps, height, width, channels, stride, oy, out_width,
+            offsets[image], z + (image * out_height + oy) * out_width);
   }
 }
 
