@@ -151,7 +151,8 @@ def report_gallery_shape(path: object, key: str, expected: object, got: object) 
 def report_other_run(path: object, what: str, known: Sequence[str]) -> ValueError:
     """Error for a gallery that belongs to other results."""
     return ValueError(
-        f"{path} has {what}, but results.json beside it has {_some(known)}; they come from different runs: write both again"
+        f"{path} has {what}, but results.json beside it has {_some(known)}; "
+        "they come from different runs: write both again"
     )
 
 

@@ -14,7 +14,8 @@ GRIDS = (24, 24, 12, 12, 6, 6)
 DENSE_MACS = 22_500_000
 SEGMENTS = {
     # Seven-segment digits: (row, column, height, width) in a 9 x 5 cell.
-    "a": (0, 0, 1, 5), "b": (0, 4, 5, 1), "c": (4, 4, 5, 1), "d": (8, 0, 1, 5), "e": (4, 0, 5, 1), "f": (0, 0, 5, 1), "g": (4, 0, 1, 5),
+    "a": (0, 0, 1, 5), "b": (0, 4, 5, 1), "c": (4, 4, 5, 1), "d": (8, 0, 1, 5), "e": (4, 0, 5, 1),
+    "f": (0, 0, 5, 1), "g": (4, 0, 1, 5),
 }  # fmt: skip
 DIGITS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgcde", "abc", "abcdefg", "abcdfg")
 

@@ -1,6 +1,6 @@
 """Placing 8x8 sprites on a canvas in whole numbers, so that every machine draws the same picture.
 
-Catmull-Rom weights are rounded to 1/64. Their products with sprite values stay far below 2**24, so float32 matrix products
+Catmull-Rom weights are rounded to 1/64. Their products with sprite values stay far below 2**24, so float32 products
 of them are exact whatever the BLAS does.
 """
 
@@ -55,7 +55,7 @@ def placement_weights(start: np.ndarray, side: np.ndarray, length: int) -> np.nd
 
 
 def draw_sprites(sprites: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Sum of placed sprites: [B, S, 8, 8], [B, S, H, 8], [B, S, W, 8] -> whole-numbered float32 [B, H, W] (value * UNIT)."""
+    """Sum of placed sprites: [B, S, 8, 8], [B, S, H, 8], [B, S, W, 8] -> float32 [B, H, W], value * UNIT."""
     b, s, height, _ = rows.shape
     across = sprites.astype(np.float32) @ columns.transpose(0, 1, 3, 2)
     left = rows.transpose(0, 2, 1, 3).reshape(b, height, s * SPRITE)

@@ -1,7 +1,7 @@
 """Drawing batches of scenes: a digit on a cluttered canvas, in whole-number arithmetic throughout.
 
-From back to front: gradient and texture, soft blobs, thin lines, short bars and fragments of other digits, the digit, noise.
-Some of the clutter has nearly the digit's colour and stroke width, so that colour alone does not give the digit away; fragments
+From back to front: gradient, texture, soft blobs, lines, short bars, fragments of other digits, the digit, noise.
+Some of the clutter has nearly the digit's colour and stroke width, so that colour alone does not tell; fragments
 are smaller than any digit and never touch it.
 """
 
@@ -33,7 +33,7 @@ class DigitPool:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Finished scenes: images uint8 [B, S, S, 3], labels [B], boxes [B, 4] (x0, y0, x1, y1; end exclusive), sources [B]."""
+    """Finished scenes: images uint8 [B, S, S, 3], labels [B], boxes [B, 4] (end exclusive), sources [B]."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -8,7 +8,7 @@ import numpy as np
 class SceneWords:
     """Raw words of a batch of images, used up one after the other.
 
-    Only `SeedSequence` and `PCG64.random_raw` are used: numpy promises that these streams never change, while the methods of
+    Only `SeedSequence` and `PCG64.random_raw` are used: numpy promises that these streams never change; the methods of
     `Generator` may.
 
     Args:

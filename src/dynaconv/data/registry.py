@@ -36,7 +36,7 @@ def load_dataset(
         strict: an unreadable picture is an error instead of being named and skipped.
         augment: shift (and flip, where that keeps the meaning) training pictures.
     Raises:
-        ValueError: an unknown name (the nearest is suggested), or data that cannot be used. FileNotFoundError: no folder.
+        ValueError: an unknown name (the nearest is suggested), or unusable data. FileNotFoundError: no folder.
     """
     kind = name.partition(":")[0]
     if image_size is not None and image_size < 8:

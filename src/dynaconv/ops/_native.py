@@ -123,7 +123,8 @@ def _structure(conv: ConvSpec, weight: Tensor, bias: Tensor) -> _Conv:
     pair = ctypes.c_int32 * 2
     geometry = conv.geometry
     return _Conv(
-        weight.data_ptr(), bias.data_ptr(), conv.weight.shape[1] * conv.groups, conv.weight.shape[0], pair(*geometry.kernel),
+        weight.data_ptr(), bias.data_ptr(), conv.weight.shape[1] * conv.groups, conv.weight.shape[0],
+        pair(*geometry.kernel),
         pair(*geometry.stride), pair(*geometry.padding), pair(*geometry.dilation), ACTIVATIONS.index(conv.activation),
         int(conv.depthwise),
     )  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from dynaconv.report import wording
 from dynaconv.report.results import Block, Epoch, Latency, Point, Results
@@ -21,14 +22,17 @@ def escape(text: str) -> str:
 
 
 def lines(*rows: str) -> str:
+    """Join the rows of a hover text with HTML line breaks."""
     return "<br>".join(row for row in rows if row)
 
 
 def axis(title: str, **extra) -> dict:
+    """Plotly settings of an axis."""
     return {"title": {"text": title, "standoff": 10}, "automargin": True, "zeroline": False, **extra}
 
 
 def layout(**extra) -> dict:
+    """Plotly layout that all charts share."""
     return {
         "margin": {"l": 56, "r": 18, "t": 14, "b": 52},
         "hovermode": "closest",
@@ -75,6 +79,7 @@ def describe_point(results: Results, point: Point) -> str:
 
 
 def describe_dense(results: Results) -> str:
+    """Hover text of the dense network."""
     dense = results.dense
     timed = [
         f"time, {wording.batch_words(batch)}: {wording.milliseconds(lat.ms)}"
@@ -160,7 +165,7 @@ def macs_of(entry) -> float | None:
     return None if macs is None else macs / 1e6
 
 
-def ms_of(batch: int):
+def ms_of(batch: int) -> Callable[[Any], float | None]:
     """Function: milliseconds of a point or the dense network at one batch size."""
 
     def cost(entry) -> float | None:
@@ -171,10 +176,12 @@ def ms_of(batch: int):
 
 
 def ms_title(batch: int) -> str:
+    """Axis title for milliseconds at this batch size."""
     return "ms per image (batch 1), from 0" if batch == 1 else f"ms per batch of {batch} images, from 0"
 
 
 def accuracies(results: Results) -> list[float]:
+    """All accuracies on the page, 0..1."""
     values = [p.accuracy for p in results.points if p.accuracy is not None]
     return values + ([results.dense.accuracy] if results.dense and results.dense.accuracy is not None else [])
 
@@ -273,6 +280,7 @@ def saved_chart(results: Results) -> dict | None:
 
 
 def describe_block(block: Block) -> str:
+    """Hover text of one block's bar."""
     return lines(
         f"<b>{escape(block.name)}</b>",
         f"density {wording.percent(block.density_mean)} of positions"
@@ -317,6 +325,7 @@ def block_chart(point: Point) -> dict | None:
 
 
 def block_charts(results: Results) -> dict[str, dict]:
+    """One bar chart of block densities for each budget."""
     charts = {f"{point.target:g}": block_chart(point) for point in results.points}
     return {target: chart for target, chart in charts.items() if chart}
 
@@ -338,6 +347,7 @@ def _curve(rows: list[Epoch], field: str, name: str, colour: str, dash: str, sca
 
 
 def runs_of(results: Results) -> dict[str, list[Epoch]]:
+    """Epochs of the history by run."""
     runs: dict[str, list[Epoch]] = {}
     for row in results.history:
         runs.setdefault(row.run, []).append(row)

@@ -191,4 +191,5 @@ def overlay(gallery: Gallery, index: int) -> Figure:
 def _overlay_title(gallery: Gallery, index: int) -> str:
     mark, _ = VERDICTS[gallery.verdict(0, index)]
     said = gallery.class_name(int(gallery.predictions[0, index]))
-    return f"{mark} {said[:24]}, {100 * gallery.confidence[0, index]:.0f} % sure (budget {gallery.targets[0]:g})".strip()
+    sure = f"{100 * gallery.confidence[0, index]:.0f} % sure (budget {gallery.targets[0]:g})"
+    return f"{mark} {said[:24]}, {sure}".strip()

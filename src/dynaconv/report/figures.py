@@ -88,6 +88,7 @@ def overlay(gallery: Gallery, index: int) -> bytes:
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list]:
+    """An empty figure with its axes, in the report's style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -157,6 +158,7 @@ def _accuracy_axes(axes, results: Results, cost: Callable, label: str) -> bool:
 
 
 def accuracy_vs_macs(results: Results) -> Figure | None:
+    """Accuracy against executed MACs, or None without points."""
     figure, (axes,) = new_figure(6.4, 4.2)
     axes.set_title("Accuracy against executed MACs")
     return figure if _accuracy_axes(axes, results, charts.macs_of, "executed MMac per image") else None

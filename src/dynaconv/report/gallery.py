@@ -50,6 +50,7 @@ class Gallery:
         return [x0, y0, x1, y1] if x1 > x0 and y1 > y0 and x0 >= 0 and y0 >= 0 else None
 
     def class_name(self, label: int) -> str:
+        """Name of a class, or its number."""
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
     def verdict(self, target: int, index: int) -> str:

@@ -29,6 +29,7 @@ class Latency:
 
     @property
     def ratio(self) -> float | None:
+        """Dynamic over dense milliseconds, None without a dense time."""
         return self.ratio_min if self.ratio_median is None else self.ratio_median
 
 
@@ -113,6 +114,7 @@ class Results:
 
     @property
     def targets(self) -> tuple[float, ...]:
+        """The budgets, ascending."""
         return tuple(point.target for point in self.points)
 
     @property

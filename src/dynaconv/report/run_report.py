@@ -12,7 +12,7 @@ from dynaconv.report.results import Results, load_results
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write ``run_dir/report.html`` and ``run_dir/figures/*.png`` from results.json and, where there is one, gallery.npz.
+    """Write ``run_dir/report.html`` and ``run_dir/figures/*.png`` from results.json and gallery.npz.
 
     The page is one self-contained file that opens without a network. Everything is drawn before anything is
     written, and each file appears whole or not at all. Missing pieces (times, boxes, history, dense baseline,

@@ -18,6 +18,7 @@ class Column:
 
 
 def columns(batches: tuple[int, ...], boxes: bool) -> list[Column]:
+    """Columns of the table of all numbers."""
     timed = []
     for batch in batches:
         what = "one image" if batch == 1 else f"{batch} images"
@@ -40,6 +41,7 @@ def columns(batches: tuple[int, ...], boxes: bool) -> list[Column]:
 
 
 def dense_cells(dense: Dense, batches: tuple[int, ...], boxes: bool) -> list[str]:
+    """The dense network's row."""
     cells = ["dense", wording.MISSING, wording.percent(dense.accuracy).replace(f"{wording.THIN}%", "")]
     cells += [wording.mmac(dense.macs, unit=False), "1.00"]
     for batch in batches:
@@ -52,6 +54,7 @@ def dense_cells(dense: Dense, batches: tuple[int, ...], boxes: bool) -> list[str
 
 
 def point_cells(point: Point, batches: tuple[int, ...], boxes: bool) -> list[str]:
+    """One budget's row."""
     cells = [f"{point.target:g}", wording.ratio(point.ratio, 3)]
     cells += [
         wording.percent(point.accuracy).replace(f"{wording.THIN}%", ""),

@@ -9,6 +9,7 @@ THIN = "\u202f"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
+    """A share as per cent."""
     return MISSING if share is None else f"{100 * share:.{digits}f}{THIN}%"
 
 
@@ -33,24 +34,29 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def mmac(macs: float | None, unit: bool = True) -> str:
+    """Multiply-adds in millions."""
     if macs is None:
         return MISSING
     return significant(macs / 1e6) + (f"{THIN}MMac" if unit else "")
 
 
 def milliseconds(ms: float | None, unit: bool = True) -> str:
+    """A time in milliseconds."""
     return MISSING if ms is None else significant(ms) + (f"{THIN}ms" if unit else "")
 
 
 def ratio(value: float | None, digits: int = 2) -> str:
+    """A ratio with a fixed number of digits."""
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def times(value: float | None) -> str:
+    """A factor with a multiplication sign."""
     return MISSING if value is None else f"{value:.2f}{THIN}×"
 
 
 def batch_words(batch: int) -> str:
+    """A batch size in words."""
     return "one image" if batch == 1 else f"a batch of {batch} images"
 
 
@@ -156,7 +162,8 @@ def cards(results: Results) -> list[dict[str, str]]:
         label = "Time for one image" if batch == 1 else f"Time for {batch} images"
         made.append({"label": label, "value": milliseconds(latency.ms), "detail": against})
     if point.focus is not None:
-        detail = f"{percent(point.density_inside, 0)} of the MACs inside the box, {percent(point.density_outside, 0)} outside"
+        inside, outside = percent(point.density_inside, 0), percent(point.density_outside, 0)
+        detail = f"{inside} of the MACs inside the box, {outside} outside"
         made.append({"label": "Focus on the object", "value": times(point.focus), "detail": detail})
     return made
 
@@ -197,6 +204,7 @@ def saved_sentence(point: Point) -> str:
 
 
 def saved_missing(results: Results) -> str:
+    """What is missing for the chart of saved time, in words."""
     missing = [] if results.dense else ["no dense network"]
     missing += [] if results.points else ["no budget"]
     missing += [] if results.batches else ["no measured times"]
@@ -205,6 +213,7 @@ def saved_missing(results: Results) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words."""
     return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 

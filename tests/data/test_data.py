@@ -1,0 +1,182 @@
+"""Data sets: the same everywhere, honest about what they skip, reproducible by (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynaconv.data import list_datasets, load_dataset, load_image, make_loader
+from dynaconv.data.augment import Augmentation
+from dynaconv.data.scenes import _digit_pools, load_scenes
+
+# Position-weighted sum of the pixels of the first three training scenes at 48 pixels.
+CHECKSUM = 315887575
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_scenes(48, 40, calibration_size=20, test_size=20)
+
+
+def test_scenes_are_the_same_on_every_machine(scenes) -> None:
+    pixels = scenes.train.images_uint8([0, 1, 2]).long()
+    weights = torch.arange(pixels.numel()) % 251
+    assert int((pixels.flatten() * weights).sum()) == CHECKSUM
+    assert torch.equal(
+        load_scenes(48, 10, calibration_size=1, test_size=1).train.images, scenes.train.images[:10]
+    )
+    other = load_scenes(48, 10, seed=1, calibration_size=1, test_size=1)
+    assert not torch.equal(other.train.images, scenes.train.images[:10])
+
+
+def test_boxes_hold_the_object(scenes) -> None:
+    for part in (scenes.train, scenes.calibration, scenes.test):
+        x0, y0, x1, y1 = part.boxes.unbind(1)
+        assert bool(((x0 >= 0) & (y0 >= 0) & (x1 <= 48) & (y1 <= 48) & (x1 > x0) & (y1 > y0)).all())
+        heights = (y1 - y0).float() / 48
+        assert 0.2 < float(heights.min()) and float(heights.max()) < 0.5
+    assert set(scenes.train.labels.tolist()) <= set(range(10))
+
+
+def test_no_digit_is_in_two_splits() -> None:
+    pools = _digit_pools()
+    seen = [{p.tobytes() for p in pool.pictures} for pool in pools.values()]
+    assert sum(len(pool.pictures) for pool in pools.values()) == 1797
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+
+
+def test_batches_are_normalised_and_channels_last(scenes) -> None:
+    images, labels = scenes.test.__getitems__([3, 1])
+    assert images.shape == (2, 3, 48, 48) and images.is_contiguous(memory_format=torch.channels_last)
+    raw = scenes.test.images_uint8([3, 1]).float() / 255
+    torch.testing.assert_close(images.contiguous(), (raw - 0.5) / 0.25, rtol=1e-5, atol=1e-5)
+    image, label = scenes.test[1]
+    assert torch.equal(image, images[1]) and label == int(labels[1])
+
+
+def test_augmentation_follows_from_seed_epoch_and_index() -> None:
+    images = torch.arange(4 * 3 * 8 * 8, dtype=torch.uint8).view(4, 3, 8, 8)
+    one, two = Augmentation(2, True, seed=3), Augmentation(2, True, seed=3)
+    for augment in (one, two):
+        augment.set_epoch(5, 100)
+    whole = one(images, [10, 20, 30, 40])
+    assert torch.equal(two(images[2:3], [30]), whole[2:3])
+    one.set_epoch(6, 100)
+    assert not torch.equal(one(images, [10, 20, 30, 40]), whole)
+
+
+def test_order_follows_from_seed_and_epoch_and_shares_are_disjoint(scenes) -> None:
+    def order(epoch: int, rank: int = 0, world_size: int = 1) -> list[int]:
+        loader = make_loader(scenes.train, 8, True, seed=4, rank=rank, world_size=world_size)
+        loader.sampler.set_epoch(epoch)
+        return list(loader.sampler)
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(1)) == list(range(40))
+    shares = [order(1, rank, 2) for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) == 20 and not set(shares[0]) & set(shares[1])
+    batches = list(make_loader(scenes.test, 8, False))
+    assert [len(labels) for _, labels in batches] == [8, 8, 4]
+
+
+def picture(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 6), ("test", 2)):
+        for value, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                picture(tmp_path / split / name / f"{i}.png", 40 + 100 * value)
+    return tmp_path
+
+
+def test_train_and_test_folders(folder: Path) -> None:
+    bundle = load_dataset(f"imagefolder:{folder}")
+    assert (bundle.classes, bundle.image_size, bundle.skipped) == (["cat", "dog"], 20, [])
+    assert (len(bundle.train), len(bundle.calibration), len(bundle.test)) == (10, 2, 4)
+    assert set(bundle.test.images_uint8([0]).flatten().tolist()) == {40}
+    assert load_dataset(f"imagefolder:{folder}", image_size=16).train[0][0].shape == (3, 16, 16)
+    assert len(load_dataset(f"imagefolder:{folder}", train_size=3).train) == 3
+
+
+def test_one_tree_is_split(folder: Path) -> None:
+    bundle = load_dataset(f"imagefolder:{folder / 'train'}")
+    assert len(bundle.train) + len(bundle.calibration) + len(bundle.test) == 12 and len(bundle.test) >= 1
+
+
+def test_a_corrupt_picture_is_named_and_skipped_or_an_error(folder: Path) -> None:
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
+    whole = (folder / "train" / "dog" / "0.png").read_bytes()
+    (folder / "train" / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    bundle = load_dataset(f"imagefolder:{folder}")
+    assert [Path(p).name for p, _ in bundle.skipped] == ["broken.jpg", "cut.png"]
+    assert len(bundle.train) + len(bundle.calibration) == 12
+    with pytest.raises(ValueError, match=r"broken\.jpg is unreadable"):
+        load_dataset(f"imagefolder:{folder}", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: None, "has no class folders"),
+        (lambda d: (d / "only").mkdir(), "only one class"),
+        (lambda d: [(d / n).mkdir() for n in "ab"], "no pictures"),
+    ],
+)
+def test_empty_folders(make, message: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(f"imagefolder:{tmp_path}")
+
+
+def test_missing_folders_and_wrong_names(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_dataset(f"imagefolder:{tmp_path / 'nothing'}")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        load_dataset(f"imagefolder:{tmp_path / 'file'}")
+    with pytest.raises(FileNotFoundError, match="no CIFAR-10 in"):
+        load_dataset(f"cifar10:{tmp_path}")
+    with pytest.raises(ValueError, match="needs a folder: imagefolder:DIR"):
+        load_dataset("imagefolder")
+    with pytest.raises(ValueError, match="unknown data set 'scense'; did you mean 'scenes'"):
+        load_dataset("scense")
+    with pytest.raises(ValueError, match="image_size >= 24"):
+        load_dataset("scenes", image_size=16)
+    assert "scenes" in list_datasets()
+
+
+def test_a_class_without_readable_pictures(folder: Path) -> None:
+    for file in (folder / "train" / "dog").iterdir():
+        file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="without a readable training picture.*dog"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_cifar10_as_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for value, name in enumerate(("bird", "frog")):
+            for i in range(4):
+                picture(tmp_path / split / name / f"{i}.png", 90 * value, (32, 32))
+    bundle = load_dataset(f"cifar10:{tmp_path}")
+    assert (bundle.name, bundle.image_size, bundle.mean[0]) == ("cifar10", 32, 0.4914)
+    assert bundle.train.augmentation.pad == 4 and bundle.train.augmentation.flip
+    with pytest.raises(ValueError, match="pictures of 32 pixels"):
+        load_dataset(f"cifar10:{tmp_path}", image_size=64)
+
+
+def test_a_users_own_picture(folder: Path) -> None:
+    batch, pixels = load_image(folder / "test" / "dog" / "0.png", 24, (0.5,) * 3, (0.25,) * 3)
+    assert batch.shape == (1, 3, 24, 24) and pixels.shape == (24, 24, 3)
+    with pytest.raises(FileNotFoundError, match="there is no picture"):
+        load_image(folder / "none.png", 24, (0.5,) * 3, (0.25,) * 3)
+    (folder / "text.png").write_text("x")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_image(folder / "text.png", 24, (0.5,) * 3, (0.25,) * 3)

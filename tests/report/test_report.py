@@ -1,0 +1,119 @@
+"""The report: whole, offline, escaped, and content with what there is."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+from tests.report.synthetic import make_gallery, make_results, write_run
+
+from dynaconv.report import write_comparison, write_explanation, write_report
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    run = write_run(tmp_path_factory.mktemp("run"))
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_one_file_that_loads_nothing(page: str) -> None:
+    assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", page)
+    assert not re.search(r"@import|url\([\"']?https?:", page)
+    assert page.lstrip().lower().startswith("<!doctype html>")
+
+
+def test_numbers_are_on_the_page(page: str) -> None:
+    results = make_results()
+    assert results["machine"] in page and results["command"] in page
+    for point in results["points"]:
+        assert f"{100 * point['accuracy']:.1f}" in page
+        assert f"{point['ratio']:.3f}" in page
+    assert "NaN" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
+
+
+def test_figures_and_determinism(tmp_path: Path) -> None:
+    texts = []
+    for name in "ab":
+        run = write_run(tmp_path / name)
+        texts.append(write_report(run).read_text(encoding="utf-8"))
+        figures = {p.name: p.stat().st_size for p in (run / "figures").iterdir()}
+        wanted = ("accuracy_vs_macs", "accuracy_vs_ms", "block_density", "gallery", "training")
+        assert all(figures[f"{w}.png"] > 5000 for w in wanted)
+        assert sorted(p.name for p in run.iterdir()) == [
+            "figures",
+            "gallery.npz",
+            "report.html",
+            "results.json",
+        ]
+    assert texts[0] == texts[1]
+
+
+def test_names_from_files_are_escaped(tmp_path: Path) -> None:
+    results = make_results()
+    results["dataset"]["classes"] = ["<script>alert(1)</script>"] * 10
+    results["notes"] = ["<img src=x onerror=alert(1)>"]
+    text = write_report(write_run(tmp_path / "run", results)).read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in text and "<img src=x" not in text
+
+
+def without(*path: str) -> dict:
+    results = copy.deepcopy(make_results())
+    if path == ("latency",):
+        for entry in (results["dense"], *results["points"]):
+            entry.pop("latency")
+    elif path == ("boxes",):
+        for point in results["points"]:
+            point["density_inside"] = point["density_outside"] = None
+    elif path == ("one point",):
+        results["points"] = results["points"][:1]
+    else:
+        results[path[0]] = [] if isinstance(results[path[0]], list) else None
+    return results
+
+
+@pytest.mark.parametrize("missing", ["latency", "boxes", "history", "dense", "one point", "notes", "points"])
+def test_missing_parts_are_left_out(missing: str, tmp_path: Path) -> None:
+    gallery = make_gallery() if missing != "points" else {}
+    if missing == "boxes":
+        gallery.pop("boxes")
+    results = without(missing)
+    if missing == "one point":
+        gallery = {}
+    text = write_report(write_run(tmp_path / "run", results, gallery)).read_text(encoding="utf-8")
+    assert results["machine"] in text
+    assert ">None<" not in text and ">nan<" not in text.lower()
+
+
+def test_comparison_and_explanation(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("first", "second")]
+    text = write_comparison(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "first" in text and "second" in text
+    out = write_explanation(runs[0] / "gallery.npz", tmp_path / "out" / "explain.html", title="Mine")
+    assert "Mine" in out.read_text(encoding="utf-8")
+    assert len(list(out.parent.glob("*.png"))) == len(make_gallery()["labels"])
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (None, FileNotFoundError),
+        ('{"format": 1', ValueError),
+        ('{"format": 99}', ValueError),
+        ("[]", ValueError),
+    ],
+)
+def test_bad_results_get_one_sentence(content: str | None, error: type, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(error, match="results.json"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_gallery_of_another_run_is_refused(tmp_path: Path) -> None:
+    results = make_results()
+    results["points"] = results["points"][:2]
+    with pytest.raises(ValueError, match="different runs"):
+        write_report(write_run(tmp_path / "run", results))
