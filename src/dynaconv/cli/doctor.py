@@ -82,6 +82,7 @@ def _machine() -> dict[str, Any]:
 
     from dynaconv import __version__
     from dynaconv.cost import machine_line
+    from dynaconv.ops import _native
     from dynaconv.train.precision import native_bf16
 
     available, total = _memory()
@@ -94,6 +95,7 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "native_bf16": native_bf16(),
+        "compiled_kernels": _native.load()[1],
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
         "free_memory_gb": available,
