@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dynaconv.data import list_datasets, load_dataset, load_image, make_loader
+from dynaconv.data import folders, list_datasets, load_dataset, load_image, make_loader
+from dynaconv.data._scene_drawing import _digit_alpha, _line_alpha, words_per_scene
+from dynaconv.data._scene_words import SceneWords
 from dynaconv.data.augment import Augmentation
+from dynaconv.data.loader import EpochSampler
 from dynaconv.data.scenes import _digit_pools, load_scenes
 
 # Position-weighted sum of the pixels of the first three training scenes at 48 pixels.
@@ -83,6 +86,43 @@ def test_order_follows_from_seed_and_epoch_and_shares_are_disjoint(scenes) -> No
     assert [len(labels) for _, labels in batches] == [8, 8, 4]
 
 
+def test_more_processes_than_pictures_get_equal_shares() -> None:
+    shares = [list(EpochSampler(3, True, 0, rank, 8)) for rank in range(8)]
+    assert [len(share) for share in shares] == [1] * 8
+    assert {share[0] for share in shares} == {0, 1, 2}
+
+
+def test_what_the_loader_serves_does_not_depend_on_the_batch_size(scenes) -> None:
+    def epoch(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        loader = make_loader(scenes.train, batch_size, True, seed=4)
+        loader.sampler.set_epoch(2)
+        scenes.train.set_epoch(2)
+        images, labels = zip(*loader, strict=True)
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x in images)
+        return torch.cat(images), torch.cat(labels)
+
+    (images, labels), (again, same) = epoch(7), epoch(16)
+    assert torch.equal(images, again) and torch.equal(labels, same)
+
+
+def test_the_digit_is_drawn_inside_its_box() -> None:
+    words = SceneWords(0, 2, range(12), words_per_scene(48))
+    pool = _digit_pools()["test"]
+    alpha, boxes = _digit_alpha(pool.pictures[:12], words, 48)
+    for opacity, (x0, y0, x1, y1) in zip(alpha, boxes, strict=True):
+        ink = opacity >= 32
+        assert ink[y0:y1, x0:x1].sum() == ink.sum() > 0
+        assert all(edge.any() for edge in (ink[y0], ink[y1 - 1], ink[:, x0], ink[:, x1 - 1]))
+
+
+def test_lines_stay_thin_on_large_canvases() -> None:
+    shares = []
+    for size in (96, 640):
+        words = SceneWords(0, 0, range(10), words_per_scene(96))
+        shares.append(float((_line_alpha(words, size) > 0).mean()))
+    assert shares[1] < 1.1 * shares[0]
+
+
 def picture(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), value, dtype=np.uint8)).save(path)
@@ -111,6 +151,58 @@ def test_one_tree_is_split(folder: Path) -> None:
     assert len(bundle.train) + len(bundle.calibration) + len(bundle.test) == 12 and len(bundle.test) >= 1
 
 
+def test_a_small_tree_keeps_every_class_for_training(tmp_path: Path) -> None:
+    for name, count in (("cat", 3), ("dog", 1), ("eel", 1)):
+        for i in range(count):
+            picture(tmp_path / name / f"{i}.png", 9)
+    bundle = load_dataset(f"imagefolder:{tmp_path}")
+    assert set(bundle.train.labels.tolist()) == {0, 1, 2}
+    assert len(bundle.test) == len(bundle.calibration) == 1
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(ValueError, match="no class has two pictures"):
+        load_dataset(f"imagefolder:{tmp_path}")
+
+
+def test_sizes_that_differ_and_files_that_are_no_pictures(folder: Path) -> None:
+    picture(folder / "train" / "cat" / "wide.png", 40, (10, 30))
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"a file manager's notes")
+    (folder / "train" / "notes.txt").write_text("not a class")
+    bundle = load_dataset(f"imagefolder:{folder}")
+    assert (bundle.image_size, bundle.skipped) == (224, [])
+
+
+def test_pictures_beyond_memory_are_read_when_needed(folder: Path, monkeypatch) -> None:
+    held = load_dataset(f"imagefolder:{folder}", augment=False)
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
+    monkeypatch.setattr(folders, "MEMORY_BYTES", 0)
+    bundle = load_dataset(f"imagefolder:{folder}", augment=False)
+    assert [Path(p).name for p, _ in bundle.skipped] == ["broken.jpg"]
+    assert torch.equal(bundle.test.__getitems__([0, 3])[0], held.test.__getitems__([0, 3])[0])
+    (folder / "test" / "cat" / "0.png").write_bytes(b"gone")
+    with pytest.raises(ValueError, match=r"0\.png became unreadable"):
+        bundle.test.images_uint8([0])
+
+
+def test_huge_and_sideways_pictures(folder: Path, monkeypatch) -> None:
+    pixels = np.zeros((20, 20, 3), dtype=np.uint8)
+    pixels[:10] = 200
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: show it a quarter turn clockwise
+    Image.fromarray(pixels).save(folder / "photo.png", exif=turned)
+    _, upright = load_image(folder / "photo.png", 20, (0.5,) * 3, (0.25,) * 3)
+    assert upright[:, 10:].min() == 200 and upright[:, :10].max() == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_image(folder / "photo.png", 20, (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ValueError, match="no readable training picture is left"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_a_home_folder_is_found(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(load_dataset(f"imagefolder:~/{folder.name}").test) == 4
+
+
 def test_a_corrupt_picture_is_named_and_skipped_or_an_error(folder: Path) -> None:
     (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
     whole = (folder / "train" / "dog" / "0.png").read_bytes()
@@ -128,6 +220,7 @@ def test_a_corrupt_picture_is_named_and_skipped_or_an_error(folder: Path) -> Non
         (lambda d: None, "has no class folders"),
         (lambda d: (d / "only").mkdir(), "only one class"),
         (lambda d: [(d / n).mkdir() for n in "ab"], "no pictures"),
+        (lambda d: picture(d / "train" / "cat" / "0.png", 1), "has train/ but no test/"),
     ],
 )
 def test_empty_folders(make, message: str, tmp_path: Path) -> None:
@@ -158,6 +251,21 @@ def test_a_class_without_readable_pictures(folder: Path) -> None:
         file.write_bytes(b"broken")
     with pytest.raises(ValueError, match="without a readable training picture.*dog"):
         load_dataset(f"imagefolder:{folder}")
+
+
+def test_a_test_split_without_readable_pictures(folder: Path) -> None:
+    for file in (folder / "test").rglob("*.png"):
+        file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="no readable test picture"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+@pytest.mark.needs("torchvision")
+def test_damaged_cifar10_batches(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="incomplete or damaged"):
+        load_dataset(f"cifar10:{tmp_path}")
 
 
 def test_cifar10_as_folders(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.report.synthetic import make_gallery, make_results, write_run
 
-from dynaconv.report import write_comparison, write_explanation, write_report
+from dynaconv.report import charts, write_comparison, write_explanation, write_report
+from dynaconv.report.gallery import load_gallery
+from dynaconv.report.results import load_results
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,60 @@ def test_bad_results_get_one_sentence(content: str | None, error: type, tmp_path
     with pytest.raises(error, match="results.json"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_gallery_gets_one_sentence(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", gallery=make_gallery(count=2, size=32))
+    whole = (run / "gallery.npz").read_bytes()
+    flips = np.random.default_rng(0).integers(0, len(whole), (40, 3))
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    refused = 0
+    for damaged in [
+        whole[: len(whole) // 2],
+        b"",
+        array.getvalue(),
+        *(flip(whole, places) for places in flips),
+    ]:
+        (run / "gallery.npz").write_bytes(damaged)
+        try:
+            load_gallery(run / "gallery.npz")
+        except ValueError as error:
+            assert "gallery" in str(error)
+            refused += 1
+    assert refused > 20
+
+
+def flip(data: bytes, places: np.ndarray) -> bytes:
+    changed = bytearray(data)
+    for place in places:
+        changed[place] ^= 0x55
+    return bytes(changed)
+
+
+def test_the_zoomed_axis_holds_the_whiskers(tmp_path: Path) -> None:
+    raw = make_results()
+    raw["dataset"]["test"] = 64
+    chart = charts.accuracy_vs_macs(load_results(write_run(tmp_path, raw, {})))
+    low, high = chart["zoom"]
+    for trace in chart["data"]:
+        for y, error in zip(trace["y"], trace["error_y"]["array"], strict=True):
+            assert low <= y - error and min(100, y + error) <= high
+
+
+def test_names_are_escaped_in_comparisons_and_explanations(tmp_path: Path) -> None:
+    results = make_results()
+    results["title"] = results["dense"]["name"] = results["machine"] = "<script>alert(1)</script>"
+    run = write_run(tmp_path / "<script>alert(1)", results)
+    gallery = make_gallery(count=2, size=32)
+    gallery["names"] = np.array(["<script>alert(1).png", "../b.png"])
+    write_run(run, results, gallery)
+    pages = [
+        write_comparison([run], tmp_path / "both.html"),
+        write_explanation(run / "gallery.npz", tmp_path / "out" / "explain.html"),
+    ]
+    assert all("<script>alert(1)" not in page.read_text(encoding="utf-8") for page in pages)
+    assert len(list((tmp_path / "out").glob("explain-*.png"))) == 2
 
 
 def test_a_gallery_of_another_run_is_refused(tmp_path: Path) -> None:

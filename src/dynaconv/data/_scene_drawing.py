@@ -157,7 +157,8 @@ def _line_alpha(words: SceneWords, size: int) -> np.ndarray:
     alpha = np.zeros((len(x), size, size), dtype=np.int16)
     for i in range(_LINES):
         column, row = a[:, i, None] * (axis - x[:, i, None]), b[:, i, None] * (axis - y[:, i, None])
-        distance = np.abs((column[:, None, :] + row[:, :, None]).astype(np.int16))
+        # Far away is far away: a sum beyond 16 bits would come back as a line on a large canvas.
+        distance = np.minimum(np.abs(column[:, None, :] + row[:, :, None]), 2**15 - 1).astype(np.int16)
         line = np.clip(width[:, i, None, None].astype(np.int16) + 32 - distance, 0, 64) * 2
         np.maximum(alpha, line * present[:, i, None, None].astype(np.int16), out=alpha)
     return alpha

@@ -21,6 +21,7 @@ from dynaconv.data.progress import track
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEMORY_BYTES = 1_500_000_000
 LARGEST_NATIVE = 128
+TEST_NAMES = ("test", "val", "valid", "validation")
 _log = logging.getLogger("dynaconv")
 
 
@@ -45,7 +46,7 @@ def load_folder(
     mean: Triple = MEAN,
     std: Triple = STD,
 ) -> DataBundle:
-    """DIR/train/CLASS/* with DIR/test/CLASS/* (or val/), or DIR/CLASS/* which is split 80 : 10 : 10.
+    """DIR/train/CLASS/* with DIR/test/CLASS/* (or val/), or DIR/CLASS/*, of which a tenth per class becomes the test.
 
     A tenth of the training pictures, at most 2,000, is held out as the calibration split.
 
@@ -67,8 +68,8 @@ def load_folder(
     )
     if skipped:
         _log.warning("%d unreadable pictures skipped in %s, such as %s", len(skipped), root, skipped[0][0])
-    _refuse_empty(root, classes, train)
-    held_out = _calibration_indices(train.labels, seed)
+    _refuse_empty(root, classes, train, test)
+    held_out = _tenth_of_each_class(train.labels, seed, most=2000)
     rest = sorted(set(range(len(train.paths))) - set(held_out))
     chosen = [rest[i] for i in subset_indices(len(rest), train_size, seed).tolist()]
 
@@ -97,7 +98,7 @@ def _find(root: Path) -> tuple[list[str], _Files, _Files]:
     if not root.is_dir():
         raise ValueError(f"{root} is a file; imagefolder expects a folder with a sub-folder for each class")
     try:
-        test_root = next((root / n for n in ("test", "val", "valid") if (root / n).is_dir()), None)
+        test_root = next((root / n for n in TEST_NAMES if (root / n).is_dir()), None)
         if (root / "train").is_dir() and test_root is not None:
             classes = _classes(root / "train")
             others = _classes(test_root)
@@ -106,13 +107,23 @@ def _find(root: Path) -> tuple[list[str], _Files, _Files]:
                     f"{test_root} has classes that {root / 'train'} lacks: {', '.join(unknown[:5])}"
                 )
             return classes, _list(root / "train", classes), _list(test_root, classes)
+        _refuse_train_without_test(root)
         classes = _classes(root)
         files = _list(root, classes)
     except PermissionError as error:
         raise ValueError(f"{error.filename} cannot be read: permission denied") from None
-    order = torch.randperm(len(files.paths), generator=torch.Generator().manual_seed(0)).tolist()
-    cut = max(1, len(order) // 10) if len(order) > 1 else 0
-    return classes, files.take(sorted(order[cut:])), files.take(sorted(order[:cut]))
+    # The same test pictures whatever the seed, so that runs compare.
+    tested = _tenth_of_each_class(files.labels, seed=0)
+    rest = sorted(set(range(len(files.paths))) - set(tested))
+    return classes, files.take(rest), files.take(tested)
+
+
+def _refuse_train_without_test(root: Path) -> None:
+    folders = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if folders == ["train"]:
+        raise ValueError(
+            f"{root} has train/ but no test/; add {root / 'test'}, or name {root / 'train'} to have it split"
+        )
 
 
 def _classes(folder: Path) -> list[str]:
@@ -130,7 +141,9 @@ def _list(folder: Path, classes: list[str]) -> _Files:
         if not (folder / name).is_dir():
             continue
         found = sorted(
-            p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()
+            p
+            for p in (folder / name).rglob("*")
+            if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()
         )
         files.paths += found
         files.labels += [label] * len(found)
@@ -185,25 +198,33 @@ class _Sized:
         return iter(self.items)
 
 
-def _refuse_empty(root: Path, classes: list[str], train: _Files) -> None:
-    if not train.paths:
-        raise ValueError(f"no readable picture is left in {root}")
+def _refuse_empty(root: Path, classes: list[str], train: _Files, test: _Files) -> None:
+    if not train.paths or not test.paths:
+        part = "test" if train.paths else "training"
+        raise ValueError(f"no readable {part} picture is left in {root}")
     if missing := [name for i, name in enumerate(classes) if i not in set(train.labels)]:
         raise ValueError(f"classes without a readable training picture in {root}: {', '.join(missing[:5])}")
 
 
-def _calibration_indices(labels: list[int], seed: int) -> list[int]:
-    """A tenth of every class, at most 2,000 in all, at least one picture."""
+def _tenth_of_each_class(labels: list[int], seed: int, most: int | None = None) -> list[int]:
+    """Indices of a seeded tenth of every class, about `most` in all; at least one picture, and never a class's last.
+
+    Raises:
+        ValueError: no class has two pictures, so none can be held out.
+    """
     generator = torch.Generator().manual_seed(seed)
-    share = min(0.1, 2000 / len(labels))
+    share = 0.1 if most is None else min(0.1, most / len(labels))
     chosen: list[int] = []
     table = np.asarray(labels)
     for label in range(int(table.max()) + 1):
         rows = np.flatnonzero(table == label)
         count = min(round(len(rows) * share), len(rows) - 1)
         chosen += rows[torch.randperm(len(rows), generator=generator)[:count].numpy()].tolist()
-    if not chosen and len(labels) > 1:
-        chosen = [int(torch.randint(len(labels), (1,), generator=generator))]
+    if not chosen:
+        spare = np.flatnonzero(np.bincount(table)[table] > 1)
+        if not len(spare):
+            raise ValueError("no class has two pictures, so none can be held out; add more pictures")
+        chosen = [int(spare[int(torch.randint(len(spare), (1,), generator=generator))])]
     return sorted(chosen)
 
 
@@ -245,7 +266,7 @@ def _for_all(work: Callable[[tuple[int, Path]], None], files: _Files, what: str)
 
 
 def folder_from_spec(spec: str) -> str:
-    """DIR of "imagefolder:DIR".
+    """DIR of "imagefolder:DIR", with ~ resolved: shells leave it alone after a colon.
 
     Raises:
         ValueError: DIR is missing.
@@ -253,4 +274,4 @@ def folder_from_spec(spec: str) -> str:
     kind, _, folder = spec.partition(":")
     if not folder:
         raise ValueError(f"{kind} needs a folder: {kind}:DIR, such as {kind}:./pictures")
-    return folder
+    return str(Path(folder).expanduser())

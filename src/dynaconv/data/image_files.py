@@ -14,16 +14,17 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", 
 
 
 def decode(path: str | Path, image_size: int) -> np.ndarray:
-    """One picture as uint8 [image_size, image_size, 3].
+    """One picture, upright, as uint8 [image_size, image_size, 3].
 
     Raises:
         OSError: the file cannot be read as a picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
-            picture = picture.convert("RGB")
+            # Cameras store which way is up instead of turning the pixels.
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
             width, height = picture.size
             if (width, height) != (image_size, image_size):
                 short = min(width, height)
@@ -47,7 +48,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             return picture.size
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"not a readable picture ({error})") from None
 
 

@@ -33,8 +33,8 @@ class EpochSampler(Sampler[int]):
             return iter(range(self.rank, self.count, self.world_size))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.count, generator=generator).tolist()
-        order += order[: len(self) * self.world_size - self.count]
-        return iter(order[self.rank :: self.world_size])
+        places = range(self.rank, len(self) * self.world_size, self.world_size)
+        return iter([order[place % self.count] for place in places])
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -181,9 +181,11 @@ def ms_title(batch: int) -> str:
 
 
 def accuracies(results: Results) -> list[float]:
-    """All accuracies on the page, 0..1."""
-    values = [p.accuracy for p in results.points if p.accuracy is not None]
-    return values + ([results.dense.accuracy] if results.dense and results.dense.accuracy is not None else [])
+    """Both ends of every accuracy's whisker, 0..1."""
+    networks = [*results.points, *([results.dense] if results.dense else [])]
+    values = [network.accuracy for network in networks if network.accuracy is not None]
+    errors = [standard_error(value, results.sizes.get("test")) / 100 for value in values]
+    return [value + sign * error for value, error in zip(values, errors, strict=True) for sign in (-1, 1)]
 
 
 def accuracy_chart(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from dynaconv import _checks
 from dynaconv.report.results import Results
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+# What numpy lets through from a damaged archive: its own errors, zipfile's, zlib's and those of parsing a header.
+UNREADABLE = (
+    OSError, EOFError, ValueError, AttributeError, TypeError, NotImplementedError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,10 @@ def load_gallery(path: str | Path, results: Results | None = None, classes: tupl
     if not path.is_file():
         raise _checks.report_no_gallery(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # From memory: numpy leaves a file open when it turns out to be damaged.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except UNREADABLE as error:
         raise _checks.report_broken_gallery(path, error) from None
     named = tuple(str(name) for name in arrays.get("classes", ()))
     gallery = _assemble(path, arrays, classes or (results.classes if results else ()) or named)
