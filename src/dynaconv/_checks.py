@@ -477,3 +477,189 @@ def train_ramp(value: float) -> ValueError:
     return ValueError(
         f"budget.ramp must lie in [0, 1), got {value!r}; 0.3 lowers the target over the first 30 % of training"
     )
+
+
+def fusion_shape(what: str, got: Sequence[int], expected: Sequence[int], layout: str = "") -> None:
+    """Raise unless a part of a channel fusion has the expected sizes."""
+    if tuple(got) != tuple(expected):
+        layout = f" ({layout})" if layout else ""
+        raise ValueError(
+            f"channel fusion: {what}{layout} must end in {list(expected)}, got {list(got)}; "
+            "O comes from weight and L from q"
+        )
+
+
+def fusion_foldable(groups: int, absorbable: bool) -> None:
+    """Raise unless a channel fusion can be folded to one kernel for each image."""
+    if groups != 1:
+        raise ValueError(
+            f"form 'folded' cannot run with groups={groups}: the dynamic part is dense over channels "
+            "and does not fit into a grouped kernel; use form='factored'"
+        )
+    if not absorbable:
+        raise ValueError(
+            "form 'folded' needs norms as Affine (evaluation mode): batch statistics cannot be folded into a "
+            "kernel; use form='factored', or call eval()"
+        )
+
+
+def fusion_ungrouped(kernel_channels: int, channels: int) -> None:
+    """Raise unless a kernel reads all channels, as the dynamic part does."""
+    if kernel_channels != channels:
+        fusion_foldable(channels // max(kernel_channels, 1), True)
+
+
+def study_thresholds(got: Sequence[float]) -> ValueError:
+    """Error for correlation buckets that overlap."""
+    return ValueError(
+        "--thresholds expects three falling numbers in (0, 1] for strong, middle and weak, such as 0.5 0.3 0.1, "
+        f"got {' '.join(f'{v:g}' for v in got)}"
+    )
+
+
+def study_nothing_varies(rows: int, images: int) -> ValueError:
+    """Error for a correlation without a single pair."""
+    return ValueError(
+        f"nothing to correlate: in none of {images} images do two of the {rows} rows vary; "
+        "choose another --layer, or a network whose units are alive"
+    )
+
+
+def study_damaged(path: object, reason: str) -> ValueError:
+    """Error for a study's file that cannot be read."""
+    return ValueError(
+        f"{path} is damaged ({reason}); remove it, or start the study in another folder with --out"
+    )
+
+
+def study_foreign_folder(path: object, study: str) -> ValueError:
+    """Error for an output folder that holds something else."""
+    return ValueError(
+        f"{str(path)!r} holds files that are not a {study} study; they are left alone: name another folder with --out"
+    )
+
+
+def study_other_study(path: object, found: object, study: str) -> ValueError:
+    """Error for an output folder of another study."""
+    return ValueError(
+        f"{str(path)!r} belongs to the study {found!r}, not to {study!r}; name another folder with --out"
+    )
+
+
+def study_other_settings(path: object, key: str, there: object, here: object) -> ValueError:
+    """Error for a study that is continued with other settings."""
+    return ValueError(
+        f"the study in {path} was started with {key} = {there!r}, but now it is {here!r}; its rows would not be "
+        "comparable: use the same settings, or another folder with --out"
+    )
+
+
+def study_none_given(option: str, known: Sequence[str]) -> ValueError:
+    """Error for an empty list."""
+    return ValueError(f"{option} needs at least one name; known: {', '.join(known)}")
+
+
+def study_share(option: str, got: float) -> ValueError:
+    """Error for a share out of range."""
+    return ValueError(f"{option} is a share and must lie in [0, 1], got {got:g}")
+
+
+def study_which(known: Iterable[str]) -> ValueError:
+    """Error for a study that is not named."""
+    return ValueError(f"which study? name one of {', '.join(known)}; see `dynaconv study --help`")
+
+
+def count(what: str, value: int) -> None:
+    """Raise unless `value` is a whole number >= 1."""
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{what} must be a whole number >= 1, got {value!r}")
+
+
+def channels_and_groups(who: str, in_channels: int, out_channels: int, groups: int) -> None:
+    """Raise unless both channel counts are positive and divisible by `groups`."""
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        count(f"{who}: {name}", value)
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if value % groups:
+            raise ValueError(f"{who}: {name} must be divisible by groups, got {value} and groups={groups}")
+
+
+def input_of(who: str, x: Tensor, channels: int, dims: int) -> None:
+    """Raise unless x is [B, channels, *size] with `dims` axes of size."""
+    axes = ("L", "H, W", "D, H, W")[dims - 1]
+    if x.dim() != dims + 2 or x.shape[1] != channels:
+        raise ValueError(f"{who} expects x [B, {channels}, {axes}], got {list(x.shape)}")
+
+
+def features(who: str, x: Tensor, channels: int) -> None:
+    """Raise unless x is [B, channels]."""
+    if x.dim() != 2 or x.shape[1] != channels:
+        raise ValueError(
+            f"{who} expects x [B, {channels}], got {list(x.shape)}; pool and flatten feature maps first"
+        )
+
+
+def routing(who: str, got: Tensor, expected: Sequence[int]) -> None:
+    """Raise unless the coefficients have the expected shape."""
+    if tuple(got.shape) != tuple(expected):
+        raise ValueError(
+            f"{who}: routing must be {list(expected)} (batch first), got {list(got.shape)}; layer.route(x) makes it"
+        )
+
+
+def experts(x: Tensor, weight: Tensor, coefficients: Tensor, groups: int) -> None:
+    """Raise unless x, the experts' weight and the coefficients fit."""
+    dims = weight.dim() - 3
+    if dims not in (1, 2, 3):
+        raise ValueError(
+            f"experts must be [K, O, I/g, *kernel] with 1 to 3 kernel axes, got a weight of shape {list(weight.shape)}"
+        )
+    input_of("dynamic_conv2d", x, weight.shape[2] * groups, dims)
+    if weight.shape[1] % groups:
+        raise ValueError(
+            f"output channels must be divisible by groups, got {weight.shape[1]} and groups={groups}"
+        )
+    b, k = x.shape[0], weight.shape[0]
+    allowed = [(b, k)] if coefficients.dim() == 2 else [(b, weight.shape[1], k)]
+    if tuple(coefficients.shape) not in allowed:
+        raise ValueError(
+            f"routing must be [B, K] = [{b}, {k}] or [B, O, K] = [{b}, {weight.shape[1]}, {k}], "
+            f"got {list(coefficients.shape)}"
+        )
+
+
+def sample_kernels(x: Tensor, kernels: Tensor, groups: int) -> None:
+    """Raise unless there is one kernel [O, I/g, *kernel] for every sample of x."""
+    dims = kernels.dim() - 3
+    if dims not in (1, 2, 3) or kernels.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"kernels must be [B, O, I/g, *kernel] with B = {x.shape[0]} as in x, got {list(kernels.shape)}"
+        )
+    input_of("per_sample_conv", x, kernels.shape[2] * groups, dims)
+
+
+def execution_cannot_run(execution: str, reason: str, able: Sequence[str]) -> ValueError:
+    """Error for an explicit strategy that cannot run for this shape."""
+    return ValueError(f"execution={execution!r} cannot run here: {reason}; use {', '.join(able)} or auto")
+
+
+def no_router(who: str) -> ValueError:
+    """Error for a layer that needs coefficients from outside."""
+    return ValueError(
+        f"this {who} has no router of its own; pass routing= (its block makes it) or build it with router=True"
+    )
+
+
+def not_convertible(who: str, expected: str, got: object) -> TypeError:
+    """Error for `from_conv` on something that is not a plain static convolution."""
+    module = type(got).__module__.split(".")
+    kind = f"{module[0]}.{type(got).__name__}" if module[0] == "dynaconv" else type(got).__name__
+    hint = "convert a static convolution; transposed, quantised, lazy and already dynamic layers are not"
+    return TypeError(f"{who}.from_conv expects a plain nn.{expected}, got {kind}: {hint}")
+
+
+def not_foldable(norm: object) -> TypeError:
+    """Error for a normalisation that has no running statistics."""
+    return TypeError(
+        f"only a batch norm with running statistics folds into a convolution, got {type(norm).__name__}"
+    )

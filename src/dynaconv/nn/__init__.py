@@ -1,9 +1,36 @@
 """Drop-in modules: `import dynaconv.nn as dnn`."""
 
+from dynaconv.nn.condconv import CondConv1d, CondConv2d, CondConv3d, CondLinear
+from dynaconv.nn.dyconv import DYConv1d, DYConv2d, DYConv3d
+from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs
+from dynaconv.nn.dynet import DyNetConv1d, DyNetConv2d, DyNetConv3d
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.mask_unit import MaskUnit
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock, Step
 from dynaconv.nn.masked_conv import MaskedConv2d
 from dynaconv.nn.spatial_mask import SpatialMask
+from dynaconv.nn.temperature import TemperatureSchedule, set_temperature
 
-__all__ = ["Anatomy", "Gate", "MaskUnit", "MaskedBlock", "MaskedConv2d", "SpatialMask", "Step"]
+__all__ = [
+    "Anatomy",
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
+    "CondLinear",
+    "DYConv1d",
+    "DYConv2d",
+    "DYConv3d",
+    "DyNetConv1d",
+    "DyNetConv2d",
+    "DyNetConv3d",
+    "DynamicConv",
+    "Gate",
+    "KernelMacs",
+    "MaskUnit",
+    "MaskedBlock",
+    "MaskedConv2d",
+    "SpatialMask",
+    "Step",
+    "TemperatureSchedule",
+    "set_temperature",
+]

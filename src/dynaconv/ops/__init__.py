@@ -1,6 +1,7 @@
 """Functions on tensors; one folder an op, each with a readable reference."""
 
 from dynaconv.ops._conv import ACTIVATIONS, ConvSpec
+from dynaconv.ops.dynamic_conv2d import dynamic_conv2d, mix_kernels, per_sample_conv
 from dynaconv.ops.mask_ops import dilate, gumbel_mask
 from dynaconv.ops.masked_conv2d import masked_conv2d
 from dynaconv.ops.masked_residual import PackedBranch, masked_residual
@@ -10,7 +11,10 @@ __all__ = [
     "ConvSpec",
     "PackedBranch",
     "dilate",
+    "dynamic_conv2d",
     "gumbel_mask",
     "masked_conv2d",
     "masked_residual",
+    "mix_kernels",
+    "per_sample_conv",
 ]

@@ -1,0 +1,103 @@
+"""Which strategy runs: an explicit one if it can, `auto` by a measured table of shapes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dynaconv import _checks
+
+EXECUTIONS = ("auto", "grouped", "feature", "unfold", "bmm", "single")
+TABLE = Path(__file__).with_name("table.json")
+
+
+def cannot_run(
+    execution: str, *, batch: int, kernel: Sequence[int], experts: int | None, taps: bool
+) -> str | None:
+    """Why a strategy cannot run for this shape, or None when it can.
+
+    Args:
+        experts: number of experts, or None where only the mixed kernels are known.
+        taps: every sample scales the taps of its kernel (ODConv's spatial attention).
+    """
+    if execution == "bmm" and math.prod(kernel) != 1:
+        return f"it needs a kernel of one tap, this one is {'x'.join(map(str, kernel))}"
+    if execution == "single" and batch != 1:
+        return f"it needs a batch of 1, this one has {batch}"
+    if execution == "feature" and experts is None:
+        return "it mixes the experts' features, and this layer computes its kernel without a mixture"
+    if execution == "feature" and taps:
+        return "the attention scales single taps, which cannot be done after the convolution"
+    return None
+
+
+def choose_execution(
+    execution: str,
+    *,
+    batch: int,
+    weight_shape: Sequence[int],
+    positions: int,
+    groups: int,
+    experts: int | None,
+    taps: bool = False,
+    training: bool = False,
+) -> str:
+    """Name of the strategy to run; from shapes only, never from data.
+
+    Args:
+        execution: one of `EXECUTIONS`.
+        weight_shape: [O, I/g, *kernel] of one sample's kernel.
+        positions: output positions of one image.
+        training: gradients are needed.
+    Raises:
+        ValueError: unknown strategy, or an explicit one that cannot run for this shape (with the ones that can).
+    """
+    _checks.one_of("execution", execution, EXECUTIONS)
+    kernel = weight_shape[2:]
+    if execution != "auto":
+        facts = {"batch": batch, "kernel": kernel, "experts": experts, "taps": taps}
+        reason = cannot_run(execution, **facts)
+        if reason is not None:
+            able = [e for e in EXECUTIONS[1:] if cannot_run(e, **facts) is None]
+            raise _checks.execution_cannot_run(execution, reason, able)
+        return execution
+    pointwise, depthwise = math.prod(kernel) == 1, weight_shape[1] == 1 and groups > 1
+    if torch.compiler.is_compiling():
+        # A compiled graph must not depend on the batch size, so neither grouped nor single is possible.
+        return _traced(pointwise, depthwise, experts, taps)
+    if batch == 1 and not training:
+        return "single"
+    kind = "pointwise" if pointwise else "depthwise" if depthwise else "spatial"
+    if kind == "pointwise" and groups > 1:
+        kind = "depthwise"
+    return _nearest(kind, training, batch, math.prod(weight_shape), positions)
+
+
+def _traced(pointwise: bool, depthwise: bool, experts: int | None, taps: bool) -> str:
+    if pointwise:
+        return "bmm"
+    return "feature" if depthwise and experts is not None and experts <= 8 and not taps else "unfold"
+
+
+@functools.cache
+def _nearest(kind: str, training: bool, batch: int, weights: int, positions: int) -> str:
+    """The fastest strategy at the measured shape that is nearest in the logarithms of its sizes."""
+    rows = [r for r in measured() if r["kind"] == kind and r["training"] == training]
+    return min(
+        rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), (batch, weights, positions))
+    )["execution"]
+
+
+def _distance(a: Sequence[int], b: Sequence[int]) -> float:
+    return sum((math.log2(max(u, 1)) - math.log2(max(v, 1))) ** 2 for u, v in zip(a, b, strict=True))
+
+
+@functools.cache
+def measured() -> list[dict]:
+    """Rows of the table that `dynaconv bench kernels --write` makes: shape and fastest strategy."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
