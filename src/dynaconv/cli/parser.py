@@ -10,7 +10,19 @@ from typing import Any, NoReturn
 
 from dynaconv import _checks
 from dynaconv._version import __version__
-from dynaconv.cli import bench, convert, demo, doctor, evaluate, explain, models, profile, report, train
+from dynaconv.cli import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    models,
+    profile,
+    report,
+    study,
+    train,
+)
 
 try:
     import jsonargparse
@@ -27,6 +39,7 @@ VERBS: dict[str, ModuleType] = {
     "bench": bench,
     "explain": explain,
     "report": report,
+    "study": study,
     "convert": convert,
     "models": models,
     "doctor": doctor,
@@ -80,12 +93,23 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         allow_abbrev=False,
     )
     _add_debug(root)
-    subcommands = root.add_subcommands(dest="verb", required=False, title="verbs", metavar="VERB")
-    parsers = {name: _verb_parser(module) for name, module in VERBS.items()}
-    for name, parser in parsers.items():
-        subcommands.add_subcommand(name, parser, help=VERBS[name].HELP)
-        parser.prog = f"dynaconv {name}"
-    return root, parsers
+    return root, _add_verbs(root, VERBS, "dynaconv")
+
+
+def _add_verbs(parent: Parser, modules: dict[str, ModuleType], who: str) -> dict[str, Parser]:
+    """Give `parent` a subcommand for each module, and those their own ones (VERBS); "verb subverb" -> its parser."""
+    subcommands = parent.add_subcommands(
+        dest="verb", required=False, title="verbs", metavar="VERB", help="`VERB --help` teaches each of them"
+    )
+    parsers: dict[str, Parser] = {}
+    for name, module in modules.items():
+        parser = _verb_parser(module)
+        subcommands.add_subcommand(name, parser, help=module.HELP)
+        parser.prog = f"{who} {name}"
+        # jsonargparse wants outer levels first.
+        inner = _add_verbs(parser, module.VERBS, parser.prog) if hasattr(module, "VERBS") else {}
+        parsers |= {name: parser, **{f"{name} {below}": found for below, found in inner.items()}}
+    return parsers
 
 
 def _verb_parser(module: ModuleType) -> Parser:
@@ -123,8 +147,22 @@ def parse(words: Sequence[str]) -> tuple[str | None, Any]:
     try:
         namespace = root.parse_args(words)
     except UsageError as error:
-        raise UsageError(_sentence(str(error), verb, parsers.get(verb, root))) from None
-    return (None, root.format_help()) if verb is None else (verb, namespace[verb])
+        who = _innermost(verb, words[(at or 0) + 1 :], parsers)
+        raise UsageError(_sentence(str(error), who, parsers.get(who, root))) from None
+    if verb is None:
+        return None, root.format_help()
+    args = namespace[verb]
+    if hasattr(VERBS[verb], "VERBS") and args.verb is not None:
+        # One flat namespace for `run`, with the name of the inner verb in it.
+        inner, args = args.verb, args[args.verb]
+        args.verb = inner
+    return verb, args
+
+
+def _innermost(verb: str | None, rest: Sequence[str], parsers: dict[str, Parser]) -> str | None:
+    """The verb, with its inner verb where the words after it name one: `study correlation`."""
+    below = next((word for word in rest if not word.startswith("-")), None)
+    return f"{verb} {below}" if f"{verb} {below}" in parsers else verb
 
 
 def _sentence(message: str, verb: str | None, parser: Parser) -> str:
@@ -140,7 +178,9 @@ def _sentence(message: str, verb: str | None, parser: Parser) -> str:
     if match := re.search(r'[Kk]ey "([\w.]+)".*?Expected an? (.+?)\. Got value: (.+)$', message):
         name, kind, got = match.groups()
         return f"--{name.replace('_', '-')} expects {_kind(kind)}, got {got!r}; see `{who} --help`"
-    message = message.replace(f"{verb}.", "").replace("the following arguments are required:", "missing:")
+    message = message.replace(f"{(verb or '').replace(' ', '.')}.", "").replace(
+        "the following arguments are required:", "missing:"
+    )
     return f"{who}: {message}; see `{who} --help`"
 
 

@@ -1,0 +1,52 @@
+"""`dynaconv study NAME`: what dynamic kernels do, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from dynaconv import _checks
+from dynaconv.cli import study_compactness
+from dynaconv.cli.outcome import Outcome
+
+HELP = "study dynamic kernels: correlation, attention, compactness"
+DESCRIPTION = """
+Three studies of networks with dynamic kernels, each with CSV, JSON and a figure: how alike their kernels and
+feature maps are, what their attention does, and what accuracy they give for their parameters. Every study
+prints JSON with --json."""
+EXAMPLES = """\
+dynaconv study correlation runs/static runs/dyconv
+dynaconv study attention runs/dyconv
+dynaconv study compactness --seeds 2"""
+
+VERBS: dict[str, ModuleType] = {
+    "compactness": study_compactness,
+}
+
+
+def add_arguments(parser: Any) -> None:
+    """None of its own: each study has its own arguments."""
+
+
+def prepare(words: Sequence[str]) -> list[str]:
+    """Refuse unknown studies with the nearest name.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is not None and name not in VERBS:
+        raise _checks.unknown("study", name, VERBS)
+    if name is None and not {"-h", "--help"} & set(words):
+        raise _checks.study_which(VERBS)
+    return list(words)
+
+
+def run(args: Any) -> Outcome:
+    """Run the study that was named.
+
+    Raises:
+        ValueError, OSError: bad input; CommandFailed: interrupted, or a training failed.
+    """
+    return VERBS[args.verb].run(args)
