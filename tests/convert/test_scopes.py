@@ -258,7 +258,10 @@ def test_shufflenet_v2() -> None:
     assert names(model, "weightnet") == both
     assert names(model, "dynet") == [conv for u in units for conv in right[u]]
     assert [s.block for s in paper_sites(model, "dynet")][:3] == ["stage2.0.branch2"] * 3
-    assert {s.block for s in paper_sites(model, "weightnet")} == set(units)
+    assert {s.block for s in paper_sites(model, "weightnet")} == {
+        u if u in left else f"{u}.branch2" for u in units
+    }
+    assert {s.block for s in paper_sites(model, "condconv") if s.block} == set(units[-6:])
     assert names(model, "dcd") == [*(c for u in units for c in right[u][::2]), "fc"]
 
 

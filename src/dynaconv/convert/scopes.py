@@ -68,7 +68,8 @@ def paper_sites(
         head, classifier: whether the last convolution before the pool, and the classifier, are dynamic. None takes
             the published choice.
     Returns:
-        Sites; `block` is the module whose input a shared router sees (DyNet on ShuffleNetV2: the right branch).
+        Sites; `block` is the module whose input a shared router sees. In ShuffleNetV2 that is the right branch for
+        DyNet, and for WeightNet unless a strided unit's left branch shares the router.
     Raises:
         ValueError: an unknown method, network or first block.
 
@@ -86,8 +87,9 @@ def paper_sites(
         "classifier": _classifies(method, family) if classifier is None else classifier,
     }
     chosen = [s for s in sites if ends.get(s.role, s in wanted)]
-    if (method, family) == ("dynet", "shufflenetv2"):
-        chosen = [replace(s, block=f"{s.block}.branch2") if s.block else s for s in chosen]
+    if family == "shufflenetv2" and method in ("dynet", "weightnet"):
+        left = {s.block for s in chosen if s.role == "shortcut"}
+        chosen = [s if s.block in (None, *left) else replace(s, block=f"{s.block}.branch2") for s in chosen]
     return chosen
 
 

@@ -1,0 +1,19 @@
+"""The published networks with dynamic kernels, by name."""
+
+from dynaconv.models.dynamic.bases import build_base
+from dynaconv.models.dynamic.dymobile import DyMobile, DyMobileBlock
+from dynaconv.models.dynamic.dyresnet import DyResNet
+from dynaconv.models.dynamic.dyshuffle import DyShuffleNetV2, DyShuffleUnit
+from dynaconv.models.dynamic.names import NetworkName, listed_names, parse_name
+
+__all__ = [
+    "DyMobile",
+    "DyMobileBlock",
+    "DyResNet",
+    "DyShuffleNetV2",
+    "DyShuffleUnit",
+    "NetworkName",
+    "build_base",
+    "listed_names",
+    "parse_name",
+]
