@@ -663,3 +663,71 @@ def not_foldable(norm: object) -> TypeError:
     return TypeError(
         f"only a batch norm with running statistics folds into a convolution, got {type(norm).__name__}"
     )
+
+
+def cannot_route(block: str, reason: str) -> ValueError:
+    """Error for a block whose forward cannot be given coefficients from outside."""
+    return ValueError(
+        f"a router cannot be shared inside this {block}: {reason}; give every layer its own with routing='layer'"
+    )
+
+
+def layer_used_twice(name: str, names: Sequence[str]) -> ValueError:
+    """Error for converting a layer that several places of a network share."""
+    return ValueError(
+        f"{name} is one layer used in {len(names)} places ({', '.join(names)}); "
+        "give each place its own copy before making it dynamic"
+    )
+
+
+def already_dynamic(name: str, kind: str) -> ValueError:
+    """Error for converting a dynamic layer again."""
+    return ValueError(f"{name} is dynamic already ({kind}); call dc.revert_ first, or leave it out of the rules")
+
+
+def study_no_stages(network: str) -> ValueError:
+    """Error for a network whose stages are not found."""
+    return ValueError(f"cannot tell the stages of {network}; name a layer with --layer")
+
+
+def study_no_dynamic_layers(network: str) -> ValueError:
+    """Error for a static network where a dynamic one is needed."""
+    return ValueError(
+        f"{network} has no dynamic kernels; name a network made by dc.dynamize_(model, dc.DYConv()) "
+        "or a dynamic one of `dynaconv models`"
+    )
+
+
+def study_no_dynamic_stage(stage: str, known: Sequence[str]) -> ValueError:
+    """Error for a stage without dynamic convolutions."""
+    return ValueError(
+        f"{stage!r} holds no dynamic convolution; choose another --layer, or a --kernel-layer: {_some(known)}"
+    )
+
+
+def study_not_feature_map(name: str, got: object) -> ValueError:
+    """Error for a layer whose output cannot be correlated."""
+    shown = list(got) if isinstance(got, torch.Size) else got
+    return ValueError(f"the output of {name!r} must be [N, C, H, W], got {shown}; choose another --layer")
+
+
+def study_no_partner(name: str, stage: str) -> ValueError:
+    """Error for a dynamic convolution without a static counterpart."""
+    return ValueError(
+        f"the static network has no convolution like {name!r} in {stage!r}; name one with --static-kernel-layer"
+    )
+
+
+def noise_free(who: str, noise: float, init: str) -> None:
+    """Raise where noise between the experts would make a conversion inexact."""
+    if noise and init == "exact":
+        raise ValueError(
+            f"{who}.from_conv is exact only without noise, got noise={noise:g}; leave noise out, or use init='fresh'"
+        )
+
+
+def two_routers(block: str) -> ValueError:
+    """Error for two configs that both want to share a router in one block."""
+    return ValueError(
+        f"two configs want to share a router inside {block}; use one config there, or routing='layer' in one of them"
+    )
