@@ -682,7 +682,9 @@ def layer_used_twice(name: str, names: Sequence[str]) -> ValueError:
 
 def already_dynamic(name: str, kind: str) -> ValueError:
     """Error for converting a dynamic layer again."""
-    return ValueError(f"{name} is dynamic already ({kind}); call dc.revert_ first, or leave it out of the rules")
+    return ValueError(
+        f"{name} is dynamic already ({kind}); call dc.revert_ first, or leave it out of the rules"
+    )
 
 
 def study_no_stages(network: str) -> ValueError:
