@@ -201,13 +201,13 @@ def dcd_sizes(c: Conv, fc_squeeze: int = 16) -> tuple[int, int, int]:
     return latent, max(max(c.i * m, latent**2) // fc_squeeze, 4), m
 
 
-def dcd(net: Net, *, folded: bool = False, classifier: bool = True) -> Count:
+def dcd(net: Net, *, fc_squeeze: int = 16, folded: bool = False, classifier: bool = True) -> Count:
     """Residual through L latent channels; ResNets on the main path, others on 1x1 of blocks with an expansion."""
     expanding = {c.block for c in net.convs if c.role == "expand"}
     pointwise = [c for c in net.convs if c.role in ("expand", "project") and c.block in expanding]
     params, mixing, routing = net.params, 0, 0
     for c in [c for c in net.convs if c.role == "conv"] or pointwise:
-        latent, s, m = dcd_sizes(c)
+        latent, s, m = dcd_sizes(c, fc_squeeze)
         branch = m * c.i * s + s * s + s * c.o + s * latent**2
         residual = latent * c.i + c.o * latent
         params += branch + residual + 4 * latent

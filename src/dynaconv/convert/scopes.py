@@ -87,7 +87,9 @@ def paper_sites(
         "classifier": _classifies(method, family) if classifier is None else classifier,
     }
     chosen = [s for s in sites if ends.get(s.role, s in wanted)]
-    if family == "shufflenetv2" and method in ("dynet", "weightnet"):
+    if type(model).__name__ == "DyShuffleNetV2" or (
+        family == "shufflenetv2" and method in ("dynet", "weightnet")
+    ):
         left = {s.block for s in chosen if s.role == "shortcut"}
         chosen = [s if s.block in (None, *left) else replace(s, block=f"{s.block}.branch2") for s in chosen]
     return chosen
