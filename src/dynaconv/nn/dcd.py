@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.nn.branch_norm import BranchNorm, Shift, affine
 from dynaconv.nn.dcd_router import DCDRouter, DCDSizes, dcd_sizes
-from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs, norm_scale_and_shift
+from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer, KernelMacs, norm_scale_and_shift
 from dynaconv.ops.channel_fusion import (
     FORMS,
     Affine,
@@ -309,7 +309,7 @@ class DCDConv3d(_DCDConv):
     dims = 3
 
 
-class DCDLinear(ChannelFusion):
+class DCDLinear(ChannelFusion, DynamicLayer):
     """DCD's dynamic classifier: y = Lambda (W0 x + b) + P (norm2(Phi u) + u), u = norm1(Q x); x [B, I] -> [B, O].
 
     Args:
