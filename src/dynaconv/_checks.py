@@ -733,3 +733,24 @@ def two_routers(block: str) -> ValueError:
     return ValueError(
         f"two configs want to share a router inside {block}; use one config there, or routing='layer' in one of them"
     )
+
+
+def study_no_coefficients() -> ValueError:
+    """Error for a network whose dynamic layers never ran by themselves."""
+    return ValueError(
+        "none of the dynamic layers was called, so there are no coefficients to study; "
+        "inside masked blocks set backend='eager' first"
+    )
+
+
+def weightnet_blocks(coefficients: int, blocks: int, row_blocks: int, row: int) -> None:
+    """Raise unless a kernel's rows can be generated block by block."""
+    if coefficients % blocks:
+        raise ValueError(
+            f"num_coefficients={coefficients} must be divisible by num_blocks={blocks}: every block has as many"
+        )
+    if row % row_blocks:
+        raise ValueError(
+            f"num_blocks={blocks} must divide the {row} weights of one output channel (in_channels / groups * taps); "
+            "use num_blocks=1"
+        )

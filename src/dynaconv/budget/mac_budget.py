@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.budget.losses import BudgetLoss, budget_loss
 from dynaconv.budget.schedules import GateSchedule
-from dynaconv.convert import gates
+from dynaconv.convert import gates, masked_blocks
 from dynaconv.cost.dense import count_dense, guess_input_size
 from dynaconv.cost.masks import MaskCollection, collect_masks
 
@@ -172,23 +172,19 @@ class MacBudget:
 
     def _conditional_share(self, input_size: tuple[int, int, int] | None) -> float:
         counts = count_dense(self.model, input_size or guess_input_size(self.model))
-        conditional = sum(
-            macs for name, macs in counts.convs.items() if ".block." in name and _is_step(self.model, name)
-        )
-        fixed = counts.static - conditional + counts.gates
+        steps = [
+            f"{name}.{path}" for name, block in masked_blocks(self.model).items() for path in block.conv_paths
+        ]
+        conditional = sum(counts.convs[name] for name in steps)
+        fixed = counts.static - conditional + counts.gates + counts.kernel_extra
         share = (self.target * counts.static - fixed) / conditional
         if not 0 < share <= 1:
             floor = fixed / counts.static
             raise ValueError(
                 f"a total target of {self.target:g} cannot be met: {floor:.3f} of the static network's MACs are always "
-                f"computed (stem, shortcuts, gates); choose a target in ({floor:.3f}, 1]"
+                f"computed (stem, shortcuts, gates, routers, mixing); choose a target in ({floor:.3f}, 1]"
             )
         return share
-
-
-def _is_step(model: nn.Module, name: str) -> bool:
-    block, _, path = name.partition(".block.")
-    return any(step.conv == path for step in model.get_submodule(block).anatomy.steps)
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:

@@ -3,17 +3,31 @@
 from dynaconv.convert.configs import GateConfig, SpatialMasking, config_from_dict
 from dynaconv.convert.dynamize import dynamize_, gates, masked_blocks, revert_
 from dynaconv.convert.handlers import HANDLERS, recognise
+from dynaconv.convert.kernel_configs import CondConv, DCDConv, DYConv, DyNetConv, KernelConfig, ODConv
+from dynaconv.convert.kernels import dynamic_layers
+from dynaconv.convert.layer_sites import LayerSite, layer_sites
 from dynaconv.convert.report import ConversionReport
+from dynaconv.convert.scopes import paper_sites
 
 __all__ = [
     "HANDLERS",
+    "CondConv",
     "ConversionReport",
+    "DCDConv",
+    "DYConv",
+    "DyNetConv",
     "GateConfig",
+    "KernelConfig",
+    "LayerSite",
+    "ODConv",
     "SpatialMasking",
     "config_from_dict",
+    "dynamic_layers",
     "dynamize_",
     "gates",
+    "layer_sites",
     "masked_blocks",
+    "paper_sites",
     "recognise",
     "revert_",
 ]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from dynaconv import _checks
+from dynaconv.convert.kernel_configs import CondConv, DCDConv, DYConv, DyNetConv, KernelConfig, ODConv
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.mask_unit import INITS, KINDS, MaskUnit
 from dynaconv.ops.mask_ops import DILATION_GRADIENTS
@@ -95,10 +96,12 @@ class SpatialMasking(GateConfig):
         return f"{self.unit} mask unit"
 
 
-CONFIGS: dict[str, type[GateConfig]] = {SpatialMasking.kind: SpatialMasking}
+CONFIGS: dict[str, type[GateConfig | KernelConfig]] = {
+    config.kind: config for config in (SpatialMasking, CondConv, DYConv, DyNetConv, DCDConv, ODConv)
+}
 
 
-def config_from_dict(data: dict[str, Any]) -> GateConfig:
+def config_from_dict(data: dict[str, Any]) -> GateConfig | KernelConfig:
     """The config that `to_dict` wrote.
 
     Raises:

@@ -6,61 +6,87 @@ from torch import nn
 
 from dynaconv.convert.configs import GateConfig
 from dynaconv.convert.handlers import Refusal, recognise
+from dynaconv.convert.kernels import (
+    KernelSite,
+    apply_kernels,
+    check_kernels,
+    plan_kernels,
+    replace_module,
+    revert_kernels,
+)
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
-from dynaconv.convert.rules import Rules, as_rules, config_for
+from dynaconv.convert.rules import Config, Rules, as_rules, config_for
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
+
+_Found = dict[str, "tuple[Anatomy, GateConfig] | Refusal | None"]
 
 
 def dynamize_(
     model: nn.Module,
-    config: GateConfig | Rules | None = None,
+    config: Config | Rules | None = None,
     *,
     input_size: tuple[int, int, int] | None = None,
 ) -> ConversionReport:
-    """Give every residual block of `model` a gate, in place; `revert_` undoes it.
+    """Make a network decide where to compute, with which kernel, or both, in place; `revert_` undoes it.
 
     Args:
-        model: a network with residual blocks: our CIFAR ResNets, timm and torchvision ResNets, MobileNetV2.
-        config: one config for all blocks (default `SpatialMasking()`), or rules {module name or "re:pattern": config
-            or None}; names beat patterns, longer names beat shorter ones, patterns are tried in order.
+        model: a static network: our CIFAR ResNets, timm and torchvision networks, or any other with rules by name.
+            Gates can be added to a network whose kernels are dynamic already.
+        config: a gate config (default `SpatialMasking()`) for all residual blocks, a kernel config (`CondConv()`,
+            `DYConv()`, ...) for the layers that its scope names, or a tuple of both; or rules {module name or
+            "re:pattern": config, tuple or None}. Names beat patterns, longer names beat shorter ones, patterns are
+            tried in order. A rule with a kernel config covers every convolution under its name.
         input_size: (C, H, W) for the MACs in the report; by default what the model itself says, else 3x224x224.
     Returns:
         ConversionReport: every module, what became of it or why not, parameters and dense MACs before and after.
     Raises:
-        ValueError: nothing to convert (with the reasons), an already dynamic model, a rule that matches nothing.
-    Source: arXiv 1912.03203.
+        ValueError: nothing to convert (with the reasons), an already dynamic block or layer, a layer used twice, a rule
+            that matches nothing. TypeError: a layer that cannot be dynamic. The model is then as it was.
+    Source: arXiv 1912.03203 (masks); 1904.04971, 1912.03458, 2004.10694, 2103.08756, 2209.07947 (kernels).
 
     >>> import dynaconv as dc
     >>> len(dc.dynamize_(dc.create_model("resnet8_cifar")).converted)
     3
+    >>> dc.dynamize_(dc.create_model("resnet8_cifar"), {"layer3": dc.DYConv()}).converted
+    ['layer3.0.conv1', 'layer3.0.conv2']
     """
     rules = as_rules(config, model)
-    _refuse_converted(model)
     found = _find(model, rules)
-    plan = {name: verdict for name, verdict in found.items() if isinstance(verdict, tuple)}
-    if not plan:
+    plan = plan_kernels(model, rules)
+    check_kernels(model, plan)
+    masked = {name: verdict for name, verdict in found.items() if isinstance(verdict, tuple)}
+    if masked or not plan:
+        _refuse_converted(model)
+    if not masked and not plan:
         raise ValueError(_nothing(model, found))
     report = ConversionReport(params_before=_count(model))
     report.input_size, report.dense_macs_before = _dense_macs(model, input_size)
-    outcomes = _outcomes(model, found)
-    for name, (anatomy, block_config) in plan.items():
-        _replace(model, name, _masked(model.get_submodule(name), anatomy, block_config))
+    outcomes = _outcomes(model, found, plan)
+    apply_kernels(model, plan)
+    for name in masked:
+        # Read again: the convolutions in it may be dynamic now.
+        anatomy, gate_config = recognise(model.get_submodule(name)), masked[name][1]
+        assert isinstance(anatomy, Anatomy)
+        replace_module(model, name, _masked(model.get_submodule(name), anatomy, gate_config))
     report.modules, report.params_after = outcomes, _count(model)
-    _, report.dense_macs_after = _dense_macs(model, report.input_size, gates=True)
+    _, report.dense_macs_after = _dense_macs(model, report.input_size, routing=True)
     return report
 
 
 def revert_(model: nn.Module) -> list[str]:
-    """Take all gates out again, in place; the blocks are the original modules with the original keys.
+    """Make everything static again, in place, with the original names.
+
+    Gates are taken out and the blocks are the original modules. Dynamic kernels become the static convolution of
+    neutral coefficients, which is the original one if it was converted exactly and not trained since.
 
     Returns:
-        Names of the blocks that were reverted (empty for a static model).
+        Names of the blocks and layers that were reverted (empty for a static model).
     """
     names = [name for name, module in model.named_modules() if isinstance(module, MaskedBlock)]
     for name in names:
-        _replace(model, name, model.get_submodule(name).block)
-    return names
+        replace_module(model, name, model.get_submodule(name).block)
+    return names + revert_kernels(model)
 
 
 def gates(model: nn.Module) -> dict[str, Gate]:
@@ -81,16 +107,16 @@ def _refuse_converted(model: nn.Module) -> None:
         )
 
 
-def _find(model: nn.Module, rules: Rules) -> dict[str, tuple[Anatomy, GateConfig] | Refusal | None]:
+def _find(model: nn.Module, rules: Rules) -> _Found:
     """Verdict for every module that is or could be a block; blocks inside blocks are left alone."""
-    found: dict[str, tuple[Anatomy, GateConfig] | Refusal | None] = {}
+    found: _Found = {}
     for name, module in model.named_modules():
         if not name or any(name.startswith(taken + ".") for taken, v in found.items() if v is not None):
             continue
         verdict = recognise(module)
         if verdict is None:
             continue
-        config = config_for(name, rules)
+        config = config_for(name, rules, GateConfig)
         if config is None:
             found[name] = Refusal(verdict.kind, "no rule asks for it")
         else:
@@ -99,48 +125,44 @@ def _find(model: nn.Module, rules: Rules) -> dict[str, tuple[Anatomy, GateConfig
 
 
 def _masked(block: nn.Module, anatomy: Anatomy, config: GateConfig) -> MaskedBlock:
-    convs = [block.get_submodule(step.conv) for step in anatomy.steps]
-    stride = 1
-    for conv in convs:
-        stride *= conv.stride[0]
-    gate = config.build_gate(convs[0].in_channels, stride)
-    reference = convs[0].weight
-    return MaskedBlock(
-        block,
-        anatomy,
-        gate.to(reference.device, reference.dtype),
-        config=config,
-        dilation_gradient=config.dilation_gradient,
+    masked = MaskedBlock(
+        block, anatomy, nn.Identity(), config=config, dilation_gradient=config.dilation_gradient
     )
+    stride = 1
+    for conv in masked.convs:
+        stride *= conv.stride[0]
+    reference = masked.convs[0].weight
+    gate = config.build_gate(masked.convs[0].in_channels, stride)
+    masked.gate = gate.to(reference.device, reference.dtype).train(block.training)
+    return masked
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    model.get_submodule(parent)._modules[leaf] = new
-
-
-def _outcomes(model: nn.Module, found: dict) -> list[ModuleOutcome]:
-    rows = []
+def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[ModuleOutcome]:
+    kernels, rows = {site.name: site for site in plan}, []
     for name, module in model.named_modules():
         if not name:
             continue
         owner = next((b for b, v in found.items() if name.startswith(b + ".") and isinstance(v, tuple)), None)
         verdict = found.get(name)
-        if isinstance(verdict, tuple):
+        if name in kernels:
+            status, detail = "converted", kernels[name].config.describe()
+        elif isinstance(verdict, tuple):
             status, detail = "converted", f"{verdict[0].kind}, {verdict[1].describe()}"
         elif isinstance(verdict, Refusal):
-            status, detail = "skipped", verdict.reason
+            inside = any(n.startswith(f"{name}.") for n in kernels)
+            wanted = verdict.reason != "no rule asks for it"
+            status, detail = ("kept", "container") if inside and not wanted else ("skipped", verdict.reason)
         elif owner is not None:
             status, detail = "inside", f"part of {owner}"
         elif next(module.children(), None) is not None:
             status, detail = "kept", "container"
         else:
-            status, detail = "kept", "outside the residual blocks"
+            status, detail = "kept", "outside what was asked for"
         rows.append(ModuleOutcome(name, type(module).__name__, status, detail, _count(module)))
     return rows
 
 
-def _nothing(model: nn.Module, found: dict) -> str:
+def _nothing(model: nn.Module, found: _Found) -> str:
     reasons = {v.reason for v in found.values() if isinstance(v, Refusal)}
     why = "; ".join(sorted(reasons)) if reasons else "no residual block that a handler knows was found"
     return (
@@ -153,7 +175,7 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _dense_macs(model: nn.Module, size: tuple[int, int, int] | None, gates: bool = False):
+def _dense_macs(model: nn.Module, size: tuple[int, int, int] | None, routing: bool = False):
     from dynaconv.cost.dense import count_dense, guess_input_size
 
     size = size or guess_input_size(model)
@@ -162,4 +184,4 @@ def _dense_macs(model: nn.Module, size: tuple[int, int, int] | None, gates: bool
     except (RuntimeError, ValueError, TypeError):
         # A network with unusual inputs is still converted; only its MACs stay unknown in the report.
         return size, None
-    return size, counts.static + (counts.gates if gates else 0)
+    return size, counts.static + (counts.gates + counts.kernel_extra if routing else 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.ops._conv import Geometry
 from dynaconv.ops.mask_ops import branch_masks, branch_sizes
@@ -14,7 +15,7 @@ from dynaconv.ops.mask_ops import branch_masks, branch_sizes
 
 @dataclass(frozen=True)
 class ConvCost:
-    """One convolution: the mask it runs on [N, 1, h, w] and its multiply-adds per position."""
+    """One convolution (its path from the masked block), the mask it runs on [N, 1, h, w], multiply-adds a position."""
 
     name: str
     mask: Tensor
@@ -39,8 +40,10 @@ class BlockCost:
         return sum(c.mask[0].numel() * c.macs_per_position for c in self.convs)
 
 
-def conv_macs_per_position(conv: nn.Conv2d) -> int:
-    """kh * kw * C_in * C_out / groups, plus C_out for a bias."""
+def conv_macs_per_position(conv: nn.Module) -> int:
+    """kh * kw * C_in * C_out / groups, plus C_out for a bias; the kernel of one sample where it is dynamic."""
+    if isinstance(conv, DynamicConv):
+        return conv.kernel_numel
     return conv.weight.numel() + (0 if conv.bias is None else conv.out_channels)
 
 
@@ -50,7 +53,7 @@ def block_cost(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> Block
     geometries = [Geometry.of(conv) for conv in convs]
     plain = mask.as_subclass(Tensor)
     needs = branch_masks(plain, branch_sizes(size, geometries), geometries, gradient=block.dilation_gradient)
-    names = [step.conv for step in block.anatomy.steps]
+    names = block.conv_paths
     return BlockCost(
         tuple(
             ConvCost(name, need, conv_macs_per_position(conv))

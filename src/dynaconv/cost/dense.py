@@ -1,7 +1,8 @@
 """Counting the multiply-adds of a network that computes every position, operation by operation.
 
 Convolutions count kh * kw * C_in * C_out / groups per output position, plus C_out for a bias; linear layers
-in * out. Batch norm, activations, additions, pooling count nothing.
+in * out. Batch norm, activations, additions, pooling count nothing. Layers with a kernel per sample state their own
+cost: the convolution, mixing and routing apart.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynaconv.convert import masked_blocks
+from dynaconv.convert import dynamic_layers, masked_blocks
 from dynaconv.cost.masks import collect_masks
+from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs
+from dynaconv.nn.routed_block import RoutedBlock
 
 _CONV = (torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.cudnn_convolution)
 
@@ -28,6 +31,14 @@ class DenseCounts:
     convs: dict[str, int] = field(default_factory=dict)
     linears: dict[str, int] = field(default_factory=dict)
     gate_names: tuple[str, ...] = ()
+    kernels: dict[str, KernelMacs] = field(default_factory=dict)
+    routers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kernel_extra(self) -> int:
+        """Mixing and routing of the dynamic layers, shared routers included."""
+        own = sum(k.mixing + k.routing for k in self.kernels.values())
+        return own + sum(self.routers.values())
 
     @property
     def static(self) -> int:
@@ -44,20 +55,34 @@ class DenseCounts:
         return any(name == g or name.startswith(g + ".") for g in self.gate_names)
 
 
-def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
+def count_dense(model: nn.Module, size: tuple[int, int, int], *, biases: bool = True) -> DenseCounts:
     """Count one image of `size` = (C, H, W), with every position computed; the model is left as it was.
 
+    Args:
+        biases: a convolution's bias counts C_out per position (DynConv's convention) or nothing (the dynamic kernels').
     Raises:
         RuntimeError, ValueError: the network does not accept such an image.
     """
     parameter = next(model.parameters(), torch.zeros(()))
     x = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
-    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_CONV, _conv_flops))
-    with _dense_evaluation(model), torch.no_grad(), collect_masks(model) as masks, counter:
+    counter = FlopCounterMode(
+        display=False, custom_mapping=dict.fromkeys(_CONV, _conv_flops if biases else _plain_flops)
+    )
+    with (
+        _dense_evaluation(model),
+        torch.no_grad(),
+        collect_masks(model) as masks,
+        _kernel_costs(model) as kernels,
+        counter,
+    ):
         model(x)
-    counts = DenseCounts(gate_names=tuple(f"{name}.gate" for name in masks.blocks))
+    counts = DenseCounts(gate_names=tuple(f"{name}.gate" for name in masks.blocks), kernels=kernels)
+    counts.routers = {
+        f"{name}.router": m.router.macs for name, m in model.named_modules() if isinstance(m, RoutedBlock)
+    }
+    stated = [*kernels, *counts.routers]
     for name, by_op in _own_counts(model, counter).items():
-        if counts.is_gate(name):
+        if counts.is_gate(name) or any(name == s or name.startswith(f"{s}.") for s in stated):
             continue
         convs = sum(v for op, v in by_op.items() if op in _CONV)
         others = sum(v for op, v in by_op.items() if op not in _CONV)
@@ -65,6 +90,9 @@ def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
             counts.convs[name] = convs // 2
         if others:
             counts.linears[name] = others // 2
+    for name, cost in kernels.items():
+        convolution = isinstance(model.get_submodule(name), DynamicConv)
+        (counts.convs if convolution else counts.linears)[name] = cost.static
     # A gate states its own cost, since it may run its convolution in another form.
     for name, size in masks.input_sizes.items():
         counts.convs[f"{name}.gate"] = masks.blocks[name].gate.macs(size)
@@ -73,12 +101,36 @@ def count_dense(model: nn.Module, size: tuple[int, int, int]) -> DenseCounts:
     return counts
 
 
+@contextmanager
+def _kernel_costs(model: nn.Module) -> Iterator[dict[str, KernelMacs]]:
+    """What the dynamic layers that run in the `with` block cost for one image, by name."""
+    costs: dict[str, KernelMacs] = {}
+
+    def hook_for(name: str):
+        def hook(layer: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+            costs[name] = layer.macs(math.prod(output.shape[2:]))
+
+        return hook
+
+    layers = dynamic_layers(model)
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
+    try:
+        yield costs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _conv_flops(
     x_shape, w_shape, bias, _stride, _padding, _dilation, transposed, *_args, out_shape=None, **_kw
 ) -> int:
     positions = math.prod((x_shape if transposed else out_shape)[2:]) * x_shape[0]
     with_bias = 0 if bias is None else out_shape[1] * math.prod(out_shape[2:]) * x_shape[0]
     return 2 * (math.prod(w_shape) * positions + with_bias)
+
+
+def _plain_flops(x_shape, w_shape, _bias, *args, out_shape=None, **kw) -> int:
+    return _conv_flops(x_shape, w_shape, None, *args, out_shape=out_shape, **kw)
 
 
 def _own_counts(model: nn.Module, counter: FlopCounterMode) -> dict[str, dict]:

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv._table import format_table
-from dynaconv.convert import masked_blocks
+from dynaconv.convert import dynamic_layers, masked_blocks
 from dynaconv.cost.dense import DenseCounts, count_dense
 from dynaconv.cost.masks import MaskCollection, collect_masks
+from dynaconv.nn.dynamic_conv import KernelMacs
 
 
 @dataclass(frozen=True)
 class LayerProfile:
     """One layer: dense multiply-adds of one image, executed ones as a mean over the images, parameters.
 
-    role: "fixed" (always computed), "conditional" (computed where a mask is open) or "routing" (part of a gate).
+    role: "fixed" (always computed), "conditional" (computed where a mask is open) or "routing" (a gate or a router).
+    mixing_macs and routing_macs: of a layer with a kernel per sample, both included in executed_macs.
     """
 
     name: str
@@ -30,6 +32,8 @@ class LayerProfile:
     executed_macs: float
     density: float
     params: int
+    mixing_macs: int = 0
+    routing_macs: int = 0
 
 
 @dataclass
@@ -38,11 +42,11 @@ class Profile:
 
     * dense_macs: one image through the static network, without gates;
     * executed_macs [N]: every multiply-add done for each image, gates included;
-    * routing_macs [N]: the part of it that decides;
+    * routing_macs [N]: the part of it that decides: gates and routers;
     * mixing_macs [N]: the part of it that builds kernels (zero without dynamic kernels).
 
     conditional_macs is the part of dense_macs that masks can skip, conditional_ratio the executed share of it.
-    Convolutions are counted; linear layers are in `linear_macs` and, with include_linear, in the totals.
+    Linear layers are in `linear_macs`, and in the totals where `counts_linear` is true.
     """
 
     dense_macs: int
@@ -54,6 +58,7 @@ class Profile:
     linear_macs: int
     params: int
     input_size: tuple[int, int, int]
+    counts_linear: bool = False
     layers: list[LayerProfile] = field(default_factory=list)
 
     @property
@@ -86,7 +91,7 @@ class Profile:
             f"executed  {self.executed_macs.mean():>15,.0f} MACs per image "
             f"(mean of {n}, from {self.executed_macs.min():,.0f} "
             f"to {self.executed_macs.max():,.0f}), {self.macs_ratio:.3f} of dense\n"
-            f"routing   {self.routing_macs.mean():>15,.0f} of them decide; "
+            f"routing   {self.routing_macs.mean():>15,.0f} decide, {self.mixing_macs.mean():,.0f} build kernels; "
             f"conditional MACs: {self.conditional_ratio:.3f} of "
             f"{self.conditional_macs:,} executed; {self.params:,} parameters"
         )
@@ -105,25 +110,29 @@ class Profile:
         return self.table()
 
 
-def profile(model: nn.Module, x: Tensor, *, include_linear: bool = False) -> Profile:
+def profile(model: nn.Module, x: Tensor, *, include_linear: bool | None = None) -> Profile:
     """Count multiply-adds for the images x, from the masks that the network decides in evaluation mode.
 
     Args:
         model: any network; masks are used where it has gates. It is left as it was.
         x: [N, C, H, W], N >= 1.
-        include_linear: count linear layers too (the convention of the dynamic-kernel papers); by default only
-            convolutions count (the convention of DynConv), and `linear_macs` says what was left out.
+        include_linear: True is the convention of the dynamic-kernel papers: convolutions and linear layers count,
+            biases do not. False is that of DynConv: convolutions and their biases count, linear layers do not
+            (`linear_macs` says what was left out). None takes True for a network with dynamic kernels, whose routers
+            are linear layers, and False for any other.
     Returns:
         Profile.
     Raises:
         ValueError: x is not [N, C, H, W] or has no image.
-    Source: counting rules of arXiv 1912.03203 (released code); MAC = multiply-add, FLOPs = 2 x MACs.
+    Source: counting rules of arXiv 1912.03203 (released code) and docs/kernels.md; FLOPs = 2 x MACs.
     """
     _checks.images(x, None, "profile")
     if x.shape[0] == 0:
         raise ValueError("profile expects at least one image, got a batch of size 0")
     size = (x.shape[1], x.shape[2], x.shape[3])
-    counts = count_dense(model, size)
+    if include_linear is None:
+        include_linear = bool(dynamic_layers(model))
+    counts = count_dense(model, size, biases=not include_linear)
     masks = _evaluate(model, x) if masked_blocks(model) else MaskCollection({})
     return _assemble(model, counts, masks, x.shape[0], size, include_linear)
 
@@ -143,37 +152,60 @@ def _evaluate(model: nn.Module, x: Tensor) -> MaskCollection:
 def _assemble(
     model: nn.Module, counts: DenseCounts, masks: MaskCollection, n: int, size, include_linear
 ) -> Profile:
-    costs = {f"{name}.block.{conv.name}": conv for name, cost in masks.costs().items() for conv in cost.convs}
+    costs = {f"{name}.{conv.name}": conv for name, cost in masks.costs().items() for conv in cost.convs}
     named = counts.convs if not include_linear else {**counts.convs, **counts.linears}
     modules = dict(model.named_modules())
-    layers, executed, routing = [], torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    for name, macs in named.items():
+    layers: list[LayerProfile] = []
+    executed, routing, mixing = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
+    named = {**named, **counts.routers, **{k: v.static for k, v in counts.kernels.items()}}
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    for name, macs in sorted(named.items(), key=lambda item: order.get(item[0], len(order))):
         spent = torch.full((n,), float(macs), dtype=torch.float64)
-        role = "routing" if counts.is_gate(name) else "conditional" if name in costs else "fixed"
+        role = (
+            "routing"
+            if counts.is_gate(name) or name in counts.routers
+            else "conditional"
+            if name in costs
+            else "fixed"
+        )
         if role == "conditional":
             spent = costs[name].mask.sum((1, 2, 3), dtype=torch.float64).cpu() * costs[name].macs_per_position
         if role == "routing":
             routing += spent
+        density = float(spent.mean()) / macs if macs else 0.0
+        kernel = counts.kernels.get(name, KernelMacs(0, 0, 0))
+        spent = spent + kernel.mixing + kernel.routing
+        mixing += kernel.mixing
+        routing += kernel.routing
         executed += spent
         module = modules.get(name, model)
         own = sum(p.numel() for p in module.parameters(recurse=False))
         layers.append(
             LayerProfile(
-                name, type(module).__name__, role, macs, float(spent.mean()), float(spent.mean()) / macs, own
-            )
+                name,
+                type(module).__name__,
+                role,
+                macs,
+                float(spent.mean()),
+                density,
+                own,
+                kernel.mixing,
+                kernel.routing,
+            )  # fmt: skip
         )
     conditional = [y for y in layers if y.role == "conditional"]
     dense_conditional = sum(y.dense_macs for y in conditional)
-    ratio = sum(y.executed_macs for y in conditional) / dense_conditional if conditional else 1.0
+    ratio = sum(y.density * y.dense_macs for y in conditional) / dense_conditional if conditional else 1.0
     return Profile(
         dense_macs=counts.static + (sum(counts.linears.values()) if include_linear else 0),
         executed_macs=executed,
         routing_macs=routing,
-        mixing_macs=torch.zeros(n, dtype=torch.float64),
+        mixing_macs=mixing,
         conditional_macs=dense_conditional,
         conditional_ratio=ratio,
         linear_macs=sum(counts.linears.values()),
         params=sum(p.numel() for p in model.parameters()),
         input_size=size,
+        counts_linear=include_linear,
         layers=layers,
     )

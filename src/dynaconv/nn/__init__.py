@@ -1,6 +1,7 @@
 """Drop-in modules: `import dynaconv.nn as dnn`."""
 
 from dynaconv.nn.condconv import CondConv1d, CondConv2d, CondConv3d, CondLinear
+from dynaconv.nn.dcd import DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
 from dynaconv.nn.dyconv import DYConv1d, DYConv2d, DYConv3d
 from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs
 from dynaconv.nn.dynet import DyNetConv1d, DyNetConv2d, DyNetConv3d
@@ -8,6 +9,8 @@ from dynaconv.nn.gate import Gate
 from dynaconv.nn.mask_unit import MaskUnit
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock, Step
 from dynaconv.nn.masked_conv import MaskedConv2d
+from dynaconv.nn.odconv import ODConv1d, ODConv2d, ODConv3d
+from dynaconv.nn.routed_block import RoutedBlock
 from dynaconv.nn.spatial_mask import SpatialMask
 from dynaconv.nn.temperature import TemperatureSchedule, set_temperature
 
@@ -17,6 +20,10 @@ __all__ = [
     "CondConv2d",
     "CondConv3d",
     "CondLinear",
+    "DCDConv1d",
+    "DCDConv2d",
+    "DCDConv3d",
+    "DCDLinear",
     "DYConv1d",
     "DYConv2d",
     "DYConv3d",
@@ -29,6 +36,10 @@ __all__ = [
     "MaskUnit",
     "MaskedBlock",
     "MaskedConv2d",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
+    "RoutedBlock",
     "SpatialMask",
     "Step",
     "TemperatureSchedule",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dynaconv import _checks
-from dynaconv.nn.dynamic_conv import KernelMacs
+from dynaconv.nn.dynamic_conv import DynamicLayer, KernelMacs
 from dynaconv.nn.mixture import MixtureConv
 from dynaconv.nn.routers import SigmoidRouter
 from dynaconv.ops.dynamic_conv2d import mix_kernels
@@ -130,7 +130,7 @@ class CondConv3d(_CondConv):
     dims = 3
 
 
-class CondLinear(nn.Module):
+class CondLinear(DynamicLayer):
     """CondConv's classifier: a 1x1 CondConv on pooled features, with its own router; x [B, I] -> [B, O].
 
     Args:

@@ -29,7 +29,13 @@ class KernelMacs(NamedTuple):
         return self.static + self.mixing + self.routing
 
 
-class DynamicConv(nn.Module):
+class DynamicLayer(nn.Module):
+    """Marks every layer with weights per sample; `config` is what a conversion was asked for, or None."""
+
+    config: object = None
+
+
+class DynamicConv(DynamicLayer):
     """Base class: a convolution whose kernel is computed for each sample.
 
     A subclass has `weight` (and perhaps `bias`), a `router` that predicts coefficients from the layer's own input, and

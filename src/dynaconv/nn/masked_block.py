@@ -15,7 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynaconv import _checks
 from dynaconv.nn._fold import activation_name, fold_conv
 from dynaconv.nn._fresh import Snapshot
+from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.gate import Gate
+from dynaconv.nn.masked_kernels import coefficients, needs_of, sparse_branch
+from dynaconv.nn.routed_block import RoutedBlock
 from dynaconv.ops import ACTIVATIONS, ConvSpec, PackedBranch, masked_residual
 
 
@@ -40,6 +43,10 @@ class Anatomy:
     steps: tuple[Step, ...]
     shortcut: str | None = None
     act: str | None = None
+
+
+# Measured on the row-by-row executor that serves kernels per sample (docs/benchmarks.md).
+_DYNAMIC_BREAK_EVEN = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +98,37 @@ class MaskedBlock(nn.Module):
         self._runtime: _Runtime | None = None
         self.train(block.training)
 
+    @property
+    def inner(self) -> nn.Module:
+        """The block that the anatomy describes; inside a `RoutedBlock` where a router is shared."""
+        return self.block.block if isinstance(self.block, RoutedBlock) else self.block
+
     def part(self, path: str | None) -> nn.Module | None:
         """The original block's submodule at `path` (None for None)."""
-        return None if path is None else self.block.get_submodule(path)
+        return None if path is None else self.inner.get_submodule(path)
 
     @property
-    def convs(self) -> list[nn.Conv2d]:
-        """The branch's convolutions in order."""
-        return [self.block.get_submodule(step.conv) for step in self.anatomy.steps]
+    def convs(self) -> list[nn.Module]:
+        """The branch's convolutions in order, static or dynamic."""
+        return [self.inner.get_submodule(step.conv) for step in self.anatomy.steps]
+
+    @property
+    def conv_paths(self) -> list[str]:
+        """Where those convolutions are, from this module."""
+        prefix = "block.block" if isinstance(self.block, RoutedBlock) else "block"
+        return [f"{prefix}.{step.conv}" for step in self.anatomy.steps]
+
+    @property
+    def dynamic(self) -> bool:
+        """Some convolution of the branch has a kernel per sample."""
+        return any(isinstance(conv, DynamicConv) for conv in self.convs)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C_out, h, w]."""
         if self.training or self.backend == "eager" or torch.compiler.is_compiling():
             return self._dense(x)
+        if self.dynamic:
+            return self._sparse_dynamic(x)
         runtime = self._prepared()
         if any(norm.training for norm in runtime.norms):
             return self._dense(x)
@@ -129,17 +154,46 @@ class MaskedBlock(nn.Module):
         return self.dense_forward(x, self.gate(x))
 
     def dense_forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The definition: branch everywhere, times the mask, plus the shortcut."""
-        shortcut = self.part(self.anatomy.shortcut)
-        act = self.part(self.anatomy.act)
-        hidden = x
-        for step in self.anatomy.steps:
-            for path in (step.conv, step.norm, step.act):
+        """The definition: branch everywhere, times the mask, plus the shortcut.
+
+        Kernels that depend on an inner feature map see only the positions of it that skipping would compute.
+        """
+        convs, hidden, open_ = self.convs, x, None
+        shared = self.block.route(x) if isinstance(self.block, RoutedBlock) else {}
+        needs = needs_of(mask.detach(), x.shape[2:], convs) if self.dynamic else [None] * len(convs)
+        for step, conv, need in zip(self.anatomy.steps, convs, needs, strict=True):
+            if isinstance(conv, DynamicConv):
+                hidden = conv(hidden, routing=coefficients(conv, step.conv, shared, hidden, open_))
+            else:
+                hidden = conv(hidden)
+            for path in (step.norm, step.act):
                 if path is not None:
-                    hidden = self.block.get_submodule(path)(hidden)
+                    hidden = self.inner.get_submodule(path)(hidden)
+            open_ = need
         _checks.mask_for(mask, (hidden.shape[0], hidden.shape[2], hidden.shape[3]))
-        y = (x if shortcut is None else shortcut(x)) + mask.to(hidden.dtype) * hidden
+        return self._joined(x, mask.to(hidden.dtype) * hidden)
+
+    def _joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        shortcut, act = self.part(self.anatomy.shortcut), self.part(self.anatomy.act)
+        y = (x if shortcut is None else shortcut(x)) + branch
         return y if act is None else act(y)
+
+    def _sparse_dynamic(self, x: Tensor) -> Tensor:
+        """Open positions only, each image with its own kernels; densely above the break-even."""
+        _checks.images(x, self.convs[0].in_channels, "MaskedBlock")
+        mask, convs = self.gate(x), self.convs
+        if any(m.training for m in self.inner.modules() if isinstance(m, _BatchNorm)):
+            return self.dense_forward(x, mask)
+        _checks.mask_for(mask, (x.shape[0], *mask.shape[2:]))
+        needs = needs_of(mask, x.shape[2:], convs)
+        costs = [c.kernel_numel if isinstance(c, DynamicConv) else c.weight.numel() for c in convs]
+        share = sum(float(n.mean()) * c * n[0].numel() for n, c in zip(needs, costs, strict=True))
+        share /= sum(n[0].numel() * c for n, c in zip(needs, costs, strict=True))
+        if share > (_DYNAMIC_BREAK_EVEN if self.break_even is None else self.break_even):
+            return self.dense_forward(x, mask)
+        shared = self.block.route(x) if isinstance(self.block, RoutedBlock) else {}
+        steps = [(s.conv, self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps]
+        return self._joined(x, sparse_branch(x, steps, shared, needs))
 
     def _prepared(self) -> _Runtime:
         """Folded and packed weights; made again whenever a parameter or buffer of the block has changed."""

@@ -103,8 +103,7 @@ class MixtureConv(DynamicConv):
             experts, spread = self.experts(), conv.weight.std(correction=0)
             draw = torch.randn_like(experts) * spread
             if init == "fresh":
-                if spread > 0:
-                    experts.copy_(draw)
+                experts.copy_(draw)
             else:
                 draw -= draw.mean(0, keepdim=True)
                 experts.copy_(scale * conv.weight + noise * draw)

@@ -14,6 +14,7 @@ from dynaconv.convert.handlers.inverted_residual import (
     torchvision_inverted_residual,
 )
 from dynaconv.convert.handlers.residual import residual_block
+from dynaconv.nn.routed_block import RoutedBlock
 
 HANDLERS: list[Callable[[nn.Module], Verdict]] = [
     timm_inverted_residual,
@@ -25,6 +26,8 @@ HANDLERS: list[Callable[[nn.Module], Verdict]] = [
 
 def recognise(block: nn.Module) -> Verdict:
     """First verdict of the handlers; None when the module is no block that any of them knows."""
+    if isinstance(block, RoutedBlock):
+        block = block.block
     return next((v for v in (handler(block) for handler in HANDLERS) if v is not None), None)
 
 

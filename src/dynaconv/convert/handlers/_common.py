@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv.nn._fold import activation_name, norm_activation
+from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import Anatomy
 
 
@@ -47,7 +48,7 @@ def check_steps(block: nn.Module, anatomy: Anatomy) -> Verdict:
         conv, norm, act = (
             None if p is None else block.get_submodule(p) for p in (step.conv, step.norm, step.act)
         )
-        if type(conv) is not nn.Conv2d:
+        if type(conv) is not nn.Conv2d and not isinstance(conv, DynamicConv):
             return Refusal(anatomy.kind, f"{step.conv} is {type(conv).__name__}, expected nn.Conv2d")
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return Refusal(anatomy.kind, f"{step.conv} has padding {conv.padding!r} ({conv.padding_mode})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dynaconv.convert.handlers._common import Refusal, Verdict, check_steps, obstacle, present
+from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import Anatomy, Step
 
 _OBSTACLES = ("drop_block", "aa", "se", "attn", "attn_last", "drop_path", "drop")
@@ -12,7 +13,9 @@ _OBSTACLES = ("drop_block", "aa", "se", "attn", "attn_last", "drop_path", "drop"
 
 def residual_block(block: nn.Module) -> Verdict:
     """Recognise `conv1 bn1 [conv2 bn2 [conv3 bn3]]` with an optional `downsample` and a ReLU after the addition."""
-    convs = [f"conv{i}" for i in (1, 2, 3) if isinstance(getattr(block, f"conv{i}", None), nn.Conv2d)]
+    convs = [
+        f"conv{i}" for i in (1, 2, 3) if isinstance(getattr(block, f"conv{i}", None), nn.Conv2d | DynamicConv)
+    ]
     if len(convs) < 2 or convs != [f"conv{i + 1}" for i in range(len(convs))] or not present(block, "bn1"):
         return None
     kind = "bottleneck" if len(convs) == 3 else "basic"

@@ -1,0 +1,202 @@
+"""Replacing static convolutions by dynamic ones, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dynaconv import _checks
+from dynaconv.convert.kernel_configs import KernelConfig, Place
+from dynaconv.convert.layer_sites import LayerSite, find_blocks, layer_sites, network_family
+from dynaconv.convert.rules import Rules, config_for
+from dynaconv.convert.scopes import paper_sites
+from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
+from dynaconv.nn.gate import Gate
+from dynaconv.nn.routed_block import RoutedBlock
+from dynaconv.nn.routers import Router
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_UNNAMED = object()
+
+
+@dataclass(frozen=True)
+class KernelSite:
+    """A layer that becomes dynamic: its name, how, and the block whose router it shares (None: its own)."""
+
+    name: str
+    config: KernelConfig
+    block: str | None
+
+
+def dynamic_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All layers with a kernel per sample, by name (dynamic classifiers included).
+
+    >>> import dynaconv as dc
+    >>> model = dc.create_model("resnet8_cifar")
+    >>> report = dc.dynamize_(model, {"layer3.0.conv2": dc.DYConv()})
+    >>> list(dynamic_layers(model))
+    ['layer3.0.conv2']
+    """
+    return {name: m for name, m in model.named_modules() if isinstance(m, DynamicLayer)}
+
+
+def plan_kernels(model: nn.Module, rules: Rules) -> list[KernelSite]:
+    """The layers that rules make dynamic, in forward order where it is known.
+
+    Raises:
+        ValueError: a network whose structure is unknown with scope="paper", or two routers for one block.
+    """
+    sites = _known_sites(model)
+    blocks = {s.name: s.block for s in sites}
+    named = _named(model, rules, {s.name for s in sites if s.role == "squeeze_excite"})
+    chosen = {name: config for name, config in named.items() if config is not None}
+    whole = config_for("", {"": rules.get("")}, KernelConfig)
+    if whole is not None:
+        scope = _scope(model, whole, sites)
+        blocks.update({s.name: s.block for s in scope})
+        chosen.update({s.name: whole for s in scope if s.name not in named})
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    plan = [
+        KernelSite(name, chosen[name], blocks.get(name) if chosen[name].shares_router else None)
+        for name in sorted(chosen, key=order.__getitem__)
+    ]
+    _one_router_a_block(plan)
+    return plan
+
+
+def _named(model: nn.Module, rules: Rules, opt_in: set[str]) -> dict[str, KernelConfig | None]:
+    """Layers that rules by name speak of; `opt_in` ones only when a rule names them, not when it names a parent."""
+    by_name = {rule: value for rule, value in rules.items() if rule}
+    closed = [*dynamic_layers(model), *(n for n, m in model.named_modules() if isinstance(m, Gate | Router))]
+    named = {}
+    for name, module in model.named_modules():
+        exact = name in by_name and next(module.children(), None) is None
+        if not exact and (type(module) not in CONVOLUTIONS or any(name.startswith(f"{c}.") for c in closed)):
+            exact = name in by_name and isinstance(module, DynamicLayer)
+            if not exact:
+                continue
+        usable = by_name
+        if name in opt_in:
+            usable = {r: v for r, v in by_name.items() if r == name or r.startswith("re:")}
+        config = config_for(name, usable, KernelConfig, _UNNAMED)
+        if config is not _UNNAMED:
+            named[name] = config
+    return named
+
+
+def _one_router_a_block(plan: list[KernelSite]) -> None:
+    owners: dict[str, KernelConfig] = {}
+    for site in plan:
+        if site.block is not None and owners.setdefault(site.block, site.config) != site.config:
+            raise _checks.two_routers(site.block)
+
+
+def _known_sites(model: nn.Module) -> list[LayerSite]:
+    try:
+        return layer_sites(model)
+    except ValueError:
+        # Rules by name need no structure; each layer then has a router of its own.
+        return []
+
+
+def _scope(model: nn.Module, config: KernelConfig, sites: list[LayerSite]) -> list[LayerSite]:
+    if config.scope == "paper":
+        return paper_sites(
+            model, config.kind, first_block=config.first_block, head=config.head, classifier=config.classifier
+        )
+    if sites:
+        return [s for s in sites if s.role not in ("stem", "squeeze_excite", "post_pool", "classifier")]
+    names = [n for n, m in model.named_modules() if type(m) in CONVOLUTIONS]
+    return [LayerSite(n, "conv", None) for n in names[1:]]
+
+
+def check_kernels(model: nn.Module, plan: list[KernelSite]) -> None:
+    """Raise, before anything is changed, for layers that cannot become dynamic.
+
+    Raises:
+        ValueError: a layer that is shared by two places of the network. TypeError: not a plain convolution.
+    """
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for site in plan:
+        module = model.get_submodule(site.name)
+        if len(names[id(module)]) > 1:
+            raise _checks.layer_used_twice(site.name, names[id(module)])
+        if isinstance(module, DynamicLayer):
+            raise _checks.already_dynamic(site.name, type(module).__name__)
+        if not isinstance(module, nn.Linear):
+            site.config.layer_for(module)
+
+
+def apply_kernels(model: nn.Module, plan: list[KernelSite]) -> None:
+    """Replace the planned layers, and wrap the blocks whose layers share a router."""
+    place = _place(model)
+    groups: dict[tuple[str, KernelConfig], list[str]] = {}
+    for site in plan:
+        if site.block is not None:
+            groups.setdefault((site.block, site.config), []).append(site.name)
+    undo = []
+    try:
+        for site in plan:
+            old = model.get_submodule(site.name)
+            undo.append((site.name, old))
+            replace_module(model, site.name, _converted(old, site, place))
+        for (block, config), names in groups.items():
+            undo.append((block, model.get_submodule(block)))
+            replace_module(model, block, _routed(model.get_submodule(block), block, config, names, place))
+    except Exception:
+        for name, old in reversed(undo):
+            replace_module(model, name, old)
+        raise
+
+
+def _place(model: nn.Module) -> Place:
+    try:
+        family = network_family(model)
+    except ValueError:
+        return Place()
+    bottleneck = any(hasattr(block, "conv3") for block in find_blocks(model).values())
+    return Place(family, bottleneck)
+
+
+def _converted(old: nn.Module, site: KernelSite, place: Place) -> nn.Module:
+    new = (
+        site.config.convert_linear(old, place)
+        if isinstance(old, nn.Linear)
+        else site.config.convert_conv(old, shared=site.block is not None, place=place)
+    )
+    new.config = site.config
+    return new
+
+
+def _routed(block: nn.Module, name: str, config: KernelConfig, names: list[str], place: Place) -> RoutedBlock:
+    layers = [block.get_submodule(n[len(name) + 1 :]) for n in names]
+    router = config.block_router(block_channels(block), layers, place)
+    return RoutedBlock(block, router, [n[len(name) + 1 :] for n in names])
+
+
+def block_channels(block: nn.Module) -> int:
+    """Channels of a block's input: those of its first convolution, twice as many where a unit splits them."""
+    if hasattr(block, "branch1") and hasattr(block, "branch2") and not list(block.branch1.children()):
+        return 2 * block_channels(block.branch2)
+    first = next(m for m in block.modules() if isinstance(m, (*CONVOLUTIONS, DynamicConv)))
+    return first.in_channels
+
+
+def revert_kernels(model: nn.Module) -> list[str]:
+    """Put the static layers of neutral coefficients back, with the original names; returns the layers' names."""
+    for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, RoutedBlock)]:
+        replace_module(model, name, module.block)
+    layers = dynamic_layers(model)
+    for name, layer in layers.items():
+        static = layer.to_linear() if hasattr(layer, "to_linear") else layer.to_conv()
+        replace_module(model, name, static)
+    return list(layers)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the submodule `name` is."""
+    parent, _, leaf = name.rpartition(".")
+    model.get_submodule(parent)._modules[leaf] = new
