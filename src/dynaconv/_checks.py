@@ -754,3 +754,16 @@ def weightnet_blocks(coefficients: int, blocks: int, row_blocks: int, row: int) 
             f"num_blocks={blocks} must divide the {row} weights of one output channel (in_channels / groups * taps); "
             "use num_blocks=1"
         )
+
+
+def fuse_in_training() -> ValueError:
+    """Error for folding batch norms that still normalise by the batch."""
+    return ValueError("fuse_ folds batch norm as it is in evaluation mode; call model.eval() first")
+
+
+def cannot_fuse(model: str, error: object) -> ValueError:
+    """Error for a network whose data flow cannot be read."""
+    return ValueError(
+        f"the forward of {model} cannot be traced ({error}), so it is not known which batch norm follows which "
+        "convolution; fold them with layer.fold_norm_(norm)"
+    )

@@ -2,6 +2,7 @@
 
 from dynaconv.convert.configs import GateConfig, SpatialMasking, config_from_dict
 from dynaconv.convert.dynamize import dynamize_, gates, masked_blocks, revert_
+from dynaconv.convert.fuse import fuse_
 from dynaconv.convert.handlers import HANDLERS, recognise
 from dynaconv.convert.kernel_configs import CondConv, DCDConv, DYConv, DyNetConv, KernelConfig, ODConv
 from dynaconv.convert.kernels import dynamic_layers
@@ -24,6 +25,7 @@ __all__ = [
     "config_from_dict",
     "dynamic_layers",
     "dynamize_",
+    "fuse_",
     "gates",
     "layer_sites",
     "masked_blocks",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from dynaconv.nn._fold import norm_activation
-from dynaconv.nn.masked_block import MaskedBlock
+from dynaconv.convert.fuse import fuse_
 
 
 def compare_latency(
@@ -53,11 +51,6 @@ def compare_latency(
     }
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (MaskedBlock, _BatchNorm)) or super().is_leaf_module(module, qualified_name)
-
-
 def prepare_for_timing(model: nn.Module) -> nn.Module:
     """A copy as a deployment would run it in eager PyTorch: evaluation mode, channels-last, batch norm folded.
 
@@ -65,33 +58,10 @@ def prepare_for_timing(model: nn.Module) -> nn.Module:
     cannot be traced, the copy keeps its batch norms.
     """
     model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-    try:
-        graph = _Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError):
-        return model
-    traced = fx.GraphModule(model, graph)
-    modules = dict(traced.named_modules())
-    for node in list(graph.nodes):
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        source = node.args[0] if norm is not None and node.args else None
-        if (
-            not isinstance(norm, _BatchNorm)
-            or getattr(source, "op", "") != "call_module"
-            or len(source.users) != 1
-        ):
-            continue
-        conv = modules[str(source.target)]
-        if type(conv) is not nn.Conv2d:
-            continue
-        _set(traced, str(source.target), fuse_conv_bn_eval(conv, norm))
-        _set(traced, str(node.target), norm_activation(norm) or nn.Identity())
-    traced.recompile()
-    return traced.to(memory_format=torch.channels_last)
-
-
-def _set(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
+    # A network that cannot be traced is timed as it is.
+    with contextlib.suppress(ValueError):
+        fuse_(model)
+    return model.to(memory_format=torch.channels_last)
 
 
 def latency_of(
