@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from dynaconv import _checks
-from dynaconv.cli import study_compactness, study_correlation
+from dynaconv.cli import study_attention, study_compactness, study_correlation
 from dynaconv.cli.outcome import Outcome
 
 HELP = "study dynamic kernels: correlation, attention, compactness"
@@ -22,6 +22,7 @@ dynaconv study compactness --seeds 2"""
 
 VERBS: dict[str, ModuleType] = {
     "correlation": study_correlation,
+    "attention": study_attention,
     "compactness": study_compactness,
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynaconv import _checks
-from dynaconv.nn.dynamic_conv import DynamicConv
+from dynaconv.nn.dynamic_conv import DynamicLayer
 
 
 def dynamic_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -18,14 +18,10 @@ def dynamic_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: there are none.
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, DynamicConv) or _linear(m)}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, DynamicLayer)}
     if not found:
         raise _checks.study_no_dynamic_layers(type(model).__name__)
     return found
-
-
-def _linear(module: nn.Module) -> bool:
-    return hasattr(module, "route") and hasattr(module, "macs") and not hasattr(module, "kernel_size")
 
 
 @contextmanager

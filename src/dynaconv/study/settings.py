@@ -81,14 +81,14 @@ class CompactnessSettings:
 # Minutes on one core, on pictures that need no download.
 SCENES = CompactnessSettings(
     data="scenes",
-    image_size=48,
+    image_size=64,
     network="resnet8_scenes",
     width=8,
-    train_size=3000,
-    epochs=6,
+    train_size=6000,
+    epochs=8,
     batch_size=32,
     optimizer="adamw",
-    lr=4e-3,
+    lr=8e-3,
     weight_decay=0.05,
     gradient_clip=5.0,
     augment=False,
