@@ -767,3 +767,44 @@ def cannot_fuse(model: str, error: object) -> ValueError:
         f"the forward of {model} cannot be traced ({error}), so it is not known which batch norm follows which "
         "convolution; fold them with layer.fold_norm_(norm)"
     )
+
+
+def original_layers(theirs: int, ours: int) -> ValueError:
+    """Error for weights of a network with another number of layers."""
+    return ValueError(
+        f"the original has {theirs} layers and this network {ours}, so they cannot be paired in order; "
+        "build the same network, with the same number of kernels and the same dynamic layers"
+    )
+
+
+def original_names(unknown: Sequence[str], lost: Sequence[str]) -> ValueError:
+    """Error for weights of a network that names its layers differently."""
+    parts = [f"no layer {unknown[0]!r} here ({len(unknown)} in all)"] if unknown else []
+    parts += [f"no layer {lost[0]!r} there ({len(lost)} in all)"] if lost else []
+    return ValueError(
+        f"the original's layers are named differently: {', and '.join(parts)}; "
+        "use match='order' where the layers come in the same order"
+    )
+
+
+def original_entry(path: str, name: str, kind: str) -> ValueError:
+    """Error for a tensor that a layer does not have."""
+    return ValueError(
+        f"the original has {name!r} for layer {path!r}, which {kind} does not have; build the same layer"
+    )
+
+
+def original_shape(path: str, name: str, theirs: Sequence[int], ours: Sequence[int]) -> ValueError:
+    """Error for a tensor of another size."""
+    return ValueError(
+        f"the original's {name!r} for layer {path!r} is {list(theirs)}, but {list(ours)} is needed; "
+        "build the layer with the original's sizes, such as its number of kernels and its reduction"
+    )
+
+
+def original_lacks(missing: Sequence[str]) -> ValueError:
+    """Error for tensors that an original does not have."""
+    return ValueError(
+        f"the original lacks {missing[0]!r} ({len(missing)} tensors in all); build the same layer, "
+        "for example with the same bias and the same norms"
+    )
