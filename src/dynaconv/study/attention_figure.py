@@ -19,15 +19,21 @@ def figure(found: Mapping[str, Any], title: str) -> bytes:
 
     layers = found["layers"]
     with house_style():
-        drawn = Figure(figsize=(13.5, 8.2), layout="constrained")
-        grid = drawn.add_gridspec(2, 6)
-        _entropy(drawn.add_subplot(grid[0, 0:2]), layers)
-        _distribution(drawn.add_subplot(grid[0, 2:4]), [row for row in layers if row["histogram"]])
-        _classes(drawn.add_subplot(grid[0, 4:6]), found)
+        drawn = Figure(figsize=(13.5, 8.4), layout="constrained")
+        # Two figures in one, so that the long names below do not narrow what is above.
+        above, below = drawn.subfigures(2, 1)
+        for axes, draw, rows in zip(
+            above.subplots(1, 3),
+            (_entropy, _distribution, _classes),
+            (layers, [row for row in layers if row["histogram"]], found),
+            strict=True,
+        ):
+            draw(axes, rows)
         swept = bool(found["temperature"])
-        _accuracy(drawn.add_subplot(grid[1, 0 : 4 if swept else 6]), found["accuracy"])
+        panels = below.subplots(1, 1 + swept, width_ratios=[1.7, 1][: 1 + swept], squeeze=False)[0]
+        _accuracy(panels[0], found["accuracy"])
         if swept:
-            _temperature(drawn.add_subplot(grid[1, 4:6]), found["temperature"], found["trained_temperature"])
+            _temperature(panels[1], found["temperature"], found["trained_temperature"])
         drawn.suptitle(
             f"Attention of {title}, {found['images']:,} test pictures", x=0.01, ha="left", fontsize=13
         )
@@ -52,19 +58,11 @@ def _entropy(axes: Any, rows: Rows) -> None:
         axes.errorbar(xs, ys, yerr=spread, fmt="o-", ms=4, lw=1.3, capsize=3, color=colour, label=part)
     low = min((row["entropy"] - row["entropy_std"] for row in shown), default=0.0)
     axes.set_ylim(max(0.0, low - 0.1 * (1 - low) - 0.01), 1 + 0.05 * (1 - low) + 0.002)
-    _layer_ticks(axes, names, "x")
-    axes.set_title("Entropy (1 = uniform), std over pictures")
-    axes.legend(fontsize=8.5)
-
-
-def _layer_ticks(axes: Any, names: Sequence[str], axis: str) -> None:
     step = max(1, -(-len(names) // 16))
     places = range(0, len(names), step)
-    labels = [_short(names[i]) for i in places]
-    if axis == "x":
-        axes.set_xticks(places, labels, rotation=60, ha="right", fontsize=8)
-    else:
-        axes.set_yticks(places, labels, fontsize=8)
+    axes.set_xticks(places, [_short(names[i]) for i in places], rotation=60, ha="right", fontsize=8)
+    axes.set_title("Entropy (1 = uniform), std over pictures")
+    axes.legend(fontsize=8.5)
 
 
 def _distribution(axes: Any, rows: Rows) -> None:
@@ -80,11 +78,14 @@ def _distribution(axes: Any, rows: Rows) -> None:
         places = np.minimum((centres / top * bins).astype(int), bins - 1)
         np.add.at(line, places, row["histogram"])
     image = axes.imshow(100 * heat, aspect="auto", cmap="Blues", extent=(0, top, len(rows) - 0.5, -0.5))
-    several = len({row["part"] for row in rows}) > 1
-    names = [f"{_short(row['layer'])} {row['part'] if several else ''}".strip() for row in rows]
-    _layer_ticks(axes, names, "y")
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    # The parts of a layer follow each other; the layer's name stands at the first of them.
+    first = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1]["layer"] != row["layer"]]
+    first = first[:: max(1, -(-len(first) // 16))]
+    axes.set_yticks(first, [_short(rows[i]["layer"]) for i in first], fontsize=8)
     axes.grid(visible=False)
-    axes.set_xlabel("value of a coefficient")
+    below = f": {', '.join(parts)}" if len(parts) > 1 else ""
+    axes.set_xlabel(f"value of a coefficient{below}", fontsize=8.5)
     axes.set_title("Distribution (% of coefficients)")
     axes.figure.colorbar(image, ax=axes, pad=0.02)
 
@@ -104,9 +105,8 @@ def _classes(axes: Any, found: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(own)), [str(row["class"]) for row in own], fontsize=8)
     axes.set_xlabel(f"{best['part']} of {_short(best['layer'])}")
     axes.grid(visible=False)
-    axes.set_title(
-        f"Mean by class ({100 * best['class_share']:.0f} % of variance between classes)", fontsize=10.5
-    )
+    axes.set_title(f"By class ({100 * best['class_share']:.0f} % of the variance)")
+    axes.locator_params(axis="x", integer=True)
     axes.figure.colorbar(image, ax=axes, pad=0.02)
 
 
@@ -120,7 +120,7 @@ def _accuracy(axes: Any, rows: Rows) -> None:
     bars = axes.barh(range(len(rows)), values, color=colours[::-1])
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     axes.set_yticks(range(len(rows)), names, fontsize=8.5)
-    axes.set_xlim(0, 108)
+    axes.set_xlim(0, min(108, 1.12 * max(values) + 1))
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="test accuracy (%)")
     axes.set_title("Accuracy when the coefficients are changed at evaluation")

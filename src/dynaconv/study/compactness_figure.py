@@ -55,7 +55,7 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], xs: Sequence[float]) -
         axes.errorbar(
             x,
             100 * row["accuracy_mean"],
-            yerr=100 * (row["accuracy_std"] or 0.0),
+            yerr=None if row["accuracy_std"] is None else 100 * row["accuracy_std"],
             fmt=MARKERS[method.kind],
             color=COLOURS[method.kind],
             ms=8,
