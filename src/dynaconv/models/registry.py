@@ -11,6 +11,8 @@ from torch import nn
 from dynaconv import _checks
 from dynaconv.convert import SpatialMasking, dynamize_
 from dynaconv.models.cifar_resnet import CifarResNet
+from dynaconv.models.dynamic.names import listed_names, parse_name
+from dynaconv.models.dynamic.published import create_dynamic
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _PREFIXES = ("timm:", "torchvision:")
@@ -34,11 +36,15 @@ for _depth in (8, 14):
     register_model(f"resnet{_depth}_scenes", partial(_scenes, _depth))
 for _name, _build in list(_MODELS.items()):
     register_model(f"dynconv_{_name}", partial(_masked, _build))
+for _name in listed_names():
+    register_model(_name, partial(create_dynamic, _name))
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, filtered by a shell pattern.
 
+    Networks with dynamic kernels exist for other widths, depths, bases and numbers of kernels too, as METHOD[K]_BASE:
+    `condconv16_resnet34`, `odconv2_resnet101`, `dyconv4_mobilenetv2_140`, `dymobile_075`; the list has the usual ones.
     `timm:NAME` and `torchvision:NAME` reach those libraries' networks; list them with a pattern that starts with
     the prefix, such as "timm:resnet*".
 
@@ -62,10 +68,11 @@ def create_model(
     """Build a network by name.
 
     Args:
-        name: one of `list_models()`, or "timm:resnet50", "torchvision:mobilenet_v2".
+        name: one of `list_models()` or of their other sizes, or "timm:resnet50", "torchvision:mobilenet_v2".
         num_classes, in_chans: as in timm; None keeps the network's own default.
         pretrained: only for timm and torchvision, needs a network connection.
-        options: passed to the network; `dynconv_*` takes `masking=SpatialMasking(...)`.
+        options: passed to the network; `dynconv_*` takes `masking=SpatialMasking(...)`, networks with dynamic kernels
+            `kernels=CondConv(...)` in place of the published config.
     Raises:
         ValueError: unknown name (the nearest ones are named), or pretrained weights for a network that has none.
 
@@ -79,7 +86,10 @@ def create_model(
     prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
     if prefix is not None:
         return _create_external(prefix, name[len(prefix) :], pretrained, options)
-    if name not in _MODELS:
+    build = _MODELS.get(name)
+    if build is None and parse_name(name) is not None:
+        build = partial(create_dynamic, name)
+    if build is None:
         raise _checks.unknown(
             "model", name, _MODELS, "(timm:NAME and torchvision:NAME reach other libraries)"
         )
@@ -87,7 +97,7 @@ def create_model(
         raise ValueError(
             f"there are no pretrained weights for {name!r}; train it, or load a run with dc.load(RUN/model)"
         )
-    return _MODELS[name](**options)
+    return build(**options)
 
 
 def _external_names(prefix: str) -> list[str]:

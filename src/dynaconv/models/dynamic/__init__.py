@@ -5,6 +5,7 @@ from dynaconv.models.dynamic.dymobile import DyMobile, DyMobileBlock
 from dynaconv.models.dynamic.dyresnet import DyResNet
 from dynaconv.models.dynamic.dyshuffle import DyShuffleNetV2, DyShuffleUnit
 from dynaconv.models.dynamic.names import NetworkName, listed_names, parse_name
+from dynaconv.models.dynamic.published import create_dynamic, published_config
 
 __all__ = [
     "DyMobile",
@@ -14,6 +15,8 @@ __all__ = [
     "DyShuffleUnit",
     "NetworkName",
     "build_base",
+    "create_dynamic",
     "listed_names",
     "parse_name",
+    "published_config",
 ]
