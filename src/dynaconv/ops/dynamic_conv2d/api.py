@@ -59,7 +59,9 @@ def dynamic_conv2d(
         taps is not None and taps.shape[1] > 1,
         training,
     )
-    if chosen == "feature":
+    if _no_images(x):
+        y = geometry.convolve(x, mix_kernels(weight, routing, taps).sum(0))
+    elif chosen == "feature":
         y = strategies.feature(x, weight, _scaled(routing, taps), geometry)
     elif chosen == "grouped" and not training and not torch.compiler.is_compiling():
         y = strategies.grouped_in_chunks(x, weight, routing, taps, geometry)
@@ -95,7 +97,11 @@ def per_sample_conv(
     _checks.sample_kernels(x, kernels, groups)
     geometry = ConvGeometry.of(kernels.dim() - 3, stride, padding, dilation, groups)
     chosen = _choose(execution, x, kernels.shape[1:], geometry, None, False, _needs_gradient(x, kernels))
-    y = strategies.MIXED[chosen](x, kernels, geometry)
+    y = (
+        geometry.convolve(x, kernels.sum(0))
+        if _no_images(x)
+        else strategies.MIXED[chosen](x, kernels, geometry)
+    )
     mixed, static = (bias, None) if bias is not None and bias.dim() == 2 else (None, bias)
     return _finish(y, mixed, static, x)
 
@@ -111,6 +117,11 @@ def _choose(execution, x: Tensor, shape, geometry: ConvGeometry, experts, taps: 
         taps=taps,
         training=training,
     )
+
+
+def _no_images(x: Tensor) -> bool:
+    """An empty batch: the sum over no kernels is a zero one, which gives the shape, and zero gradients."""
+    return not torch.compiler.is_compiling() and x.shape[0] == 0
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

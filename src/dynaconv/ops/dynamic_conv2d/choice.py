@@ -75,7 +75,8 @@ def choose_execution(
     kind = "pointwise" if pointwise else "depthwise" if depthwise else "spatial"
     if kind == "pointwise" and groups > 1:
         kind = "depthwise"
-    return _nearest(kind, training, batch, math.prod(weight_shape), positions)
+    facts = (batch, tuple(kernel), experts, taps)
+    return _nearest(kind, training, math.prod(weight_shape), positions, facts)
 
 
 def _traced(pointwise: bool, depthwise: bool, experts: int | None, taps: bool) -> str:
@@ -85,12 +86,21 @@ def _traced(pointwise: bool, depthwise: bool, experts: int | None, taps: bool) -
 
 
 @functools.cache
-def _nearest(kind: str, training: bool, batch: int, weights: int, positions: int) -> str:
-    """The fastest strategy at the measured shape that is nearest in the logarithms of its sizes."""
-    rows = [r for r in measured() if r["kind"] == kind and r["training"] == training]
-    return min(
-        rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), (batch, weights, positions))
-    )["execution"]
+def _nearest(kind: str, training: bool, weights: int, positions: int, facts: tuple) -> str:
+    """The fastest strategy, of those that can run, at the measured shape that is nearest in log sizes."""
+    batch, kernel, experts, taps = facts
+    able = [
+        e
+        for e in EXECUTIONS[1:]
+        if cannot_run(e, batch=batch, kernel=kernel, experts=experts, taps=taps) is None
+    ]
+    alike = [r for r in measured() if r["kind"] == kind and r["training"] == training]
+    rows = [r for r in alike if r["execution"] in able]
+    here = (batch, weights, positions)
+    nearest = min(
+        rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), here), default=None
+    )
+    return able[0] if nearest is None else nearest["execution"]
 
 
 def _distance(a: Sequence[int], b: Sequence[int]) -> float:
