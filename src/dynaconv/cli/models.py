@@ -20,7 +20,14 @@ prefix lists their names."""
 EXAMPLES = """\
 dynaconv models
 dynaconv models 'dynconv_*'
+dynaconv models 'dcd_*'
 dynaconv models 'timm:resnet*' --json"""
+
+MOST_SIZED = 20
+_NOTE = (
+    "MACs are multiply-adds of the convolutions for one image, gates not included; with dynamic kernels linear layers "
+    "count, routing and mixing do not."
+)
 
 
 def add_arguments(parser: Any) -> None:
@@ -38,21 +45,27 @@ def run(args: Any) -> Outcome:
         ValueError: nothing matches.
     """
     from dynaconv import list_models
+    from dynaconv.models.dynamic import parse_name
 
     names = list_models(args.pattern)
     if not names:
         raise _checks.unknown("model", args.pattern, list_models())
     if ":" in args.pattern:
         return Outcome("\n".join(names), [{"name": name} for name in names])
-    rows = [_row(name) for name in names]
+    dynamic = {name for name in names if parse_name(name)}
+    sized = len(dynamic) <= MOST_SIZED
+    rows = [
+        (_kernel_row if name in dynamic else _row)(name) for name in names if sized or name not in dynamic
+    ]
     cells = [
         (r["name"], f"{r['params']:,}", f"{r['dense_macs']:,}", "x".join(map(str, r["input_size"])))
         for r in rows
     ]
+    if not sized:
+        rows += [{"name": name} for name in names if name in dynamic]
+        cells += [(name, "", "", "") for name in names if name in dynamic]
     table = format_table(("name", "parameters", "dense MACs", "input"), cells, "lrrl")
-    return Outcome(
-        f"{table}\nMACs are multiply-adds of the convolutions for one image, gates not included.", rows
-    )
+    return Outcome(f"{table}\n{_NOTE}", rows)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -67,6 +80,23 @@ def _row(name: str) -> dict[str, Any]:
         "name": name,
         "params": params,
         "dense_macs": _conv_macs(model, model.input_size),
+        "input_size": list(model.input_size),
+    }
+
+
+def _kernel_row(name: str) -> dict[str, Any]:
+    """Sizes of a network with dynamic kernels, built without drawing its weights."""
+    import torch
+
+    from dynaconv import create_model, profile
+
+    with torch.device("meta"):
+        model = create_model(name)
+    counted = profile(model.to_empty(device="cpu"), torch.zeros(1, *model.input_size))
+    return {
+        "name": name,
+        "params": counted.params,
+        "dense_macs": counted.dense_macs,
         "input_size": list(model.input_size),
     }
 
