@@ -4,7 +4,15 @@ from dynaconv.convert.configs import GateConfig, SpatialMasking, config_from_dic
 from dynaconv.convert.dynamize import dynamize_, gates, masked_blocks, revert_
 from dynaconv.convert.fuse import fuse_
 from dynaconv.convert.handlers import HANDLERS, recognise
-from dynaconv.convert.kernel_configs import CondConv, DCDConv, DYConv, DyNetConv, KernelConfig, ODConv
+from dynaconv.convert.kernel_configs import (
+    CondConv,
+    DCDConv,
+    DYConv,
+    DyNetConv,
+    KernelConfig,
+    ODConv,
+    WeightNetConv,
+)
 from dynaconv.convert.kernels import dynamic_layers
 from dynaconv.convert.layer_sites import LayerSite, layer_sites
 from dynaconv.convert.report import ConversionReport
@@ -22,6 +30,7 @@ __all__ = [
     "LayerSite",
     "ODConv",
     "SpatialMasking",
+    "WeightNetConv",
     "config_from_dict",
     "dynamic_layers",
     "dynamize_",

@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from dynaconv import _checks
-from dynaconv.convert.kernel_configs import CondConv, DCDConv, DYConv, DyNetConv, KernelConfig, ODConv
+from dynaconv.convert.kernel_configs import (
+    CondConv,
+    DCDConv,
+    DYConv,
+    DyNetConv,
+    KernelConfig,
+    ODConv,
+    WeightNetConv,
+)
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.mask_unit import INITS, KINDS, MaskUnit
 from dynaconv.ops.mask_ops import DILATION_GRADIENTS
@@ -97,7 +105,8 @@ class SpatialMasking(GateConfig):
 
 
 CONFIGS: dict[str, type[GateConfig | KernelConfig]] = {
-    config.kind: config for config in (SpatialMasking, CondConv, DYConv, DyNetConv, DCDConv, ODConv)
+    config.kind: config
+    for config in (SpatialMasking, CondConv, DYConv, DyNetConv, DCDConv, ODConv, WeightNetConv)
 }
 
 

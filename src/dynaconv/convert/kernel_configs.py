@@ -16,6 +16,7 @@ from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.dynet import DyNetConv1d, DyNetConv2d, DyNetConv3d
 from dynaconv.nn.odconv import ODConv1d, ODConv2d, ODConv3d
 from dynaconv.nn.routers import ChannelRouter, SigmoidRouter
+from dynaconv.nn.weightnet import WeightNetConv1d, WeightNetConv2d, WeightNetConv3d, WeightNetRouter
 
 SCOPES = ("paper", "all")
 INITS = ("exact", "fresh")
@@ -403,3 +404,70 @@ class ODConv(KernelConfig):
     def describe(self) -> str:
         """Number of kernels."""
         return f"odconv, {self.num_kernels} kernel{'s' * (self.num_kernels > 1)}"
+
+
+@dataclass(frozen=True)
+class WeightNetConv(KernelConfig):
+    """Kernels are generated from a few coefficients; a block shares one reduction (arXiv 2007.11823).
+
+    Args:
+        num_coefficients, num_blocks: M and G of every layer.
+        reduction, min_channels: width of the reduction, max(int(I * reduction), min_channels).
+        routing: "block" (as published) or "layer".
+        noise: what separates the coefficients' weights at the start, relative to the weight's standard deviation.
+        scope, init, execution, first_block, head, classifier: see `KernelConfig`.
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    kind: ClassVar[str] = "weightnet"
+    layers: ClassVar[dict] = {
+        nn.Conv1d: WeightNetConv1d,
+        nn.Conv2d: WeightNetConv2d,
+        nn.Conv3d: WeightNetConv3d,
+    }
+
+    num_coefficients: int = 2
+    num_blocks: int = 2
+    reduction: float = 1 / 16
+    min_channels: int = 16
+    scope: str = "paper"
+    routing: str = "block"
+    init: str = "exact"
+    noise: float = 0.1
+    execution: str = "auto"
+    first_block: str | int | None = None
+    head: bool | None = None
+    classifier: bool | None = None
+
+    def check(self) -> None:
+        """Sizes >= 1, routing known."""
+        for name in ("num_coefficients", "num_blocks", "min_channels"):
+            _checks.count(name, getattr(self, name))
+        _checks.positive("reduction", self.reduction)
+        _checks.one_of("routing", self.routing, ("block", "layer"))
+
+    def convert_conv(self, conv: nn.Module, *, shared: bool, place: Place) -> DynamicConv:
+        """A WeightNet layer."""
+        return self.layer_for(conv).from_conv(
+            conv,
+            num_coefficients=self.num_coefficients,
+            num_blocks=self.num_blocks,
+            reduction=self.reduction,
+            min_channels=self.min_channels,
+            init=self.init,
+            noise=self.noise,
+            router=not shared,
+            execution=self.execution,
+        )
+
+    def block_router(self, in_channels: int, layers: Sequence[DynamicConv], place: Place) -> nn.Module:
+        """One reduction for the block, and a linear layer for each of its layers."""
+        weight = layers[0].weight
+        sizes = [layer.routing_shape[0] for layer in layers]
+        router = WeightNetRouter(
+            in_channels, sizes, self.reduction, self.min_channels, device=weight.device, dtype=weight.dtype
+        )
+        if self.init == "exact":
+            router.make_neutral_()
+        return router

@@ -10,9 +10,10 @@ from dynaconv import _checks
 from dynaconv.convert.kernel_configs import KernelConfig, Place
 from dynaconv.convert.layer_sites import LayerSite, find_blocks, layer_sites, network_family
 from dynaconv.convert.rules import Rules, config_for
-from dynaconv.convert.scopes import paper_sites
+from dynaconv.convert.scopes import paper_sites, with_router_blocks
 from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
 from dynaconv.nn.gate import Gate
+from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.nn.routed_block import RoutedBlock
 from dynaconv.nn.routers import Router
 
@@ -48,14 +49,15 @@ def plan_kernels(model: nn.Module, rules: Rules) -> list[KernelSite]:
         ValueError: a network whose structure is unknown with scope="paper", or two routers for one block.
     """
     sites = _known_sites(model)
-    blocks = {s.name: s.block for s in sites}
     named = _named(model, rules, {s.name for s in sites if s.role == "squeeze_excite"})
     chosen = {name: config for name, config in named.items() if config is not None}
     whole = config_for("", {"": rules.get("")}, KernelConfig)
     if whole is not None:
-        scope = _scope(model, whole, sites)
-        blocks.update({s.name: s.block for s in scope})
-        chosen.update({s.name: whole for s in scope if s.name not in named})
+        chosen.update({s.name: whole for s in _scope(model, whole, sites) if s.name not in named})
+    blocks: dict[str, str | None] = {}
+    for kind in {config.kind for config in chosen.values() if sites}:
+        own = [s for s in sites if s.name in chosen and chosen[s.name].kind == kind]
+        blocks.update({s.name: s.block for s in with_router_blocks(model, kind, own)})
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     plan = [
         KernelSite(name, chosen[name], blocks.get(name) if chosen[name].shares_router else None)
@@ -194,6 +196,16 @@ def revert_kernels(model: nn.Module) -> list[str]:
         static = layer.to_linear() if hasattr(layer, "to_linear") else layer.to_conv()
         replace_module(model, name, static)
     return list(layers)
+
+
+def static_name(model: nn.Module, name: str) -> str:
+    """The name that a layer or block had before blocks were wrapped around it."""
+    parts, kept = name.split("."), []
+    for i, part in enumerate(parts):
+        parent = model.get_submodule(".".join(parts[:i]))
+        if not (part == "block" and isinstance(parent, RoutedBlock | MaskedBlock)):
+            kept.append(part)
+    return ".".join(kept)
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

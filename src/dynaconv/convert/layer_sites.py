@@ -36,11 +36,19 @@ _FAMILIES = {
     "MNASNet": "mnasnet",
     "ShuffleNetV2": "shufflenetv2",
     "DyShuffleNetV2": "shufflenetv2",
+    "WeightShuffleNetV2": "shufflenetv2",
     "ConvNeXt": "convnext",
     "DyMobile": "dymobile",
 }
 _RESIDUAL = ("BasicBlock", "Bottleneck", "ResBottleneckBlock", "DyMobileBlock")
-_INVERTED = ("InvertedResidual", "_InvertedResidual", "DepthwiseSeparableConv", "MBConv", "DyShuffleUnit")
+_INVERTED = (
+    "InvertedResidual",
+    "_InvertedResidual",
+    "DepthwiseSeparableConv",
+    "MBConv",
+    "DyShuffleUnit",
+    "WeightShuffleUnit",
+)
 _BLOCKS = (*_RESIDUAL, *_INVERTED, "FusedMBConv", "EdgeResidual", "ConvBnAct", "CNBlock", "ConvNeXtBlock")
 _SHORTCUTS = {"downsample", "shortcut", "proj", "branch1"}
 _SQUEEZE_TYPES = {"SqueezeExcitation", "SqueezeExcite", "SEModule"}
@@ -69,8 +77,8 @@ def layer_sites(model: nn.Module) -> list[LayerSite]:
     """Every Conv2d, and every Linear behind the blocks, with its role, in forward order.
 
     Knows ResNet and RegNet of any depth and width (torchvision's and timm's; our CIFAR ResNets), MobileNetV2,
-    MobileNetV3, EfficientNet, MNASNet, ShuffleNetV2 (torchvision's), ConvNeXt, and our DyMobile, DyResNet and
-    DyShuffleNetV2. Convolutions of the gates of masked blocks are no sites.
+    MobileNetV3, EfficientNet, MNASNet, ShuffleNetV2 (torchvision's), ConvNeXt, and our DyMobile, DyResNet,
+    DyShuffleNetV2 and WeightShuffleNetV2. Convolutions of the gates of masked blocks are no sites.
 
     Raises:
         ValueError: a network whose structure is not known.

@@ -87,8 +87,17 @@ def paper_sites(
         "classifier": _classifies(method, family) if classifier is None else classifier,
     }
     chosen = [s for s in sites if ends.get(s.role, s in wanted)]
+    return with_router_blocks(model, method, chosen)
+
+
+def with_router_blocks(model: nn.Module, method: str, chosen: list[LayerSite]) -> list[LayerSite]:
+    """The sites with `block` set to the module whose input the method's shared router sees.
+
+    That is the block, except in ShuffleNetV2 units with DyNet or WeightNet layers in the right branch only: there it is
+    the right branch.
+    """
     if type(model).__name__ == "DyShuffleNetV2" or (
-        family == "shufflenetv2" and method in ("dynet", "weightnet")
+        network_family(model) == "shufflenetv2" and method in ("dynet", "weightnet")
     ):
         left = {s.block for s in chosen if s.role == "shortcut"}
         chosen = [s if s.block in (None, *left) else replace(s, block=f"{s.block}.branch2") for s in chosen]

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from dynaconv._files import atomic_path, atomic_write_text
 from dynaconv._version import __version__
-from dynaconv.convert import config_from_dict, dynamize_, gates, masked_blocks
+from dynaconv.convert import config_from_dict, dynamic_layers, dynamize_, gates, masked_blocks
+from dynaconv.convert.kernels import static_name
 from dynaconv.models.cifar_resnet import CifarResNet
 from dynaconv.models.registry import create_model
+from dynaconv.nn.dynamic_conv import DynamicLayer
+from dynaconv.nn.routed_block import RoutedBlock
+from dynaconv.nn.routers import Router
 
 FORMAT = 1
 
@@ -39,11 +43,7 @@ def save(
     """
     folder = Path(path)
     spec = {"name": arch} if isinstance(arch, str) else dict(arch) if arch else _infer_arch(model)
-    conversion = {
-        name: {**block.config.to_dict()}
-        for name, block in masked_blocks(model).items()
-        if block.config is not None
-    }
+    conversion = _conversion(model, with_kernels=spec != getattr(model, "arch", None))
     config = {
         "format": FORMAT,
         "dynaconv_version": __version__,
@@ -84,6 +84,14 @@ def load(path: str | Path, *, model: nn.Module | None = None, num_classes: int |
         dynamize_(model, {name: config_from_dict(c) for name, c in config["conversion"].items()})
     _fill(model, state, folder)
     return model.eval()
+
+
+def _conversion(model: nn.Module, *, with_kernels: bool) -> dict[str, dict[str, Any]]:
+    """Config of every masked block, and of every dynamic layer unless the architecture brings them, by static name."""
+    found = {name: block.config for name, block in masked_blocks(model).items()}
+    if with_kernels:
+        found.update({name: layer.config for name, layer in dynamic_layers(model).items()})
+    return {static_name(model, n): config.to_dict() for n, config in found.items() if config is not None}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -148,6 +156,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
 
 def _infer_arch(model: nn.Module) -> dict[str, Any]:
     """Name and options that rebuild the static network, verified by comparing keys and shapes."""
+    own = getattr(model, "arch", None)
+    if isinstance(own, dict) and _shapes_of(own) == _unmasked_shapes(model):
+        return own
     if isinstance(model, CifarResNet):
         return _cifar_arch(model)
     cfg = getattr(model, "pretrained_cfg", None)
@@ -160,8 +171,10 @@ def _infer_arch(model: nn.Module) -> dict[str, Any]:
     else:
         candidates = []
     shapes = _static_shapes(model)
+    converted = [f"{static_name(model, name)}." for name in dynamic_layers(model)]
     for arch in candidates:
-        if _shapes_of(arch) == shapes:
+        built = _shapes_of(arch)
+        if {k: v for k, v in built.items() if not any(k.startswith(c) for c in converted)} == shapes:
             return arch
     raise ValueError(
         f"cannot tell how to rebuild this {type(model).__name__}; pass arch='NAME' or arch={{'name': ..., options}} "
@@ -201,9 +214,9 @@ def _timm_options(model: nn.Module) -> dict[str, Any]:
 
 
 def _classes(model: nn.Module) -> dict[str, Any]:
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    of_gates = {m for gate in gates(model).values() for m in gate.modules()}
-    heads = [m for m in linears if m not in of_gates]
+    deciding = [*gates(model).values(), *(m for m in model.modules() if isinstance(m, DynamicLayer | Router))]
+    inside = {m for part in deciding for m in part.modules() if m is not part}
+    heads = [m for m in model.modules() if hasattr(m, "out_features") and m not in inside]
     return {"num_classes": heads[-1].out_features} if heads else {}
 
 
@@ -216,15 +229,29 @@ def _torchvision_candidates(module: str) -> list[str]:
     return [f"torchvision:{n}" for n in names if models.get_model_builder(n).__module__ == module]
 
 
-def _static_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _unmasked_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the network without its gates, by the names it had before they came."""
+    gated = [f"{name}.gate." for name in masked_blocks(model)]
+    state = {k: v for k, v in model.state_dict().items() if not any(k.startswith(g) for g in gated)}
     inside = {f"{name}.block.": f"{name}." for name in masked_blocks(model)}
     shapes = {}
-    for key, value in model.state_dict().items():
+    for key, value in state.items():
         owner = next((b for b in inside if key.startswith(b)), None)
-        if owner is not None:
-            shapes[inside[owner] + key[len(owner) :]] = tuple(value.shape)
-        elif not any(key.startswith(b.removesuffix("block.")) for b in inside):
-            shapes[key] = tuple(value.shape)
+        shapes[key if owner is None else inside[owner] + key[len(owner) :]] = tuple(value.shape)
+    return shapes
+
+
+def _static_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the static network, its dynamic layers left out (their weights look different)."""
+    dynamic = [f"{name}." for name in dynamic_layers(model)]
+    routers = [f"{n}.router." for n, m in model.named_modules() if isinstance(m, RoutedBlock)]
+    shapes = {}
+    for key, value in model.state_dict().items():
+        gate = any(key.startswith(f"{name}.gate.") for name in masked_blocks(model))
+        if not gate and not any(key.startswith(p) for p in (*dynamic, *routers)):
+            shapes[static_name(model, key.rpartition(".")[0]) + "." + key.rpartition(".")[2]] = tuple(
+                value.shape
+            )
     return shapes
 
 

@@ -13,6 +13,7 @@ from dynaconv.nn.odconv import ODConv1d, ODConv2d, ODConv3d
 from dynaconv.nn.routed_block import RoutedBlock
 from dynaconv.nn.spatial_mask import SpatialMask
 from dynaconv.nn.temperature import TemperatureSchedule, set_temperature
+from dynaconv.nn.weightnet import WeightNetConv1d, WeightNetConv2d, WeightNetConv3d
 
 __all__ = [
     "Anatomy",
@@ -43,5 +44,8 @@ __all__ = [
     "SpatialMask",
     "Step",
     "TemperatureSchedule",
+    "WeightNetConv1d",
+    "WeightNetConv2d",
+    "WeightNetConv3d",
     "set_temperature",
 ]

@@ -6,6 +6,7 @@ from dynaconv.models.dynamic.dyresnet import DyResNet
 from dynaconv.models.dynamic.dyshuffle import DyShuffleNetV2, DyShuffleUnit
 from dynaconv.models.dynamic.names import NetworkName, listed_names, parse_name
 from dynaconv.models.dynamic.published import create_dynamic, published_config
+from dynaconv.models.dynamic.weight_shuffle import WeightShuffleNetV2, WeightShuffleUnit
 
 __all__ = [
     "DyMobile",
@@ -14,6 +15,8 @@ __all__ = [
     "DyShuffleNetV2",
     "DyShuffleUnit",
     "NetworkName",
+    "WeightShuffleNetV2",
+    "WeightShuffleUnit",
     "build_base",
     "create_dynamic",
     "listed_names",

@@ -113,12 +113,12 @@ def _efficientnet(models, match, **options) -> nn.Module:
     return models.EfficientNet(rows, **{"dropout": 0.2, "stochastic_depth_prob": 0.2, **options})
 
 
-def _shufflenet_v2(models, match, stages: tuple[int, ...] | None = None, **options) -> nn.Module:
+def _shufflenet_v2(models, match, **options) -> nn.Module:
     width = int(match[1])
     if width not in SHUFFLENET_V2_WIDTHS:
         known = ", ".join(f"shufflenetv2_{w:03d}" for w in SHUFFLENET_V2_WIDTHS)
         raise ValueError(f"ShuffleNetV2 has these widths: {known}, got {match[0]!r}")
-    stages = stages or SHUFFLENET_V2_WIDTHS[width]
+    stages = SHUFFLENET_V2_WIDTHS[width]
     return models.ShuffleNetV2([4, 8, 4], [24, *stages, 2048 if width == 200 else 1024], **options)
 
 

@@ -17,7 +17,7 @@ from dynaconv.models.dynamic.dymobile import DyMobile
 from dynaconv.models.dynamic.dyresnet import DyResNet
 from dynaconv.models.dynamic.dyshuffle import DyShuffleNetV2
 from dynaconv.models.dynamic.names import NetworkName, listed_names, parse_name
-from dynaconv.models.dynamic.widths import WEIGHTNET_WIDTHS
+from dynaconv.models.dynamic.weight_shuffle import WeightShuffleNetV2
 
 _COUNT_OPTION = {"condconv": "num_experts", "dyconv": "num_kernels", "odconv": "num_kernels"}
 
@@ -89,6 +89,8 @@ def _static(name: NetworkName, num_classes: int | None, in_chans: int | None, op
     family, _, rest = name.base.partition("_")
     if family in ("dymobile", "fixmobile"):
         return DyMobile(**given, width=int(rest) / 100, **options)
+    if name.method == "weightnet" and family == "shufflenetv2":
+        return WeightShuffleNetV2(**given, width=int(rest) / 100, **options)
     if family == "dyshufflenetv2":
         return DyShuffleNetV2(**given, width=int(rest) / 100, **options)
     if family.startswith("dyresnet"):
@@ -96,6 +98,4 @@ def _static(name: NetworkName, num_classes: int | None, in_chans: int | None, op
     base = name.base.removeprefix("dy") if family == "dymobilenetv3" else name.base
     if name.method == "condconv" and family == "efficientnet":
         options = {"dropout": 0.25, "stochastic_depth_prob": 0.2, **options}
-    if name.method == "weightnet" and family == "shufflenetv2":
-        options = {"stages": WEIGHTNET_WIDTHS.get(int(rest)), **options}
     return build_base(base, **given, **options)
