@@ -652,8 +652,11 @@ def no_router(who: str) -> ValueError:
 
 def not_convertible(who: str, expected: str, got: object) -> TypeError:
     """Error for `from_conv` on something that is not a plain static convolution."""
-    module = type(got).__module__.split(".")
-    kind = f"{module[0]}.{type(got).__name__}" if module[0] == "dynaconv" else type(got).__name__
+    path, kind = type(got).__module__, type(got).__name__
+    if path.startswith("dynaconv."):
+        kind = f"dynaconv.{kind}"
+    elif kind == expected:
+        kind = f"{path}.{kind}"
     hint = "convert a static convolution; transposed, quantised, lazy and already dynamic layers are not"
     return TypeError(f"{who}.from_conv expects a plain nn.{expected}, got {kind}: {hint}")
 

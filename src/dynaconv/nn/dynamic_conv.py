@@ -34,6 +34,22 @@ class DynamicLayer(nn.Module):
 
     config: object = None
 
+    def _apply(self, fn, recurse=True):
+        # Experts are mixed as flat rows: a change of memory format must not reorder them, nor fail on five axes.
+        weight = self.weight
+
+        def in_order(t: Tensor) -> Tensor:
+            if t.shape != weight.shape or not self.mixes_experts:
+                return fn(t)
+            return fn(t.flatten(1)).reshape(t.shape)
+
+        return super()._apply(in_order, recurse)
+
+    @property
+    def mixes_experts(self) -> bool:
+        """`weight` holds several kernels."""
+        return self.weight.dim() == 5
+
 
 class DynamicConv(DynamicLayer):
     """Base class: a convolution whose kernel is computed for each sample.
@@ -144,14 +160,11 @@ class DynamicConv(DynamicLayer):
         """Constructor arguments that repeat a static convolution (bias apart).
 
         Raises:
-            TypeError: not a plain convolution of this many axes (transposed, quantised, lazy or dynamic ones are not).
+            TypeError: not a plain convolution of this many axes: transposed, quantised, lazy, dynamic, or a subclass
+                with a forward of its own.
         """
         expected = STATIC_CONVS[cls.dims]
-        if (
-            not isinstance(conv, expected)
-            or conv.transposed
-            or isinstance(conv, nn.modules.lazy.LazyModuleMixin)
-        ):
+        if not _computes_as(conv, expected) or isinstance(conv, nn.modules.lazy.LazyModuleMixin):
             raise _checks.not_convertible(cls.__name__, expected.__name__, conv)
         names = (
             "in_channels",
@@ -189,6 +202,14 @@ class DynamicConv(DynamicLayer):
         if self.padding_mode != "zeros":
             text += f", padding_mode={self.padding_mode!r}"
         return text if self.execution == "auto" else text + f", execution={self.execution!r}"
+
+
+def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """A subclass may pad, standardise or quantise before it convolves; then its weight alone says too little."""
+    own = type(module)
+    return isinstance(module, kind) and all(
+        getattr(own, name) is getattr(kind, name) for name in ("forward", "_conv_forward")
+    )
 
 
 def norm_scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

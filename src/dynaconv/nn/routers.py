@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynaconv import _checks
 from dynaconv.nn.temperature import Tempered
 
 
@@ -109,6 +110,8 @@ class ChannelRouter(Router):
         dtype=None,
     ) -> None:
         super().__init__()
+        if hidden is not None:
+            _checks.count("hidden", hidden)
         self.sizes, self.group_size = tuple(sizes), group_size
         self.fc1 = None if hidden is None else nn.Linear(in_channels, hidden, device=device, dtype=dtype)
         total = sum(self.sizes) * group_size
