@@ -9,6 +9,7 @@ from torch import nn
 import dynaconv as dc
 from dynaconv.convert.layer_sites import ROLES, find_blocks, network_family
 from dynaconv.convert.scopes import METHODS, LayerSite, layer_sites, paper_sites
+from dynaconv.models.dynamic import DyMobile, DyShuffleNetV2, WeightShuffleNetV2
 
 FAMILIES = {
     "resnet14_cifar": "resnet",
@@ -297,6 +298,24 @@ def test_convnext_with_pointwise_convolutions() -> None:
     found = roles(build("timm:convnext_tiny_hnf"))
     assert len(found["expand"]) == len(found["project"]) == len(found["depthwise"]) == 18
     assert found["expand"][0] == "stages.0.blocks.0.mlp.fc1"
+
+
+def test_own_networks() -> None:
+    with torch.device("meta"):
+        mobile, shuffle, weight = DyMobile(), DyShuffleNetV2(), WeightShuffleNetV2()
+    assert {role: len(found) for role, found in roles(mobile).items()} == {
+        "stem": 1,
+        "conv": 51,
+        "head": 1,
+        "classifier": 1,
+    }
+    assert names(mobile, "dynet")[:3] == ["blocks.0.first.0", "blocks.0.spatial.0", "blocks.0.last.0"]
+    assert len(names(mobile, "dynet")) == 51 and len(names(mobile, "dyconv")) == 52
+    assert len(names(shuffle, "dynet")) == 48 and len(names(weight, "weightnet")) == 54
+    assert {s.block for s in paper_sites(shuffle, "dynet")} == {f"{b}.branch2" for b in find_blocks(shuffle)}
+    strided = {"stage2.0", "stage3.0", "stage4.0"}
+    fed = {b if b in strided else f"{b}.branch2" for b in find_blocks(weight)}
+    assert {s.block for s in paper_sites(weight, "weightnet")} == fed
 
 
 def test_gates_are_no_sites() -> None:

