@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+import dynaconv as dc
+from dynaconv.integrations.timm import import_timm
 from dynaconv.models.originals import load_original_, remap_original
 from dynaconv.nn.condconv import CondConv2d
 from dynaconv.nn.dcd import DCDConv2d, DCDLinear
@@ -174,3 +176,23 @@ def test_bad_input() -> None:
         load_original_(network, saved, match="order")
     with pytest.raises(ValueError, match="unknown match 'names'; did you mean 'name'"):
         load_original_(ODConv2d(12, 20, 3), saved, match="names")
+
+
+@pytest.mark.needs("timm", "torchvision")
+@pytest.mark.parametrize("match", ["name", "order"])
+def test_condconv_network_of_timm(match: str, seed: int) -> None:
+    """timm's CondConv EfficientNet into its static twin made dynamic (by name) and into torchvision's (by order)."""
+    timm = import_timm()
+    original = timm.create_model("efficientnet_cc_b0_4e", num_classes=10).eval()
+    for module in original.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    if match == "order":
+        network = dc.create_model("condconv4_efficientnet_b0", num_classes=10)
+    else:
+        network = timm.create_model("efficientnet_b0", num_classes=10)
+        dc.dynamize_(network, dc.CondConv(num_experts=4))
+    assert load_original_(network, original.state_dict(), match=match) == []
+    x = torch.randn(2, 3, 64, 64)
+    close(network.eval()(x), original(x))
