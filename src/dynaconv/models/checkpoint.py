@@ -15,6 +15,7 @@ from dynaconv._version import __version__
 from dynaconv.convert import config_from_dict, dynamic_layers, dynamize_, gates, masked_blocks
 from dynaconv.convert.kernels import static_name
 from dynaconv.models.cifar_resnet import CifarResNet
+from dynaconv.models.dynamic.names import parse_name
 from dynaconv.models.registry import create_model
 from dynaconv.nn.dynamic_conv import DynamicLayer
 from dynaconv.nn.routed_block import RoutedBlock
@@ -43,7 +44,7 @@ def save(
     """
     folder = Path(path)
     spec = {"name": arch} if isinstance(arch, str) else dict(arch) if arch else _infer_arch(model)
-    conversion = _conversion(model, with_kernels=spec != getattr(model, "arch", None))
+    conversion = _conversion(model, with_kernels=not _brings_kernels(spec["name"]))
     config = {
         "format": FORMAT,
         "dynaconv_version": __version__,
@@ -84,6 +85,12 @@ def load(path: str | Path, *, model: nn.Module | None = None, num_classes: int |
         dynamize_(model, {name: config_from_dict(c) for name, c in config["conversion"].items()})
     _fill(model, state, folder)
     return model.eval()
+
+
+def _brings_kernels(name: str) -> bool:
+    """The network of this name has dynamic layers from the start."""
+    parsed = parse_name(name)
+    return parsed is not None and parsed.method is not None
 
 
 def _conversion(model: nn.Module, *, with_kernels: bool) -> dict[str, dict[str, Any]]:

@@ -102,6 +102,11 @@ class DynamicConv(DynamicLayer):
         """P: weights of the kernel that convolves one sample."""
         return self.out_channels * self.in_channels // self.groups * math.prod(self.kernel_size)
 
+    @property
+    def has_kernels(self) -> bool:
+        """`kernels` can write the layer as one kernel for each sample."""
+        return True
+
     def borders(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Padding before and after each axis, in pixels."""
         if self.padding == "valid":

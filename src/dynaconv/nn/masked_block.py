@@ -17,7 +17,7 @@ from dynaconv.nn._fold import activation_name, fold_conv
 from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.gate import Gate
-from dynaconv.nn.masked_kernels import coefficients, needs_of, sparse_branch
+from dynaconv.nn.masked_kernels import coefficients, needs_of, run_shortcut, sparse_branch
 from dynaconv.nn.routed_block import RoutedBlock
 from dynaconv.ops import ACTIVATIONS, ConvSpec, PackedBranch, masked_residual
 
@@ -96,7 +96,9 @@ class MaskedBlock(nn.Module):
         self.backend = backend
         self.break_even = break_even
         self._runtime: _Runtime | None = None
-        self.train(block.training)
+        # The block's parts keep their modes: a norm that was frozen by hand stays frozen.
+        self.training = block.training
+        gate.train(block.training)
 
     @property
     def inner(self) -> nn.Module:
@@ -120,8 +122,10 @@ class MaskedBlock(nn.Module):
 
     @property
     def dynamic(self) -> bool:
-        """Some convolution of the branch has a kernel per sample."""
-        return any(isinstance(conv, DynamicConv) for conv in self.convs)
+        """Some convolution of the branch or the shortcut has a kernel per sample."""
+        shortcut = self.part(self.anatomy.shortcut)
+        parts = self.convs if shortcut is None else [*self.convs, *shortcut.modules()]
+        return any(isinstance(part, DynamicConv) for part in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C_out, h, w]."""
@@ -171,11 +175,11 @@ class MaskedBlock(nn.Module):
                     hidden = self.inner.get_submodule(path)(hidden)
             open_ = need
         _checks.mask_for(mask, (hidden.shape[0], hidden.shape[2], hidden.shape[3]))
-        return self._joined(x, mask.to(hidden.dtype) * hidden)
+        return self._joined(x, mask.to(hidden.dtype) * hidden, shared)
 
-    def _joined(self, x: Tensor, branch: Tensor) -> Tensor:
-        shortcut, act = self.part(self.anatomy.shortcut), self.part(self.anatomy.act)
-        y = (x if shortcut is None else shortcut(x)) + branch
+    def _joined(self, x: Tensor, branch: Tensor, shared: dict[str, Tensor]) -> Tensor:
+        act, path = self.part(self.anatomy.act), self.anatomy.shortcut
+        y = (x if path is None else run_shortcut(x, self.part(path), path, shared)) + branch
         return y if act is None else act(y)
 
     def _sparse_dynamic(self, x: Tensor) -> Tensor:
@@ -185,6 +189,8 @@ class MaskedBlock(nn.Module):
         if any(m.training for m in self.inner.modules() if isinstance(m, _BatchNorm)):
             return self.dense_forward(x, mask)
         _checks.mask_for(mask, (x.shape[0], *mask.shape[2:]))
+        if not all(conv.has_kernels for conv in convs if isinstance(conv, DynamicConv)):
+            return self.dense_forward(x, mask)
         needs = needs_of(mask, x.shape[2:], convs)
         costs = [c.kernel_numel if isinstance(c, DynamicConv) else c.weight.numel() for c in convs]
         share = sum(float(n.mean()) * c * n[0].numel() for n, c in zip(needs, costs, strict=True))
@@ -193,7 +199,7 @@ class MaskedBlock(nn.Module):
             return self.dense_forward(x, mask)
         shared = self.block.route(x) if isinstance(self.block, RoutedBlock) else {}
         steps = [(s.conv, self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps]
-        return self._joined(x, sparse_branch(x, steps, shared, needs))
+        return self._joined(x, sparse_branch(x, steps, shared, needs), shared)
 
     def _prepared(self) -> _Runtime:
         """Folded and packed weights; made again whenever a parameter or buffer of the block has changed."""
@@ -234,6 +240,17 @@ class MaskedBlock(nn.Module):
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
         return f"kind={self.anatomy.kind!r}, backend={self.backend!r}"
+
+
+def _shortcut(module: nn.Module, path: str, x: Tensor, shared: dict[str, Tensor]) -> Tensor:
+    """The projection, with coefficients for the layer in it that a shared router serves."""
+    if path in shared:
+        return module(x, routing=shared[path])
+    if not isinstance(module, nn.Sequential):
+        return module(x)
+    for name, part in module.named_children():
+        x = _shortcut(part, f"{path}.{name}", x, shared)
+    return x
 
 
 def _project(x: Tensor, conv: ConvSpec) -> Tensor:

@@ -28,6 +28,18 @@ def coefficients(
     return shared[path] if path in shared else conv.route(x, open_)
 
 
+def run_shortcut(x: Tensor, shortcut: nn.Module, path: str, shared: dict[str, Tensor]) -> Tensor:
+    """The projection of x; its convolution may have a kernel per sample, with a shared router's coefficients."""
+    if path in shared:
+        return shortcut(x, routing=shared[path])
+    if not any(layer.startswith(f"{path}.") for layer in shared):
+        return shortcut(x)
+    for name, part in shortcut.named_children():
+        routing = shared.get(f"{path}.{name}")
+        x = part(x) if routing is None else part(x, routing=routing)
+    return x
+
+
 def sparse_branch(
     x: Tensor,
     convs: Sequence[tuple[str, nn.Module, nn.Module | None, nn.Module | None]],

@@ -21,6 +21,7 @@ class MixtureConv(DynamicConv):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    mixes_experts = True
 
     def experts(self) -> Tensor:
         """The experts' kernels, [K, O, I/g, *kernel]."""

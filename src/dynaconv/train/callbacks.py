@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynaconv import _checks
 from dynaconv.integrations import import_lightning
+from dynaconv.nn.temperature import TemperatureSchedule, Tempered
 from dynaconv.train.errors import TrainingDiverged
 from dynaconv.train.module import DynaconvModule
 
@@ -61,6 +62,43 @@ class BudgetCallback(lightning.Callback):
         """Continue the schedules."""
         if pl_module.budget is not None:
             pl_module.budget.load_state_dict(checkpoint["budget"])
+
+
+class TemperatureCallback(lightning.Callback):
+    """Anneals the temperature of attention, one step an iteration; the checkpoint keeps its position."""
+
+    def __init__(self) -> None:
+        self.schedule: TemperatureSchedule | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: DynaconvModule) -> None:
+        """Begin, or go on where the checkpoint was taken."""
+        section, epochs = pl_module.recipe.kernels, pl_module.recipe.trainer.epochs
+        if section is None or not any(isinstance(m, Tempered) for m in pl_module.model.modules()):
+            return
+        anneal = min(10.0, epochs / 3) if section.anneal_epochs is None else section.anneal_epochs
+        self.schedule = TemperatureSchedule(
+            pl_module.model,
+            section.start_temperature,
+            section.end_temperature,
+            steps=max(1, round(anneal * pl_module.steps_per_epoch)),
+        )
+        if self._loaded is not None:
+            self.schedule.load_state_dict(self._loaded)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: DynaconvModule, *args: Any) -> None:
+        """One step more."""
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: DynaconvModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the schedule's position."""
+        if self.schedule is not None:
+            checkpoint["temperature"] = self.schedule.state_dict()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: DynaconvModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the position until training starts."""
+        self._loaded = checkpoint.get("temperature")
 
 
 class FiniteGuard(lightning.Callback):

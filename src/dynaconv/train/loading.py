@@ -14,6 +14,7 @@ from dynaconv import _checks
 from dynaconv.train.recipe import (
     BudgetSection,
     DataSection,
+    KernelsSection,
     MaskingSection,
     ModelSection,
     OptimSection,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, type] = {
     "model": ModelSection,
     "masking": MaskingSection,
+    "kernels": KernelsSection,
     "budget": BudgetSection,
     "data": DataSection,
     "optim": OptimSection,

@@ -1,4 +1,4 @@
-"""From a recipe's model, masking and trainer sections to the network that is trained."""
+"""From a recipe's model, kernels, masking and trainer sections to the network that is trained."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def build_network(recipe: Recipe, arch: dict[str, Any], model: nn.Module | None 
         model = create_model(**arch)
         if recipe.trainer.init_from is not None:
             copy_weights_(model, recipe.trainer.init_from)
+        if recipe.kernels is not None:
+            config = recipe.kernels.config("fresh" if recipe.trainer.init_from is None else "exact")
+            dynamize_(model, config, input_size=input_size)
     if not masked_blocks(model) and (recipe.masking is not None or recipe.model.name.startswith("dynconv_")):
         dynamize_(model, recipe.masking and recipe.masking.config(), input_size=input_size)
     if masked_blocks(model) and recipe.budget is None:

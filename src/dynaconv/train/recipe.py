@@ -7,7 +7,8 @@ from typing import Any
 
 from dynaconv import _checks
 from dynaconv.budget.schedules import GateSchedule
-from dynaconv.convert import SpatialMasking
+from dynaconv.convert import SpatialMasking, config_from_dict
+from dynaconv.convert.scopes import METHODS
 
 OPTIMIZERS = ("sgd", "adamw", "adam")
 SCHEDULES = ("cosine", "multistep", "constant")
@@ -60,6 +61,41 @@ class MaskingSection:
     def config(self) -> SpatialMasking:
         """The config for `dynamize_`."""
         return SpatialMasking(**asdict(self))
+
+
+@dataclass(frozen=True)
+class KernelsSection:
+    """Dynamic kernels; without this section the kernels are those of the network.
+
+    Args:
+        method: condconv, dyconv, dynet, dcd, odconv or weightnet.
+        options: further options of the config, such as {num_kernels: 4, init: exact}. A network that starts from
+            trained weights (trainer.init_from) is converted exactly, any other one draws its experts anew.
+        layers: names or re:patterns of layers; left out, those that the method's paper makes dynamic.
+        start_temperature: of attention (DY-Conv and ODConv), where training begins.
+        end_temperature: where it ends.
+        anneal_epochs: epochs from one to the other; left out, 10 as in the papers, but at most a third of training.
+    """
+
+    method: str = "dyconv"
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+    start_temperature: float = 30.0
+    end_temperature: float = 1.0
+    anneal_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.one_of("kernels.method", self.method, METHODS)
+        _checks.positive("kernels.start_temperature", self.start_temperature)
+        _checks.positive("kernels.end_temperature", self.end_temperature)
+        if self.anneal_epochs is not None:
+            _checks.positive("kernels.anneal_epochs", self.anneal_epochs)
+        self.config("exact")
+
+    def config(self, init: str) -> Any:
+        """The config for `dynamize_`, or rules by name."""
+        config = config_from_dict({"kind": self.method, "init": init, **self.options})
+        return dict.fromkeys(self.layers, config) if self.layers else config
 
 
 @dataclass(frozen=True)
@@ -220,7 +256,7 @@ class Recipe:
 
     Args:
         model, data, optim, trainer: always there.
-        masking, budget: None for a dense network.
+        masking, budget: None for a dense network. kernels: None for static kernels.
         calibrate: budgets to calibrate for after training; may be empty.
     Raises:
         ValueError: masks without a budget, or a value out of range.
@@ -232,6 +268,7 @@ class Recipe:
     model: ModelSection
     data: DataSection
     masking: MaskingSection | None = None
+    kernels: KernelsSection | None = None
     budget: BudgetSection | None = None
     optim: OptimSection = field(default_factory=OptimSection)
     trainer: TrainerSection = field(default_factory=TrainerSection)

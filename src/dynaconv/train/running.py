@@ -15,7 +15,14 @@ import torch
 from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.integrations import import_lightning
-from dynaconv.train.callbacks import BudgetCallback, EpochProgress, EpochSeeds, FiniteGuard, RunLog
+from dynaconv.train.callbacks import (
+    BudgetCallback,
+    EpochProgress,
+    EpochSeeds,
+    FiniteGuard,
+    RunLog,
+    TemperatureCallback,
+)
 from dynaconv.train.checkpoints import RunCheckpoint, WholeFileIO
 from dynaconv.train.errors import TrainingInterrupted
 from dynaconv.train.loaders import Ranks
@@ -52,6 +59,7 @@ def run(job: Job, progress: bool | Callable[[str], None] = True, callbacks: Sequ
         EpochSeeds(job.recipe.trainer.seed),
         FiniteGuard(),
         BudgetCallback(),
+        TemperatureCallback(),
         RunLog(),
         *bars,
         *callbacks,

@@ -67,11 +67,12 @@ def check_projection(block: nn.Module, anatomy: Anatomy) -> Verdict:
     if anatomy.shortcut is None:
         return anatomy
     projection = block.get_submodule(anatomy.shortcut)
-    parts = [projection] if isinstance(projection, nn.Conv2d) else list(projection.children())
+    single = isinstance(projection, nn.Conv2d | DynamicConv)
+    parts = [projection] if single else list(projection.children())
     parts = [p for p in parts if not isinstance(p, nn.Identity)]
     plain = (
         parts
-        and type(parts[0]) is nn.Conv2d
+        and (type(parts[0]) is nn.Conv2d or isinstance(parts[0], DynamicConv))
         and not isinstance(parts[0].padding, str)
         and len(parts) <= 2
         and all(isinstance(p, _BatchNorm) and norm_activation(p) is None for p in parts[1:])
