@@ -194,6 +194,11 @@ class _DCDConv(ChannelFusion, DynamicConv):
         self._make_fusion(sizes, (in_channels, out_channels), self.dims, norm, rule, router, **made)
         self.reset_parameters()
 
+    @property
+    def has_kernels(self) -> bool:
+        """The dynamic part is dense over channels, so a grouped kernel cannot hold it."""
+        return self.groups == 1
+
     def form_for(self, positions: int) -> str:
         """Form that runs for this many output positions: factored in training, else as asked or the cheaper one."""
         if self.training or self.form == "factored":

@@ -33,7 +33,9 @@ class RoutedBlock(nn.Module):
         super().__init__()
         self.block, self.router, self.layers = block, router, tuple(layers)
         self._forwards = _both_modes(block, self.layers)
-        self.train(block.training)
+        # Parts keep their modes: a norm that was frozen by hand stays frozen.
+        self.training = block.training
+        router.train(block.training)
 
     def route(self, x: Tensor) -> dict[str, Tensor]:
         """Coefficients of every layer, by its path, for the block's input x [B, C, H, W]."""
@@ -43,7 +45,7 @@ class RoutedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the block computes, with the coefficients for x."""
-        return self._forwards[self.training](self.block, x, *self.route(x).values())
+        return self._forwards[self.block.training](self.block, x, *self.route(x).values())
 
     def __getstate__(self) -> dict:
         """Copies and pickles trace again."""

@@ -51,7 +51,7 @@ class TemperatureSchedule:
         model: every attention in it follows.
         steps: iterations until `end` is reached (the papers take those of the first 10 epochs).
     Raises:
-        ValueError: start, end or steps not positive.
+        ValueError: start or end not positive, steps below 1.
     Source: DY-Conv (arXiv 1912.03458), section 3.3; ODConv (2209.07947), released code.
 
     >>> from dynaconv.nn import DYConv2d
@@ -61,8 +61,9 @@ class TemperatureSchedule:
     """
 
     def __init__(self, model: nn.Module, start: float = 30.0, end: float = 1.0, *, steps: int) -> None:
-        for name, value in (("start", start), ("end", end), ("steps", steps)):
-            _checks.positive(name, value)
+        _checks.positive("start", start)
+        _checks.positive("end", end)
+        _checks.count("steps", steps)
         self._model, self.start, self.end, self.steps = model, float(start), float(end), int(steps)
         self.iteration = 0
         set_temperature(model, self.temperature)
