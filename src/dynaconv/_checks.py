@@ -738,6 +738,14 @@ def two_routers(block: str) -> ValueError:
     )
 
 
+def study_not_finite() -> str:
+    """Reason for a row without a result: the network overflows in evaluation."""
+    return (
+        "the trained network's answers on the test pictures are not finite; "
+        "train longer, so that its batch norms settle, or lower the learning rate"
+    )
+
+
 def study_no_coefficients() -> ValueError:
     """Error for a network whose dynamic layers never ran by themselves."""
     return ValueError(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from tests.study.networks import static_network
-from tests.train.synthetic import Colours
+from tests.train.synthetic import Bundle, Colours
 from torch import nn
 
 from dynaconv.nn import set_temperature
@@ -15,11 +15,13 @@ from dynaconv.study.attention import Batches, attention, combinations, evaluatin
 from dynaconv.study.attention_figure import figure
 from dynaconv.study.attention_stats import PartTally, entropy
 from dynaconv.study.attention_write import write
+from dynaconv.study.cell import Cell, build
 from dynaconv.study.folder import StudyFolder
 from dynaconv.study.interventions import INTERVENTIONS, Intervention, applies, at_temperature, intervene
 from dynaconv.study.layers import coefficients, dynamic_layers
-from dynaconv.study.methods import make_network, parse_method
+from dynaconv.study.methods import parse_method
 from dynaconv.study.parts import Part, parts_of
+from dynaconv.study.settings import CompactnessSettings
 
 METHODS = ("condconv4", "dyconv", "dynet", "dcd", "odconv", "odconv4")
 CLASSES = list("abcd")
@@ -27,8 +29,7 @@ CLASSES = list("abcd")
 
 def network(method: str) -> nn.Module:
     """A ResNet-8 of width 4, whose attention is made to matter."""
-    options = {"width": 4, "num_classes": 4, "image_size": 16}
-    model = make_network(parse_method(method), "resnet8_cifar", options, 0).eval()
+    model = build(CompactnessSettings(width=4), Cell(parse_method(method), 0), Bundle()).eval()
     set_temperature(model, 0.2)
     for name, parameter in model.named_parameters():
         if "router" in name and parameter.dim() == 2 and method != "dcd":

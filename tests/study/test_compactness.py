@@ -13,7 +13,7 @@ from dynaconv.study.compactness import compactness
 from dynaconv.study.compactness_figure import figure
 from dynaconv.study.compactness_table import summarise, table
 from dynaconv.study.folder import StudyFolder
-from dynaconv.study.methods import METHODS, make_network, parse_method, parse_methods
+from dynaconv.study.methods import METHODS, parse_method, parse_methods
 from dynaconv.study.settings import CompactnessSettings
 from dynaconv.train import TrainingDiverged
 
@@ -38,10 +38,19 @@ def test_method_names() -> None:
 
 
 def test_static_weights_depend_on_the_seed_alone() -> None:
-    options = {"width": 4, "num_classes": 4}
-    first, again, other = (make_network(STATIC[0], "resnet8_cifar", options, seed) for seed in (0, 0, 1))
-    assert torch.equal(first.conv1.weight, again.conv1.weight)
-    assert not torch.equal(first.conv1.weight, other.conv1.weight)
+    cases = [("static", 0), ("dyconv", 0), ("dcd", 0), ("static", 1)]
+    stems = [cells.build(SETTINGS, Cell(parse_method(m), seed), Bundle()).conv1.weight for m, seed in cases]
+    assert all(torch.equal(stems[0], stem) for stem in stems[1:3])
+    assert not torch.equal(stems[0], stems[3])
+
+
+def test_recipes_say_what_is_trained() -> None:
+    assert SETTINGS.recipe(STATIC[0], 0).kernels is None
+    section = CompactnessSettings(epochs=10, anneal=0.2).recipe(parse_method("odconv4"), 1).kernels
+    assert (section.method, section.options, section.anneal_epochs) == ("odconv", {"num_kernels": 4}, 2.0)
+    assert CompactnessSettings(anneal=0).recipe(parse_method("dyconv"), 1).kernels.start_temperature == 1
+    with pytest.raises(ValueError, match="num_kernels"):
+        CompactnessSettings().recipe(parse_method("dyconv0"), 0)
 
 
 def test_seeds_come_one_after_the_other() -> None:
@@ -69,8 +78,8 @@ def test_rows_files_and_resume(tmp_path, monkeypatch) -> None:
         ]
     (tmp_path / "out" / "cells" / "static-seed1.json").unlink()
     trained = []
-    real = cells.make_network
-    monkeypatch.setattr(cells, "make_network", lambda m, b, o, s: trained.append(s) or real(m, b, o, s))
+    real = cells.build
+    monkeypatch.setattr(cells, "build", lambda s, cell, b: trained.append(cell.seed) or real(s, cell, b))
     again = run(tmp_path / "out", seeds=3)
     # Seed 0 is kept, seed 1's finished run is only tested again, seed 2 is new.
     assert trained == [1, 2]
@@ -97,6 +106,23 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path) -> None:
         run(tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", ["condconv2", "dyconv", "dynet2", "dcd", "odconv", "odconv2", "weightnet"])
+def test_every_method_trains_and_loads(method, tmp_path) -> None:
+    import dynaconv as dc
+
+    # DCD's batch norms have to settle before it can be evaluated.
+    longer = {"epochs": 15, "lr": 0.005} if method == "dcd" else {}
+    settings = CompactnessSettings(**{**SETTINGS.to_dict(), **longer})
+    row = run(tmp_path / "out", parse_methods([method]), settings=settings)["rows"][0]
+    model = dc.load(tmp_path / "out" / "runs" / f"{method}-seed0")
+    assert row["params"] == sum(p.numel() for p in model.parameters())
+    assert row["macs"] == row["static_macs"] + row["mixing_macs"] + row["routing_macs"]
+    assert row["routing_macs"] > 0
+    from dynaconv.train import evaluate
+
+    assert evaluate(model, Bundle().test)["accuracy"] == pytest.approx(row["accuracy"])
+
+
 def test_a_training_that_diverges_is_a_row(tmp_path, monkeypatch) -> None:
     import dynaconv.train.fitting
 
@@ -108,6 +134,13 @@ def test_a_training_that_diverges_is_a_row(tmp_path, monkeypatch) -> None:
     assert found["rows"][0]["diverged"] == "the loss is not finite"
     assert found["methods"][0]["accuracy_mean"] is None
     assert "diverged" in table(found["methods"])
+
+
+def test_answers_that_are_not_finite_are_a_row(tmp_path, monkeypatch) -> None:
+    import dynaconv.train
+
+    monkeypatch.setattr(dynaconv.train, "evaluate", lambda *a, **k: {"accuracy": 0.1, "loss": float("nan")})
+    assert "not finite" in run(tmp_path / "out")["rows"][0]["diverged"]
 
 
 def test_seeds_see_the_same_pictures_in_another_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dynaconv.study.methods import Method, make_network
+from dynaconv import _checks
+from dynaconv.study.methods import Method
 from dynaconv.study.settings import CompactnessSettings
 
 
@@ -36,11 +38,13 @@ def grid(methods: list[Method], seeds: int) -> list[Cell]:
 
 
 def build(settings: CompactnessSettings, cell: Cell, bundle: Any) -> nn.Module:
-    """The network of a cell, not trained."""
-    from dynaconv.train.networks import architecture
+    """The network of a cell as it starts; its static weights depend on the seed alone."""
+    from dynaconv.train.callbacks import seed_everything
+    from dynaconv.train.networks import architecture, build_network
 
-    arch = architecture(settings.recipe(cell.seed), len(bundle.classes), bundle.image_size)
-    return make_network(cell.method, arch.pop("name"), arch, cell.seed)
+    recipe = settings.recipe(cell.method, cell.seed)
+    seed_everything(cell.seed)
+    return build_network(recipe, architecture(recipe, len(bundle.classes), bundle.image_size))
 
 
 def train(
@@ -55,22 +59,22 @@ def train(
     from dynaconv.train import TrainingDiverged, evaluate, fit
     from dynaconv.train.run_folder import RunFolder
 
-    model = build(settings, cell, bundle)
-    row = {"method": cell.method.name, "seed": cell.seed, **costs(model, bundle)}
+    row = {"method": cell.method.name, "seed": cell.seed, **costs(build(settings, cell, bundle), bundle)}
     try:
         result = fit(
-            settings.recipe(cell.seed),
+            settings.recipe(cell.method, cell.seed),
             run,
             resume=RunFolder(run).last.exists(),
             overwrite=not RunFolder(run).last.exists(),
             progress=tell,
-            model=model,
             bundle=seeded(bundle, cell.seed),
-            callbacks=_annealing(model, settings),
         )
     except TrainingDiverged as error:
         return {**row, "diverged": str(error)}
     tested = evaluate(result.model, bundle.test, batch_size=settings.batch_size)
+    if not math.isfinite(tested["loss"]):
+        # DCD's Phi has no bound, so batch norms that are not settled yet let activations grow from layer to layer.
+        return {**row, "diverged": _checks.study_not_finite()}
     return {
         **row,
         "accuracy": tested["accuracy"],
@@ -126,9 +130,3 @@ def costs(model: nn.Module, bundle: Any) -> dict[str, int]:
         "routing_macs": routing,
         "macs": static + mixing + routing,
     }
-
-
-def _annealing(model: nn.Module, settings: CompactnessSettings) -> list[Any]:
-    from dynaconv.study.annealing import annealing
-
-    return annealing(model, settings.anneal)

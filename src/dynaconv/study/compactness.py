@@ -46,6 +46,8 @@ def compactness(
     folder = StudyFolder(out, STUDY)
     check_settings(folder, settings)
     cells = grid(methods, seeds)
+    for method in methods:
+        settings.recipe(method, 0)
     rows = {cell.name: row for cell in cells if (row := read_row(folder, cell)) is not None}
     bundle = bundle if bundle is not None else load_data(settings)
     folder.claim(settings.to_dict())

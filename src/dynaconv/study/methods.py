@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
 
 from dynaconv import _checks
+from dynaconv.train.recipe import KernelsSection
 
 STATIC = "static"
-# Method -> its config in dynaconv, and which of its arguments a number behind the name sets.
-_CONFIGS = {
-    "condconv": ("CondConv", "num_experts"),
-    "dyconv": ("DYConv", "num_kernels"),
-    "dynet": ("DyNetConv", "group_size"),
-    "dcd": ("DCDConv", None),
-    "odconv": ("ODConv", "num_kernels"),
-    "weightnet": ("WeightNetConv", None),
+# Method -> the option of its config that a number behind the name sets.
+_NUMBERS = {
+    "condconv": "num_experts",
+    "dyconv": "num_kernels",
+    "dynet": "group_size",
+    "dcd": None,
+    "odconv": "num_kernels",
+    "weightnet": None,
 }
-METHODS = (STATIC, *_CONFIGS)
+METHODS = (STATIC, *_NUMBERS)
 TITLES = {
     "static": "static",
     "condconv": "CondConv",
@@ -47,21 +45,22 @@ class Method:
         >>> parse_method("odconv4").title
         'ODConv 4x'
         """
-        return TITLES[self.kind] + (f" {self.number}x" if self.number else "")
+        return TITLES[self.kind] + ("" if self.number is None else f" {self.number}x")
 
-    def config(self) -> Any:
-        """The config for `dc.dynamize_` with the paper's own initialisation, None for the static network.
+    def kernels(self, anneal_epochs: float) -> KernelsSection | None:
+        """The section of a training recipe that makes this version, None for the static network.
 
+        Args:
+            anneal_epochs: over which the temperature of attention falls from 30 to 1; 0 trains at 1.
         Raises:
             ValueError: the number is out of range.
         """
-        import dynaconv as dc
-
         if self.kind == STATIC:
             return None
-        config, argument = _CONFIGS[self.kind]
-        options = {argument: self.number} if self.number and argument else {}
-        return getattr(dc, config)(init="fresh", **options)
+        argument = _NUMBERS[self.kind]
+        options = {argument: self.number} if argument and self.number is not None else {}
+        annealed = {"anneal_epochs": anneal_epochs} if anneal_epochs > 0 else {"start_temperature": 1.0}
+        return KernelsSection(self.kind, options, **annealed)
 
 
 def parse_method(name: str) -> Method:
@@ -75,7 +74,7 @@ def parse_method(name: str) -> Method:
     """
     match = re.fullmatch(r"([a-z]+?)(\d+)?", name)
     kind, digits = match.groups() if match else (name, None)
-    numbered = kind in _CONFIGS and _CONFIGS[kind][1] is not None
+    numbered = _NUMBERS.get(kind) is not None
     if kind not in METHODS or (digits and not numbered):
         raise _checks.unknown("method", name, METHODS)
     return Method(name, kind, int(digits) if digits else None)
@@ -91,19 +90,3 @@ def parse_methods(names: list[str]) -> list[Method]:
     if not methods:
         raise _checks.study_none_given("--methods", METHODS)
     return methods
-
-
-def make_network(method: Method, base: str, options: dict[str, Any], seed: int) -> nn.Module:
-    """The network `base` (a name of `dc.list_models()`), made dynamic where the method's paper does it.
-
-    The static weights depend on the seed alone, so that all methods start from the same stem and shortcuts.
-    """
-    import dynaconv as dc
-    from dynaconv.train.callbacks import seed_everything
-
-    seed_everything(seed)
-    model = dc.create_model(base, **options)
-    config = method.config()
-    if config is not None:
-        dc.dynamize_(model, config)
-    return model

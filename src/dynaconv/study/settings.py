@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dynaconv import _checks
+from dynaconv.study.methods import STATIC, Method
 from dynaconv.train.recipe import DataSection, ModelSection, OptimSection, Recipe, TrainerSection
 
 
@@ -45,14 +46,18 @@ class CompactnessSettings:
             raise _checks.study_share("--anneal", self.anneal)
         if self.width is not None:
             _checks.train_at_least("--width", self.width, 1)
-        self.recipe(0)
+        self.recipe(Method(STATIC, STATIC), 0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return asdict(self)
 
-    def recipe(self, seed: int) -> Recipe:
-        """The recipe of one run; all seeds see the same pictures, and no split chooses among epochs."""
+    def recipe(self, method: Method, seed: int) -> Recipe:
+        """The recipe of one run; all seeds see the same pictures, and no split chooses among epochs.
+
+        Raises:
+            ValueError: the method's number is out of range.
+        """
         data = DataSection(
             self.data,
             image_size=self.image_size,
@@ -70,12 +75,9 @@ class CompactnessSettings:
             seed=seed,
             best="last",
         )
-        return Recipe(ModelSection(self.network, options=self.options), data, optim=optim, trainer=trainer)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the network besides its number of classes."""
-        return {} if self.width is None else {"width": self.width}
+        model = ModelSection(self.network, options={} if self.width is None else {"width": self.width})
+        kernels = method.kernels(self.anneal * self.epochs)
+        return Recipe(model, data, kernels=kernels, optim=optim, trainer=trainer)
 
 
 # Minutes on one core, on pictures that need no download.
