@@ -335,6 +335,18 @@ def test_folding_norms_is_exact(norm: str, bias: bool, groups: int, seed: int) -
     close(layer.train()(x), want, 1e-12)
 
 
+def test_synchronised_norms_fold_too(seed: int) -> None:
+    layer = nn.SyncBatchNorm.convert_sync_batchnorm(shaken(DCDConv2d(6, 8, 3, padding=1)).eval())
+    assert type(layer.norm1) is nn.SyncBatchNorm
+    x = torch.randn(2, 6, 5, 7)
+    layer.form = "factored"
+    want = layer(x)
+    layer.form = "folded"
+    close(layer(x), want)
+    layer.fold_own_norms_()
+    close(layer(x), want)
+
+
 def test_classifier(seed: int) -> None:
     layer = shaken(DCDLinear(12, 5, dtype=torch.float64)).eval()
     x = torch.randn(3, 12, dtype=torch.float64)

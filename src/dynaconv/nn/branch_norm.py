@@ -50,4 +50,4 @@ def affine(norm: nn.Module) -> Affine:
     """What a norm does in evaluation mode, for `dynaconv.ops.channel_fusion`."""
     if isinstance(norm, Shift):
         return Affine(None, norm.bias)
-    return Affine(*norm_scale_and_shift(norm)) if isinstance(norm, BranchNorm) else Affine()
+    return Affine(*norm_scale_and_shift(norm)) if isinstance(norm, _BatchNorm) else Affine()

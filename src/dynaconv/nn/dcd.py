@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv import _checks
 from dynaconv.nn.branch_norm import BranchNorm, Shift, affine
@@ -90,11 +91,11 @@ class ChannelFusion(nn.Module):
         The norm after Phi goes into the router, so a layer whose coefficients come from outside keeps it.
         """
         with torch.no_grad():
-            if isinstance(self.norm1, BranchNorm):
+            if isinstance(self.norm1, _BatchNorm):
                 scale, shift = norm_scale_and_shift(self.norm1)
                 self.q.mul_(scale.reshape(-1, *(1,) * (self.q.dim() - 1)))
                 self.norm1 = Shift(shift)
-            if isinstance(self.norm2, BranchNorm) and self.router is not None:
+            if isinstance(self.norm2, _BatchNorm) and self.router is not None:
                 scale, shift = norm_scale_and_shift(self.norm2)
                 self.router.fusion.weight.mul_(scale.repeat_interleave(self.latent_channels)[:, None])
                 self.norm2 = Shift(shift)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv import _checks
 from dynaconv.nn.branch_norm import BranchNorm
@@ -107,7 +108,7 @@ class ODRouter(Tempered, Router):
 
     def fold_own_norms_(self) -> None:
         """Absorb the batch norm, as it is in evaluation mode, into the trunk, exactly."""
-        if not isinstance(self.norm, BranchNorm):
+        if not isinstance(self.norm, _BatchNorm):
             return
         scale, shift = norm_scale_and_shift(self.norm)
         with torch.no_grad():
