@@ -29,8 +29,9 @@ def test_method_names() -> None:
     assert [parse_method(name).kind for name in METHODS] == list(METHODS)
     assert parse_method("dyconv8").number == 8
     assert parse_method("condconv4").title == "CondConv 4x"
+    assert (parse_method("static16").title, parse_method("static16").width) == ("static 16 wide", 16)
     assert [m.name for m in parse_methods(["dcd", "static", "dcd"])] == ["dcd", "static"]
-    for name in ("dcd4", "static2", "dyconvs", "", "4"):
+    for name in ("dcd4", "weightnet2", "dyconvs", "", "4"):
         with pytest.raises(ValueError, match="unknown method"):
             parse_method(name)
     with pytest.raises(ValueError, match="at least one"):
@@ -46,6 +47,7 @@ def test_static_weights_depend_on_the_seed_alone() -> None:
 
 def test_recipes_say_what_is_trained() -> None:
     assert SETTINGS.recipe(STATIC[0], 0).kernels is None
+    assert SETTINGS.recipe(parse_method("static6"), 0).model.options == {"width": 6}
     section = CompactnessSettings(epochs=10, anneal=0.2).recipe(parse_method("odconv4"), 1).kernels
     assert (section.method, section.options, section.anneal_epochs) == ("odconv", {"num_kernels": 4}, 2.0)
     assert CompactnessSettings(anneal=0).recipe(parse_method("dyconv"), 1).kernels.start_temperature == 1

@@ -37,7 +37,7 @@ def add_arguments(parser: Any) -> None:
         type=str,
         nargs="+",
         default=DEFAULT,
-        help="static, condconv, dyconv, dynet, dcd, odconv, weightnet; a number behind sets the experts (dyconv4)",
+        help="static, condconv, dyconv, dynet, dcd, odconv, weightnet; dyconv4: 4 experts, static16: width 16",
     )
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each network, seeds 0, 1, ...")
     parser.add_argument("--epochs", type=int, default=None, help="of every training")

@@ -63,6 +63,13 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], xs: Sequence[float]) -
             elinewidth=1.4,
             label=method.title,
         )
+    static = sorted(
+        (x, 100 * row["accuracy_mean"])
+        for row, x in zip(rows, xs, strict=True)
+        if parse_method(row["method"]).kind == "static"
+    )
+    if len(static) > 1:
+        axes.plot(*zip(*static, strict=True), color=COLOURS["static"], lw=1)
     base = next((row for row in rows if row["method"] == "static"), None)
     if base is not None:
         axes.axhline(100 * base["accuracy_mean"], color="#8a929b", lw=0.9, ls=":")

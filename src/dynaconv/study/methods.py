@@ -9,8 +9,9 @@ from dynaconv import _checks
 from dynaconv.train.recipe import KernelsSection
 
 STATIC = "static"
-# Method -> the option of its config that a number behind the name sets.
+# Method -> the option of its config that a number behind the name sets (of the network, for the static one).
 _NUMBERS = {
+    STATIC: "width",
     "condconv": "num_experts",
     "dyconv": "num_kernels",
     "dynet": "group_size",
@@ -18,7 +19,7 @@ _NUMBERS = {
     "odconv": "num_kernels",
     "weightnet": None,
 }
-METHODS = (STATIC, *_NUMBERS)
+METHODS = tuple(_NUMBERS)
 TITLES = {
     "static": "static",
     "condconv": "CondConv",
@@ -32,7 +33,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Method:
-    """One version of the network: its name as asked for, its kind, the number of experts if one was given."""
+    """One version of the network: its name as asked for, its kind, the number behind it (experts, or a width)."""
 
     name: str
     kind: str
@@ -45,7 +46,13 @@ class Method:
         >>> parse_method("odconv4").title
         'ODConv 4x'
         """
-        return TITLES[self.kind] + ("" if self.number is None else f" {self.number}x")
+        number = "" if self.number is None else f" {self.number}x"
+        return TITLES[self.kind] + (number if self.kind != STATIC else number.replace("x", " wide"))
+
+    @property
+    def width(self) -> int | None:
+        """The width that a static network's name asks for, None elsewhere."""
+        return self.number if self.kind == STATIC else None
 
     def kernels(self, anneal_epochs: float) -> KernelsSection | None:
         """The section of a training recipe that makes this version, None for the static network.
@@ -65,6 +72,8 @@ class Method:
 
 def parse_method(name: str) -> Method:
     """A method by name; condconv, dyconv, dynet and odconv take their number of experts behind it.
+
+    static takes a width: a wider static network shows what the same parameters or MACs give without dynamic kernels.
 
     Raises:
         ValueError: an unknown name (the nearest are named).

@@ -75,7 +75,8 @@ class CompactnessSettings:
             seed=seed,
             best="last",
         )
-        model = ModelSection(self.network, options={} if self.width is None else {"width": self.width})
+        width = method.width or self.width
+        model = ModelSection(self.network, options={} if width is None else {"width": width})
         kernels = method.kernels(self.anneal * self.epochs)
         return Recipe(model, data, kernels=kernels, optim=optim, trainer=trainer)
 
