@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dynaconv import _checks
+from dynaconv.nn.channel_fusion import ChannelFusion
 from dynaconv.nn.condconv import CondConv1d, CondConv2d, CondConv3d
-from dynaconv.nn.dcd import ChannelFusion
 from dynaconv.nn.dyconv import DYConv1d, DYConv2d, DYConv3d
 from dynaconv.nn.odconv import ODConv1d, ODConv2d, ODConv3d
 from dynaconv.nn.routed_block import RoutedBlock
