@@ -187,7 +187,7 @@ void run_depthwise(const Grid& out, const Grid& in, const int32_t* place, const 
 
 extern "C" {
 
-int dynaconv_abi() { return 2; }
+int dynaconv_abi() { return 3; }
 
 const char* dynaconv_isa() { return best_isa(); }
 

@@ -143,6 +143,48 @@ DYNACONV_INLINE float mean_dot(const float* x, int64_t count, int64_t channels, 
   return static_cast<float>(total / double(count));
 }
 
+// `Fixed` experts are known to the compiler, so that their shares stay in registers; 0 takes any number.
+template <typename Vector, int Fixed>
+DYNACONV_INLINE void mix_columns(const float* experts, int count, const float* shares, const float* scale,
+                                 int taps_count, int64_t channels, float* mixed, int column) {
+  const int n = Fixed ? Fixed : count;
+  for (int t = 0; t < taps_count; ++t) {
+    Vector own[Fixed ? Fixed : 1];
+    if constexpr (Fixed > 0) {
+#pragma GCC unroll 16
+      for (int e = 0; e < Fixed; ++e) own[e] = load<Vector>(shares + e * kColumns + column) * scale[t];
+    }
+    const float* from = experts + int64_t{t} * channels * n * kColumns + column;
+    float* to = mixed + int64_t{t} * channels * kColumns + column;
+    for (int64_t k = 0; k < channels; ++k, from += n * kColumns, to += kColumns) {
+      Vector sum = {};
+      if constexpr (Fixed > 0) {
+#pragma GCC unroll 16
+        for (int e = 0; e < Fixed; ++e) sum += own[e] * load<Vector>(from + e * kColumns);
+      } else {
+        for (int e = 0; e < n; ++e)
+          sum += load<Vector>(shares + e * kColumns + column) * scale[t] * load<Vector>(from + e * kColumns);
+      }
+      store<Vector>(to, sum);
+    }
+  }
+}
+
+template <typename Vector>
+DYNACONV_INLINE void mix_panel(const float* experts, int count, const float* shares, const float* scale,
+                               int taps_count, int64_t channels, float* mixed) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  for (int column = 0; column < kColumns; column += kLanes) {
+    switch (count) {
+      case 1: mix_columns<Vector, 1>(experts, count, shares, scale, taps_count, channels, mixed, column); break;
+      case 4: mix_columns<Vector, 4>(experts, count, shares, scale, taps_count, channels, mixed, column); break;
+      case 6: mix_columns<Vector, 6>(experts, count, shares, scale, taps_count, channels, mixed, column); break;
+      case 8: mix_columns<Vector, 8>(experts, count, shares, scale, taps_count, channels, mixed, column); break;
+      default: mix_columns<Vector, 0>(experts, count, shares, scale, taps_count, channels, mixed, column); break;
+    }
+  }
+}
+
 #define DYNACONV_KERNELS(NAME, TARGET, VECTOR, ROWS)                                                                  \
   TARGET void tile_##NAME(const float* const* taps, int taps_count, int64_t channels, const float* weight,           \
                           const float* bias, float* block) {                                                         \
@@ -158,6 +200,10 @@ DYNACONV_INLINE float mean_dot(const float* x, int64_t count, int64_t channels, 
   }                                                                                                                  \
   TARGET float mean_##NAME(const float* x, int64_t count, int64_t channels, const float* weight) {                   \
     return mean_dot<VECTOR>(x, count, channels, weight);                                                             \
+  }                                                                                                                  \
+  TARGET void mix_##NAME(const float* experts, int count, const float* shares, const float* scale, int taps_count,   \
+                         int64_t channels, float* mixed) {                                                           \
+    mix_panel<VECTOR>(experts, count, shares, scale, taps_count, channels, mixed);                                   \
   }
 
 DYNACONV_KERNELS(plain, , float4, 4)
@@ -172,6 +218,7 @@ struct Kernels {
   DepthwiseFunction depthwise;
   MaskRowFunction mask_row;
   MeanFunction mean;
+  MixFunction mix;
 };
 
 // The one table that says which kernel runs on which processor.
@@ -182,11 +229,11 @@ Kernels choose() {
   const auto allowed = [wish](const char* isa) { return wish == nullptr || std::strcmp(wish, isa) == 0; };
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && allowed("avx512"))
-    return {"avx512", tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512};
+    return {"avx512", tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512, mix_avx512};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2"))
-    return {"avx2", tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2};
+    return {"avx2", tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2, mix_avx2};
 #endif
-  return {"plain", tile_plain, depthwise_plain, mask_row_plain, mean_plain};
+  return {"plain", tile_plain, depthwise_plain, mask_row_plain, mean_plain, mix_plain};
 }
 
 const Kernels& best() {
@@ -200,4 +247,5 @@ TileFunction best_tile() { return best().tile; }
 DepthwiseFunction best_depthwise() { return best().depthwise; }
 MaskRowFunction best_mask_row() { return best().mask_row; }
 MeanFunction best_mean() { return best().mean; }
+MixFunction best_mix() { return best().mix; }
 const char* best_isa() { return best().isa; }

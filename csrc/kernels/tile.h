@@ -15,6 +15,10 @@ using TileFunction = void (*)(const float* const* taps, int taps_count, int64_t 
 // out[c] = bias[c] + sum over taps t of taps[t * kRows][c] * weight[t * channels + c].
 using DepthwiseFunction = void (*)(const float* const* taps, int taps_count, int64_t channels, const float* weight,
                                    const float* bias, float* out);
+// mixed[(t * channels + k) * kColumns + c] = scale[t] * sum over experts e of shares[e * kColumns + c] * experts[((t *
+// channels + k) * count + e) * kColumns + c].
+using MixFunction = void (*)(const float* experts, int count, const float* shares, const float* scale, int taps_count,
+                             int64_t channels, float* mixed);
 using MaskRowFunction = void (*)(const float* x, const float* taps, int64_t height, int64_t width, int64_t channels,
                                  int64_t stride, int64_t oy, int64_t out_width, float offset, float* z);
 using MeanFunction = float (*)(const float* x, int64_t count, int64_t channels, const float* weight);
@@ -23,6 +27,7 @@ TileFunction best_tile();
 DepthwiseFunction best_depthwise();
 MaskRowFunction best_mask_row();
 MeanFunction best_mean();
+MixFunction best_mix();
 const char* best_isa();
 
 // Activations by number; the order is that of ACTIVATIONS in dynaconv/ops/_native.py.

@@ -11,6 +11,7 @@ from torch.nn.modules.utils import _ntuple
 
 from dynaconv import _checks
 from dynaconv.ops.dynamic_conv2d import EXECUTIONS
+from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
 from dynaconv.ops.dynamic_conv2d.geometry import PADDING_MODES, ConvGeometry, pad_axes, same_padding
 
 STATIC_CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -95,6 +96,7 @@ class DynamicConv(DynamicLayer):
                 )
         self.padding = padding if isinstance(padding, str) else per_axis(padding)
         self.router = None
+        self.packed = PackedExperts()
         self.register_parameter("static_bias", None)
 
     @property

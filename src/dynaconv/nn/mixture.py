@@ -59,6 +59,7 @@ class MixtureConv(DynamicConv):
             self.groups,
             static_bias=self.static_bias,
             execution=self.execution,
+            packed=None if self.training else self.packed,
         )
 
     def kernels(self, routing: Tensor) -> tuple[Tensor, Tensor | None]:

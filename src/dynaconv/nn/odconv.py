@@ -114,7 +114,7 @@ class _ODConv(DynamicConv):
         else:
             y = dynamic_conv2d(
                 x, self.weight, self._mixture(parts), None, self.stride, padding, self.dilation, self.groups,
-                taps=parts.spatial, execution=self.execution,
+                taps=parts.spatial, execution=self.execution, packed=None if self.training else self.packed,
             )  # fmt: skip
         y = _scaled(y, parts.filter)
         if self.static_bias is not None:

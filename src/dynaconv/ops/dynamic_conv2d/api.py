@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dynaconv import _checks
-from dynaconv.ops.dynamic_conv2d import strategies
+from dynaconv.ops.dynamic_conv2d import compiled, strategies
 from dynaconv.ops.dynamic_conv2d.choice import choose_execution
+from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
 from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
 
@@ -27,6 +28,7 @@ def dynamic_conv2d(
     static_bias: Tensor | None = None,
     taps: Tensor | None = None,
     execution: str = "auto",
+    packed: PackedExperts | None = None,
 ) -> Tensor:
     """Convolve each sample with its own mixture of experts; 1-D and 3-D by the number of axes.
 
@@ -37,6 +39,8 @@ def dynamic_conv2d(
         bias: the experts' biases [K, O], mixed like the kernels; static_bias: [O], added once.
         taps: [B, kh * kw], scales the taps of each sample's kernel.
         execution: "auto", "grouped", "feature", "unfold", "bmm" or "single"; see docs/kernels.md.
+        packed: keeps the experts in the layout of the compiled kernel, which "auto" then may use where no gradient is
+            needed; a layer owns one.
     Returns:
         [B, O, h, w], in the memory format of x.
     Raises:
@@ -58,7 +62,13 @@ def dynamic_conv2d(
         weight.shape[0],
         taps is not None and taps.shape[1] > 1,
         training,
+        compiled=packed is not None and not training and compiled.cannot_run(x, weight, groups) is None,
     )
+    if chosen == "compiled":
+        assert packed is not None
+        offsets = _offsets(mix_biases(bias, routing), static_bias)
+        panels = packed.panels(weight)
+        return compiled.dynamic_conv(x, panels, weight.shape, routing, offsets, taps, geometry)
     if _no_images(x):
         y = geometry.convolve(x, mix_kernels(weight, routing, taps).sum(0))
     elif chosen == "feature":
@@ -106,7 +116,16 @@ def per_sample_conv(
     return _finish(y, mixed, static, x)
 
 
-def _choose(execution, x: Tensor, shape, geometry: ConvGeometry, experts, taps: bool, training: bool) -> str:
+def _choose(
+    execution,
+    x: Tensor,
+    shape,
+    geometry: ConvGeometry,
+    experts,
+    taps: bool,
+    training: bool,
+    compiled: bool = False,
+) -> str:
     return choose_execution(
         execution,
         batch=x.shape[0],
@@ -116,7 +135,12 @@ def _choose(execution, x: Tensor, shape, geometry: ConvGeometry, experts, taps: 
         experts=experts,
         taps=taps,
         training=training,
+        compiled=compiled,
     )
+
+
+def _offsets(mixed: Tensor | None, static: Tensor | None) -> Tensor | None:
+    return static if mixed is None else mixed if static is None else mixed + static
 
 
 def _no_images(x: Tensor) -> bool:

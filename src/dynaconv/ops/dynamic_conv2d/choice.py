@@ -46,6 +46,7 @@ def choose_execution(
     experts: int | None,
     taps: bool = False,
     training: bool = False,
+    compiled: bool = False,
 ) -> str:
     """Name of the strategy to run; from shapes only, never from data.
 
@@ -54,6 +55,7 @@ def choose_execution(
         weight_shape: [O, I/g, *kernel] of one sample's kernel.
         positions: output positions of one image.
         training: gradients are needed.
+        compiled: the compiled kernel could run too; "auto" then may answer "compiled".
     Raises:
         ValueError: unknown strategy, or an explicit one that cannot run for this shape (with the ones that can).
     """
@@ -70,13 +72,16 @@ def choose_execution(
     if torch.compiler.is_compiling():
         # A compiled graph must not depend on the batch size, so neither grouped nor single is possible.
         return _traced(pointwise, depthwise, experts, taps)
-    if batch == 1 and not training:
-        return "single"
+    if batch == 0:
+        return "grouped"
     kind = "pointwise" if pointwise else "depthwise" if depthwise else "spatial"
     if kind == "pointwise" and groups > 1:
         kind = "depthwise"
     facts = (batch, tuple(kernel), experts, taps)
-    return _nearest(kind, training, math.prod(weight_shape), positions, facts)
+    row = _nearest(kind, training, math.prod(weight_shape), positions, facts)
+    if row is None:
+        return _able(facts)[0]
+    return "compiled" if compiled and row["compiled"] else row["execution"]
 
 
 def _traced(pointwise: bool, depthwise: bool, experts: int | None, taps: bool) -> str:
@@ -85,22 +90,22 @@ def _traced(pointwise: bool, depthwise: bool, experts: int | None, taps: bool) -
     return "feature" if depthwise and experts is not None and experts <= 8 and not taps else "unfold"
 
 
-@functools.cache
-def _nearest(kind: str, training: bool, weights: int, positions: int, facts: tuple) -> str:
-    """The fastest strategy, of those that can run, at the measured shape that is nearest in log sizes."""
+def _able(facts: tuple) -> list[str]:
     batch, kernel, experts, taps = facts
-    able = [
+    return [
         e
         for e in EXECUTIONS[1:]
         if cannot_run(e, batch=batch, kernel=kernel, experts=experts, taps=taps) is None
     ]
+
+
+@functools.cache
+def _nearest(kind: str, training: bool, weights: int, positions: int, facts: tuple) -> dict | None:
+    """The measured row that is nearest in log sizes, of those whose strategy can run."""
+    able, here = _able(facts), (facts[0], weights, positions)
     alike = [r for r in measured() if r["kind"] == kind and r["training"] == training]
     rows = [r for r in alike if r["execution"] in able]
-    here = (batch, weights, positions)
-    nearest = min(
-        rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), here), default=None
-    )
-    return able[0] if nearest is None else nearest["execution"]
+    return min(rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), here), default=None)
 
 
 def _distance(a: Sequence[int], b: Sequence[int]) -> float:

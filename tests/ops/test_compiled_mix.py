@@ -1,0 +1,80 @@
+"""The compiled kernel that mixes while packing, against the definition."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from dynaconv.ops import _native, mix_kernels
+from dynaconv.ops.dynamic_conv2d import compiled, reference
+from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
+from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
+
+pytestmark = pytest.mark.skipif(_native.missing() is not None, reason="the compiled kernels are not built")
+
+SHAPES = [
+    (3, 5, (3, 3), 1, 1, 1),
+    (16, 40, (3, 3), 2, 1, 1),
+    (33, 64, (5, 3), 1, (4, 2), 2),
+    (8, 96, (1, 1), 2, 0, 1),
+    (7, 31, (3, 3), (1, 2), (0, 2), 1),
+]
+SIZES = [(1, 9, 7), (3, 11, 13), (2, 30, 30)]
+
+
+def _case(shape, size, experts: int, by_channel: bool, taps: bool, channels_last: bool):
+    torch.manual_seed(0)
+    (i, o, kernel, stride, padding, dilation), (n, h, w) = shape, size
+    geometry = ConvGeometry.of(2, stride, padding, dilation, 1)
+    x, weight = torch.randn(n, i, h, w), torch.randn(experts, o, i, *kernel)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    routing = torch.rand(n, o, experts) if by_channel else torch.rand(n, experts)
+    scale = torch.rand(n, kernel[0] * kernel[1]) if taps else None
+    return x, weight, routing, torch.randn(n, o), scale, geometry
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("experts", "by_channel", "taps"), [(3, False, False), (4, True, False), (8, False, True)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_it_computes_what_the_definition_says(shape, size, experts, by_channel, taps, channels_last):
+    x, weight, routing, bias, scale, geometry = _case(shape, size, experts, by_channel, taps, channels_last)
+    expected = (
+        reference.per_sample_conv(x, mix_kernels(weight, routing, scale), geometry) + bias[:, :, None, None]
+    )
+    y = compiled.dynamic_conv(x, PackedExperts().panels(weight), weight.shape, routing, bias, scale, geometry)
+    assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def test_packed_experts_notice_that_they_changed():
+    x, weight, routing, bias, _, geometry = _case(SHAPES[0], SIZES[1], 3, False, False, False)
+    packed = PackedExperts()
+    first = packed.panels(weight)
+    assert packed.panels(weight) is first
+    weight.mul_(2)
+    y = compiled.dynamic_conv(x, packed.panels(weight), weight.shape, routing, bias, None, geometry)
+    expected = reference.per_sample_conv(x, mix_kernels(weight, routing), geometry) + bias[:, :, None, None]
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_leave_the_packed_weights_behind():
+    packed = PackedExperts()
+    packed.panels(torch.randn(2, 4, 3, 3, 3))
+    for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert other._panels is None
+
+
+def test_it_says_what_it_cannot_run():
+    weight = torch.zeros(2, 4, 4, 3, 3)
+    assert compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 1) is None
+    assert "one group" in compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 2)
+    assert "float32" in compiled.cannot_run(torch.zeros(1, 4, 5, 5, dtype=torch.float64), weight, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "autocast" in compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 1)
