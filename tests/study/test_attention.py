@@ -204,7 +204,7 @@ def test_combinations_name_single_parts_only_where_there_are_several() -> None:
     layers = dynamic_layers(model)
     with evaluating(model):
         _, tallies = observe(model, layers, Batches(Colours(4, 0), 4, None, 0), 4)
-    assert all(part is None for _, part in combinations(layers, tallies))
+    assert all(part is None for _, part in combinations(tallies))
 
 
 def test_bad_input() -> None:

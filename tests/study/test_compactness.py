@@ -91,6 +91,15 @@ def test_rows_files_and_resume(tmp_path, monkeypatch) -> None:
     ]
 
 
+def test_rows_of_earlier_calls_stay(tmp_path) -> None:
+    run(tmp_path / "out", parse_methods(["static6"]))
+    found = run(tmp_path / "out", parse_methods(["static", "static6"]))
+    assert [row["method"] for row in found["rows"]] == ["static", "static6"]
+    again = run(tmp_path / "out", STATIC)
+    assert [row["method"] for row in again["methods"]] == ["static", "static6"]
+    assert found["rows"][0]["params"] < found["rows"][1]["params"]
+
+
 def test_other_settings_and_foreign_folders_are_refused(tmp_path) -> None:
     run(tmp_path / "out")
     with pytest.raises(ValueError, match="epochs = 1, but now it is 2"):
@@ -108,7 +117,9 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path) -> None:
         run(tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", ["condconv2", "dyconv", "dynet2", "dcd", "odconv", "odconv2", "weightnet"])
+@pytest.mark.parametrize(
+    "method", ["static", "condconv2", "dyconv", "dynet2", "dcd", "odconv", "odconv2", "weightnet"]
+)
 def test_every_method_trains_and_loads(method, tmp_path) -> None:
     import dynaconv as dc
 
@@ -119,7 +130,7 @@ def test_every_method_trains_and_loads(method, tmp_path) -> None:
     model = dc.load(tmp_path / "out" / "runs" / f"{method}-seed0")
     assert row["params"] == sum(p.numel() for p in model.parameters())
     assert row["macs"] == row["static_macs"] + row["mixing_macs"] + row["routing_macs"]
-    assert row["routing_macs"] > 0
+    assert (row["routing_macs"] > 0) == bool(dc.convert.dynamic_layers(model)) == (method != "static")
     from dynaconv.train import evaluate
 
     assert evaluate(model, Bundle().test)["accuracy"] == pytest.approx(row["accuracy"])

@@ -57,9 +57,9 @@ def attention(
         if not tallies:
             raise _checks.study_no_coefficients()
         rows = [{"intervention": "normal", "part": "all", **normal}]
-        for name, part in combinations(layers, tallies):
+        for name, part in combinations(tallies):
             tell(f"accuracy, {name}, {part or 'all parts'}")
-            change = Intervention(name, _means(layers, tallies), part, seed)
+            change = Intervention(name, _means(tallies), part, seed)
             with intervene({n: layers[n] for n in tallies}, change):
                 rows.append({"intervention": name, "part": part or "all", **score(model, batches, change)})
         sweep = []
@@ -100,18 +100,14 @@ class Batches:
             yield self.data.__getitems__(self.order[start : start + self.batch_size])
 
 
-def combinations(layers: Mapping[str, nn.Module], tallies: Tallies) -> list[tuple[str, str | None]]:
+def combinations(tallies: Tallies) -> list[tuple[str, str | None]]:
     """Interventions with the part they change: all parts, and each one alone where layers have several."""
-    parts = {tally.part.name: tally.part for tallies_of in tallies.values() for tally in tallies_of}
+    parts = {tally.part.name: tally.part for of_layer in tallies.values() for tally in of_layer}
     found: list[tuple[str, str | None]] = []
     for name in INTERVENTIONS:
-        able = [
-            part
-            for part in parts
-            if any(applies(name, t.part) for p in tallies.values() for t in p if t.part.name == part)
-        ]
+        able = [part.name for part in parts.values() if applies(name, part)]
         if name != "normal" and able:
-            found += [(name, None)] + [(name, part) for part in able if len(parts) > 1 and len(able) > 1]
+            found += [(name, None), *((name, part) for part in able if len(parts) > 1 and len(able) > 1)]
     return found
 
 
@@ -157,7 +153,7 @@ def _shares(sums: Tensor) -> dict[str, Any]:
     return {"accuracy": correct / images, "loss": loss / images, "images": int(images)}
 
 
-def _means(layers: Mapping[str, nn.Module], tallies: Tallies) -> dict[str, Tensor]:
+def _means(tallies: Tallies) -> dict[str, Tensor]:
     """Mean coefficients of every layer in the shape of one image's."""
     found = {}
     for name, parts in tallies.items():

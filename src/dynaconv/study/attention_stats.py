@@ -19,8 +19,8 @@ def entropy(values: Tensor) -> Tensor:
 
     1 is uniform, 0 is a single choice; NaN for n = 1. Coefficients of any sign count with their size.
 
-    >>> entropy(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])).tolist()
-    [1.0, 0.0]
+    >>> entropy(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]])).tolist()
+    [1.0, 0.5]
     """
     size = values.shape[-1]
     if size < 2:

@@ -10,7 +10,7 @@ from typing import Any
 from dynaconv import _checks
 from dynaconv.study.cell import Cell, build, grid, train
 from dynaconv.study.folder import StudyFolder, read_json
-from dynaconv.study.methods import Method
+from dynaconv.study.methods import Method, parse_method
 from dynaconv.study.settings import CompactnessSettings
 
 STUDY = "compactness"
@@ -48,7 +48,8 @@ def compactness(
     cells = grid(methods, seeds)
     for method in methods:
         settings.recipe(method, 0)
-    rows = {cell.name: row for cell in cells if (row := read_row(folder, cell)) is not None}
+    shown = [*cells, *(cell for cell in kept_cells(folder) if cell not in cells)]
+    rows = {cell.name: row for cell in shown if (row := read_row(folder, cell)) is not None}
     bundle = bundle if bundle is not None else load_data(settings)
     folder.claim(settings.to_dict())
     started, trained = time.monotonic(), 0
@@ -60,11 +61,26 @@ def compactness(
         rows[cell.name] = row
         folder.write_json(f"{CELLS}/{cell.name}.json", row)
         trained += 1
-        left = (time.monotonic() - started) / trained * (len(cells) - len(rows))
+        missing = sum(other.name not in rows for other in cells)
+        left = (time.monotonic() - started) / trained * missing
         tell(f"{head}: {_sentence(row)}, {_minutes(left)} left")
-        report(folder, settings, list(rows.values()), {})
-    latency = time_networks(settings, methods, bundle, batches, rounds, tell) if batches else {}
-    return report(folder, settings, list(rows.values()), latency)
+        report(folder, settings, _in_order(rows, shown), {})
+    compared = list(dict.fromkeys(cell.method for cell in shown))
+    latency = time_networks(settings, compared, bundle, batches, rounds, tell) if batches else {}
+    return report(folder, settings, _in_order(rows, shown), latency)
+
+
+def kept_cells(folder: StudyFolder) -> list[Cell]:
+    """Cells that earlier calls finished, whatever was asked for then."""
+    found = []
+    for file in sorted((folder.path / CELLS).glob("*-seed*.json")):
+        name, _, seed = file.stem.rpartition("-seed")
+        found.append(Cell(parse_method(name), int(seed)))
+    return found
+
+
+def _in_order(rows: dict[str, dict[str, Any]], cells: list[Cell]) -> list[dict[str, Any]]:
+    return [rows[cell.name] for cell in cells if cell.name in rows]
 
 
 def check_settings(folder: StudyFolder, settings: CompactnessSettings) -> None:
