@@ -34,7 +34,7 @@ SECTIONS: dict[str, type] = {
     "optim": OptimSection,
     "trainer": TrainerSection,
 }
-OPTIONAL = ("masking", "budget")
+OPTIONAL = ("masking", "kernels", "budget")
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
