@@ -352,10 +352,9 @@ def test_the_choice_depends_on_shapes_only(monkeypatch) -> None:
         dynamic_conv2d(data, weight, routing)
         dynamic_conv2d(data, weight * 0, torch.softmax(routing * 1e3, 1))
     assert all(entry == seen[0] for entry in seen)
-    assert json.loads(json.dumps(seen[0][0])) == {
-        "batch": 3, "weight_shape": [6, 4, 3, 3], "positions": 15, "groups": 1, "experts": 2, "taps": False,
-        "training": False,
-    }  # fmt: skip
+    facts = json.loads(json.dumps(seen[0][0]))
+    assert (facts["batch"], facts["weight_shape"], facts["positions"]) == (3, [6, 4, 3, 3], 15)
+    assert (facts["groups"], facts["experts"], facts["taps"], facts["training"]) == (1, 2, False, False)
 
 
 SHAPES = list(
@@ -428,8 +427,11 @@ def test_auto_repeats_the_measured_table() -> None:
             "groups": groups,
         }
         assert math.prod(weights) == row["weights"]
-        chosen = choose_execution("auto", experts=4, training=row["training"], **facts)
+        facts |= {"training": row["training"], "channels_last": row["channels_last"]}
+        chosen = choose_execution("auto", experts=4, **facts)
         assert chosen == row["execution"], row
+        compiled = choose_execution("auto", experts=4, compiled=True, **facts)
+        assert compiled == ("compiled" if row["compiled"] else row["execution"]), row
 
 
 def test_one_image_runs_as_a_plain_convolution(monkeypatch) -> None:

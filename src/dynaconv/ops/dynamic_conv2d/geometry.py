@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,7 +54,10 @@ def pad_axes(x: Tensor, before, after, mode: str = "zeros") -> Tensor:
     amounts = [amount for pair in reversed(list(zip(before, after, strict=True))) for amount in pair]
     if not any(amounts):
         return x
-    return F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
+    y = F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
+    # Circular padding is the one mode in which PyTorch forgets the memory format.
+    last = mode == "circular" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last) if last and not x.is_contiguous() else y
 
 
 def same_padding(kernel, dilation) -> tuple[tuple[int, ...], tuple[int, ...]]:
