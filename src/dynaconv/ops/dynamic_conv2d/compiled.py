@@ -69,6 +69,8 @@ def _pack(experts: Tensor) -> Tensor:
 
 def cannot_run(x: Tensor, weight: Tensor, groups: int) -> str | None:
     """Why the compiled kernel cannot run on these, or None."""
+    if torch.compiler.is_compiling():
+        return "torch.compile and torch.export need operations that they can trace"
     if x.dim() != 4 or groups != 1:
         return "it convolves images in one group"
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
