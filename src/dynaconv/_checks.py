@@ -586,9 +586,13 @@ def channels_and_groups(who: str, in_channels: int, out_channels: int, groups: i
 
 def input_of(who: str, x: Tensor, channels: int, dims: int) -> None:
     """Raise unless x is [B, channels, *size] with `dims` axes of size."""
-    axes = ("L", "H, W", "D, H, W")[dims - 1]
-    if x.dim() != dims + 2 or x.shape[1] != channels:
-        raise ValueError(f"{who} expects x [B, {channels}, {axes}], got {list(x.shape)}")
+    _shape_of(who, x.shape, channels, dims)
+
+
+def _shape_of(who: str, shape: Sequence[int], channels: int, dims: int) -> None:
+    if len(shape) != dims + 2 or shape[1] != channels:
+        axes = ("L", "H, W", "D, H, W")[dims - 1]
+        raise ValueError(f"{who} expects x [B, {channels}, {axes}], got {list(shape)}")
 
 
 def features(who: str, x: Tensor, channels: int) -> None:
@@ -607,24 +611,20 @@ def routing(who: str, got: Tensor, expected: Sequence[int]) -> None:
         )
 
 
-def experts(x: Tensor, weight: Tensor, coefficients: Tensor, groups: int) -> None:
-    """Raise unless x, the experts' weight and the coefficients fit."""
-    dims = weight.dim() - 3
+def experts(x: Sequence[int], weight: Sequence[int], coefficients: Sequence[int], groups: int) -> None:
+    """Raise unless the shapes of x, the experts' weight and the coefficients fit."""
+    dims = len(weight) - 3
     if dims not in (1, 2, 3):
         raise ValueError(
-            f"experts must be [K, O, I/g, *kernel] with 1 to 3 kernel axes, got a weight of shape {list(weight.shape)}"
+            f"experts must be [K, O, I/g, *kernel] with 1 to 3 kernel axes, got a weight of shape {list(weight)}"
         )
-    input_of("dynamic_conv2d", x, weight.shape[2] * groups, dims)
-    if weight.shape[1] % groups:
+    _shape_of("dynamic_conv2d", x, weight[2] * groups, dims)
+    if weight[1] % groups:
+        raise ValueError(f"output channels must be divisible by groups, got {weight[1]} and groups={groups}")
+    b, k = x[0], weight[0]
+    if tuple(coefficients) not in ((b, k), (b, weight[1], k)):
         raise ValueError(
-            f"output channels must be divisible by groups, got {weight.shape[1]} and groups={groups}"
-        )
-    b, k = x.shape[0], weight.shape[0]
-    allowed = [(b, k)] if coefficients.dim() == 2 else [(b, weight.shape[1], k)]
-    if tuple(coefficients.shape) not in allowed:
-        raise ValueError(
-            f"routing must be [B, K] = [{b}, {k}] or [B, O, K] = [{b}, {weight.shape[1]}, {k}], "
-            f"got {list(coefficients.shape)}"
+            f"routing must be [B, K] = [{b}, {k}] or [B, O, K] = [{b}, {weight[1]}, {k}], got {list(coefficients)}"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv._table import format_table
+from dynaconv.cli.bench_kernels import run_kernels
 from dynaconv.cli.networks import Opened, check_input_size, choose_targets, open_network, set_target
 from dynaconv.cli.outcome import CommandFailed, Outcome, number, say
 from dynaconv.cli.profile import pictures
@@ -22,22 +23,31 @@ First checks that skipping gives the numbers that computing everything gives (ex
 times), then times the network at each budget against the same network without gates. Rounds are interleaved
 in one process, so that a noisy machine disturbs all alike; minimum and median are shown, with the share of
 MACs beside the share of milliseconds. For a run the masks come from pictures of its own data set; a network
-by name gets forced blob-shaped masks, because its gates are not trained."""
+by name gets forced blob-shaped masks, because its gates are not trained. `dynaconv bench kernels` times the
+strategies of dynamic convolutions instead, against the static convolution and timm's layer; with --write it
+makes the table by which execution="auto" chooses."""
 EXAMPLES = """\
 dynaconv bench runs/demo
 dynaconv bench runs/demo --target 0.3 --batch 1 8 32 --threads 1
-dynaconv bench timm:resnet50 --dynamize --force-density 0.5 --json"""
+dynaconv bench timm:resnet50 --dynamize --force-density 0.5 --json
+dynaconv bench kernels"""
 TOLERANCE = 1e-4
 DEFAULT_DENSITY = 0.5
+BATCHES, ROUNDS = [1, 32], 25
 
 
 def add_arguments(parser: Any) -> None:
     """The network, its masks, how to time."""
     parser.add_argument(
-        "model", help="a run folder, a saved network, or a name of `dynaconv models`, timm:, torchvision:"
+        "model",
+        help="a run folder, a saved network, a name of `dynaconv models`, timm:, torchvision:, or kernels",
     )
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 32], help="batch sizes to time, in pictures"
+        "--batch",
+        type=int,
+        nargs="+",
+        default=None,
+        help="batch sizes to time, in pictures (default 1 32; kernels: 1 8 32)",
     )
     parser.add_argument(
         "--target",
@@ -66,7 +76,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--threads", type=int, default=None, help="threads to compute with; left out, torch's own number"
     )
-    parser.add_argument("--rounds", type=int, default=25, help="interleaved measurements of each network")
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="interleaved measurements of each (default 25; kernels: 7)"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="kernels: make the table that execution='auto' reads"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -89,6 +104,12 @@ def run(args: Any) -> Outcome:
     import dynaconv as dc
 
     _check_numbers(args)
+    if args.model == "kernels":
+        with _threads(args.threads):
+            return run_kernels(args)
+    if args.write:
+        raise ValueError("--write makes the table of `dynaconv bench kernels`; networks have none")
+    args.batch, args.rounds = args.batch or BATCHES, args.rounds or ROUNDS
     opened = open_network(args.model)
     size = tuple(args.input_size) if args.input_size else opened.input_size
     check_input_size(size, opened.model)
@@ -102,9 +123,10 @@ def run(args: Any) -> Outcome:
 
 
 def _check_numbers(args: Any) -> None:
-    for batch in args.batch:
+    for batch in args.batch or ():
         _checks.cli_at_least("--batch", batch, 1)
-    _checks.cli_at_least("--rounds", args.rounds, 1)
+    if args.rounds is not None:
+        _checks.cli_at_least("--rounds", args.rounds, 1)
     if args.threads is not None:
         _checks.cli_at_least("--threads", args.threads, 1)
     if args.force_density is not None and args.target is not None:

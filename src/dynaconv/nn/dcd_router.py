@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.nn.routers import Router, hard_gate, pool_active
+from dynaconv.ops.dynamic_conv2d.reference import full_precision
 
 RULES = ("mobilenetv2", "resnet_basic", "resnet_bottleneck")
 _POOLS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
@@ -86,7 +87,7 @@ def pool_bins(x: Tensor, bins: int, mask: Tensor | None = None) -> Tensor:
     """
     if bins == 1:
         return pool_active(x, mask)
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         x = x.float()
     pool = _POOLS[x.dim() - 3]
     if mask is None:
@@ -118,7 +119,7 @@ class DCDRouter(Router):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, C, *size] (mask [B, 1, *size]) -> [B, O + L * L], in float32 under autocast."""
         pooled = pool_bins(x, self.pool_size, mask)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             return self.coefficients(pooled)
 
     def coefficients(self, pooled: Tensor) -> Tensor:

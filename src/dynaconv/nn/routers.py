@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.nn.temperature import Tempered
+from dynaconv.ops.dynamic_conv2d.reference import full_precision
 
 
 def pool_active(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -18,7 +19,7 @@ def pool_active(x: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         mask: [B, 1, *size] of 0 and 1; only open positions count. An image without any gives zeros.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         x = x.float()
     x = x.flatten(2)
     if mask is None:
@@ -38,7 +39,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, C, *size] (mask [B, 1, *size]) -> coefficients."""
         pooled = pool_active(x, mask)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             return self.coefficients(pooled)
 
     def coefficients(self, pooled: Tensor) -> Tensor:

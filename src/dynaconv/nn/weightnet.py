@@ -12,6 +12,7 @@ from dynaconv import _checks
 from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs, norm_scale_and_shift
 from dynaconv.nn.routers import Router
 from dynaconv.ops.dynamic_conv2d import per_sample_conv
+from dynaconv.ops.dynamic_conv2d.reference import full_precision
 
 
 class WeightNetRouter(Router):
@@ -147,7 +148,7 @@ class _WeightNetConv(DynamicConv):
 
     def _generated(self, routing: Tensor) -> Tensor:
         """The grouped linear layer: block j of output channel o is the sum over m of a[o, j, m] * weight[m, o, j]."""
-        with torch.autocast(routing.device.type, enabled=False):
+        with full_precision(routing):
             a = routing.to(self.weight.dtype)
             a = a.reshape(-1, self.out_channels, self.row_blocks, self.num_experts)
             rows = self.weight.flatten(2).unflatten(2, (self.row_blocks, -1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynaconv.ops.dynamic_conv2d.geometry import CONVOLUTIONS, ConvGeometry, pad_axes
+from dynaconv.ops.dynamic_conv2d.reference import full_precision
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -80,7 +81,7 @@ def folded(
     Built in the precision of the weights, also under autocast.
     """
     first, second = (norm or Affine() for norm in norms)
-    with torch.autocast(weight.device.type, enabled=False):
+    with full_precision(weight):
         q, p = q.flatten(1), p.flatten(1)
         scale, fusion = scale.to(weight.dtype), fusion.to(weight.dtype)
         mixed = fusion if second.scale is None else fusion * second.scale[:, None]

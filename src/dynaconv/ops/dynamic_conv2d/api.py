@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -51,19 +52,13 @@ def dynamic_conv2d(
     >>> dynamic_conv2d(x, experts, torch.tensor([[1.0, 0.0], [0.5, 0.5]])).flatten()
     tensor([1.0000, 5.5000])
     """
-    _checks.experts(x, weight, routing, groups)
-    geometry = ConvGeometry.of(weight.dim() - 3, stride, padding, dilation, groups)
     training = _needs_gradient(x, weight, routing, taps)
-    chosen = _choose(
-        execution,
-        x,
-        weight.shape[1:],
-        geometry,
-        weight.shape[0],
-        taps is not None and taps.shape[1] > 1,
-        training,
-        compiled=packed is not None and not training and compiled.cannot_run(x, weight, groups) is None,
-    )
+    compiled_can = packed is not None and not training and compiled.cannot_run(x, weight, groups) is None
+    plan = _plan if torch.compiler.is_compiling() else _plan_once
+    chosen, geometry = plan(
+        execution, x.shape, weight.shape, routing.shape, stride, padding, dilation, groups,
+        taps is not None and taps.shape[1] > 1, training, _channels_last(x), compiled_can,
+    )  # fmt: skip
     if chosen == "compiled":
         assert packed is not None
         offsets = _offsets(mix_biases(bias, routing), static_bias)
@@ -106,7 +101,10 @@ def per_sample_conv(
     """
     _checks.sample_kernels(x, kernels, groups)
     geometry = ConvGeometry.of(kernels.dim() - 3, stride, padding, dilation, groups)
-    chosen = _choose(execution, x, kernels.shape[1:], geometry, None, False, _needs_gradient(x, kernels))
+    training = _needs_gradient(x, kernels)
+    chosen = _choose(
+        execution, x.shape, kernels.shape[1:], geometry, None, False, training, _channels_last(x)
+    )
     y = (
         geometry.convolve(x, kernels.sum(0))
         if _no_images(x)
@@ -116,26 +114,53 @@ def per_sample_conv(
     return _finish(y, mixed, static, x)
 
 
+def _plan(
+    execution: str, x_shape, weight_shape, routing_shape, stride, padding, dilation, groups: int, taps: bool,
+    training: bool, channels_last: bool, compiled_can: bool,
+) -> tuple[str, ConvGeometry]:  # fmt: skip
+    """Checks, geometry and strategy: all that follows from shapes."""
+    _checks.experts(x_shape, weight_shape, routing_shape, groups)
+    geometry = ConvGeometry.of(len(weight_shape) - 3, stride, padding, dilation, groups)
+    chosen = _choose(
+        execution,
+        x_shape,
+        weight_shape[1:],
+        geometry,
+        weight_shape[0],
+        taps,
+        training,
+        channels_last,
+        compiled_can,
+    )
+    return chosen, geometry
+
+
+# A network asks the same questions for every batch.
+_plan_once = functools.lru_cache(maxsize=4096)(_plan)
+
+
 def _choose(
-    execution,
-    x: Tensor,
+    execution: str,
+    x_shape,
     shape,
     geometry: ConvGeometry,
-    experts,
+    experts: int | None,
     taps: bool,
     training: bool,
-    compiled: bool = False,
+    channels_last: bool = False,
+    compiled_can: bool = False,
 ) -> str:
     return choose_execution(
         execution,
-        batch=x.shape[0],
+        batch=x_shape[0],
         weight_shape=tuple(shape),
-        positions=math.prod(geometry.output_size(x.shape[2:], shape[2:])),
+        positions=math.prod(geometry.output_size(x_shape[2:], shape[2:])),
         groups=geometry.groups,
         experts=experts,
         taps=taps,
         training=training,
-        compiled=compiled,
+        channels_last=channels_last,
+        compiled=compiled_can,
     )
 
 
@@ -166,10 +191,12 @@ def _finish(y: Tensor, mixed: Tensor | None, static: Tensor | None, x: Tensor) -
         y = y + mixed.to(y.dtype).reshape(*mixed.shape, *ones)
     if static is not None:
         y = y + static.to(y.dtype).reshape(-1, *ones)
-    if y.dim() == 4 and _channels_last(x):
+    if y.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return y.contiguous(memory_format=torch.channels_last)
     return y
 
 
 def _channels_last(x: Tensor) -> bool:
+    if x.dim() != 4 or torch.compiler.is_compiling():
+        return False
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

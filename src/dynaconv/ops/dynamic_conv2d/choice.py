@@ -46,6 +46,7 @@ def choose_execution(
     experts: int | None,
     taps: bool = False,
     training: bool = False,
+    channels_last: bool = False,
     compiled: bool = False,
 ) -> str:
     """Name of the strategy to run; from shapes only, never from data.
@@ -55,6 +56,7 @@ def choose_execution(
         weight_shape: [O, I/g, *kernel] of one sample's kernel.
         positions: output positions of one image.
         training: gradients are needed.
+        channels_last: memory format of the input.
         compiled: the compiled kernel could run too; "auto" then may answer "compiled".
     Raises:
         ValueError: unknown strategy, or an explicit one that cannot run for this shape (with the ones that can).
@@ -78,7 +80,7 @@ def choose_execution(
     if kind == "pointwise" and groups > 1:
         kind = "depthwise"
     facts = (batch, tuple(kernel), experts, taps)
-    row = _nearest(kind, training, math.prod(weight_shape), positions, facts)
+    row = _nearest(kind, training, channels_last, math.prod(weight_shape), positions, facts)
     if row is None:
         return _able(facts)[0]
     return "compiled" if compiled and row["compiled"] else row["execution"]
@@ -100,10 +102,13 @@ def _able(facts: tuple) -> list[str]:
 
 
 @functools.cache
-def _nearest(kind: str, training: bool, weights: int, positions: int, facts: tuple) -> dict | None:
+def _nearest(
+    kind: str, training: bool, channels_last: bool, weights: int, positions: int, facts: tuple
+) -> dict | None:
     """The measured row that is nearest in log sizes, of those whose strategy can run."""
     able, here = _able(facts), (facts[0], weights, positions)
-    alike = [r for r in measured() if r["kind"] == kind and r["training"] == training]
+    here_alike = (kind, training, channels_last)
+    alike = [r for r in measured() if (r["kind"], r["training"], r["channels_last"]) == here_alike]
     rows = [r for r in alike if r["execution"] in able]
     return min(rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), here), default=None)
 

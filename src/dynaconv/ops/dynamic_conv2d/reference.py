@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,11 @@ def mix_kernels(weight: Tensor, routing: Tensor, taps: Tensor | None = None) -> 
         [B, O, I/g, *kernel]; mixed in the experts' precision, also under autocast.
     Source: CondConv (arXiv 1904.04971), equation 1; DyNet (OpenReview SyeZIkrKwS), equation 1; ODConv (2209.07947).
     """
-    with torch.autocast(weight.device.type, enabled=False):
+    with full_precision(weight):
         routing = routing.to(weight.dtype)
         experts, shape = weight.shape[0], weight.shape[1:]
         if routing.dim() == 2:
-            mixed = torch.matmul(routing, weight.reshape(experts, -1))
+            mixed = torch.mm(routing, weight.reshape(experts, -1))
         else:
             by_channel = weight.transpose(0, 1).reshape(shape[0], experts, -1)
             mixed = torch.bmm(routing.transpose(0, 1), by_channel).transpose(0, 1)
@@ -33,11 +35,19 @@ def mix_kernels(weight: Tensor, routing: Tensor, taps: Tensor | None = None) -> 
     return mixed
 
 
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """Autocast off, where it is on: coefficients differ by little, and half precision would blur them."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
 def mix_biases(bias: Tensor | None, routing: Tensor) -> Tensor | None:
     """Bias of each sample [B, O] from the experts' biases [K, O]."""
     if bias is None:
         return None
-    with torch.autocast(bias.device.type, enabled=False):
+    with full_precision(bias):
         routing = routing.to(bias.dtype)
         return routing @ bias if routing.dim() == 2 else (routing * bias.t()).sum(-1)
 
