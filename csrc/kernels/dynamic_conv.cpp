@@ -6,6 +6,7 @@
 // Source: the mixture is CondConv's, arXiv 1904.04971, equation 1.
 
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -83,9 +84,81 @@ void write_block(const DynamicConv& conv, const float* block, int64_t positions,
   }
 }
 
+// A zero-padded copy of one plane, and its width.
+int64_t pad_plane(const DynamicConv& conv, const float* plane, Extent in, float* padded) {
+  const int64_t pitch = in.width + 2 * conv.padding[1];
+  for (int64_t y = 0; y < in.height; ++y)
+    std::memcpy(padded + (y + conv.padding[0]) * pitch + conv.padding[1], plane + y * in.width, in.width * sizeof(float));
+  return pitch;
+}
+
+// Planes of [n, C, H, W], stride 1; weight [n][C][taps].
+void run_planes(const DynamicConv& conv, const float* x, float* y, int64_t n, Extent in, Extent out, const float* weight,
+                const float* bias, int threads) {
+  const int taps_count = conv.kernel[0] * conv.kernel[1];
+  const int64_t pitch = in.width + 2 * conv.padding[1], height = in.height + 2 * conv.padding[0];
+  const PlaneFunction row = best_plane();
+  std::vector<int64_t> offsets;
+  for (int i = 0; i < conv.kernel[0]; ++i)
+    for (int j = 0; j < conv.kernel[1]; ++j) offsets.push_back(i * conv.dilation[0] * pitch + j * conv.dilation[1]);
+  const int64_t count = (out.height - 1) * pitch + out.width;
+  // 16 values beyond the end are read by the last vector and never used.
+  std::vector<float> buffers(size_t(threads) * (pitch * height + 16), 0.0f), results(size_t(threads) * (count + 16));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t plane = 0; plane < n * conv.in_channels; ++plane) {
+#ifdef _OPENMP
+    const int64_t thread = omp_get_thread_num();
+#else
+    const int64_t thread = 0;
+#endif
+    float* padded = buffers.data() + thread * (pitch * height + 16);
+    float* result = results.data() + thread * (count + 16);
+    pad_plane(conv, x + plane * in.height * in.width, in, padded);
+    row(padded, offsets.data(), weight + plane * taps_count, taps_count, bias[plane], count, result);
+    for (int64_t oy = 0; oy < out.height; ++oy)
+      std::memcpy(y + (plane * out.height + oy) * out.width, result + oy * pitch, out.width * sizeof(float));
+  }
+}
+
+// Pixels of [n, H, W, C], any stride; weight [n][taps][C].
+void run_pixels(const DynamicConv& conv, const float* x, float* y, int64_t n, Extent in, Extent out, const float* weight,
+                const float* bias, int threads) {
+  const int taps_count = conv.kernel[0] * conv.kernel[1];
+  const int64_t channels = conv.in_channels, positions = out.height * out.width, tiles = (positions + kRows - 1) / kRows;
+  const DepthwiseFunction pixel = best_depthwise();
+  const std::vector<float> zeros(channels, 0.0f);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<const float*> taps(size_t(taps_count) * kRows);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < n * tiles; ++task) {
+      const int64_t sample = task / tiles, first = task % tiles * kRows;
+      const int rows = static_cast<int>(positions - first < kRows ? positions - first : kRows);
+      point_at_taps(conv, x + sample * in.height * in.width * channels, zeros.data(), in, out, first, rows, taps.data());
+      for (int r = 0; r < rows; ++r)
+        pixel(taps.data() + r, taps_count, channels, weight + sample * taps_count * channels, bias + sample * channels,
+              y + (sample * positions + first + r) * channels);
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
+
+// One filter a channel and a sample, mixed already. planar: x [n, C, H, W], stride 1, weight [n][C][taps]; else
+// x [n, H, W, C], weight [n][taps][C]. bias [n][C]. Returns 0 when done, 2 out of memory.
+int dynaconv_sample_depthwise(const float* x, float* y, int64_t n, int64_t height, int64_t width, int64_t out_height,
+                              int64_t out_width, const DynamicConv* conv, const float* weight, const float* bias) try {
+  const Extent in{height, width}, out{out_height, out_width};
+  const int threads =
+      threads_for(4.0 * n * out_height * out_width * conv->kernel[0] * conv->kernel[1] * conv->in_channels);
+  const auto run = conv->planar ? run_planes : run_pixels;
+  run(*conv, x, y, n, in, out, weight, bias, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 2;
+}
 
 // x [n, H, W, I], coefficients as in DynamicConv, tap_scale [n][taps] or null, bias [n][O padded to 32].
 // Returns 0 when done, 2 out of memory.

@@ -187,7 +187,7 @@ void run_depthwise(const Grid& out, const Grid& in, const int32_t* place, const 
 
 extern "C" {
 
-int dynaconv_abi() { return 3; }
+int dynaconv_abi() { return 4; }
 
 const char* dynaconv_isa() { return best_isa(); }
 

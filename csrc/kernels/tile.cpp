@@ -96,6 +96,17 @@ DYNACONV_INLINE void depthwise_pixel(const float* const* taps, int taps_count, i
 }
 
 template <typename Vector>
+DYNACONV_INLINE void plane_row(const float* from, const int64_t* offsets, const float* weight, int taps_count,
+                               float bias, int64_t count, float* out) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vector sum = Vector{} + bias;
+    for (int t = 0; t < taps_count; ++t) sum += load<Vector>(from + offsets[t] + i) * weight[t];
+    store<Vector>(out + i, sum);
+  }
+}
+
+template <typename Vector>
 DYNACONV_INLINE float dot(const float* a, const float* b, int64_t count, float start) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
   Vector sums = {};
@@ -204,6 +215,10 @@ DYNACONV_INLINE void mix_panel(const float* experts, int count, const float* sha
   TARGET void mix_##NAME(const float* experts, int count, const float* shares, const float* scale, int taps_count,   \
                          int64_t channels, float* mixed) {                                                           \
     mix_panel<VECTOR>(experts, count, shares, scale, taps_count, channels, mixed);                                   \
+  }                                                                                                                  \
+  TARGET void plane_##NAME(const float* from, const int64_t* offsets, const float* weight, int taps_count,           \
+                           float bias, int64_t count, float* out) {                                                  \
+    plane_row<VECTOR>(from, offsets, weight, taps_count, bias, count, out);                                          \
   }
 
 DYNACONV_KERNELS(plain, , float4, 4)
@@ -219,6 +234,7 @@ struct Kernels {
   MaskRowFunction mask_row;
   MeanFunction mean;
   MixFunction mix;
+  PlaneFunction plane;
 };
 
 // The one table that says which kernel runs on which processor.
@@ -229,11 +245,14 @@ Kernels choose() {
   const auto allowed = [wish](const char* isa) { return wish == nullptr || std::strcmp(wish, isa) == 0; };
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && allowed("avx512"))
-    return {"avx512", tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512, mix_avx512};
+    return {"avx512", tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512, mix_avx512,
+            plane_avx512};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2"))
-    return {"avx2", tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2, mix_avx2};
+    return {"avx2", tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2, mix_avx2,
+            plane_avx2};
 #endif
-  return {"plain", tile_plain, depthwise_plain, mask_row_plain, mean_plain, mix_plain};
+  return {"plain", tile_plain, depthwise_plain, mask_row_plain, mean_plain, mix_plain,
+            plane_plain};
 }
 
 const Kernels& best() {
@@ -248,4 +267,5 @@ DepthwiseFunction best_depthwise() { return best().depthwise; }
 MaskRowFunction best_mask_row() { return best().mask_row; }
 MeanFunction best_mean() { return best().mean; }
 MixFunction best_mix() { return best().mix; }
+PlaneFunction best_plane() { return best().plane; }
 const char* best_isa() { return best().isa; }

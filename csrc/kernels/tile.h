@@ -15,6 +15,10 @@ using TileFunction = void (*)(const float* const* taps, int taps_count, int64_t 
 // out[c] = bias[c] + sum over taps t of taps[t * kRows][c] * weight[t * channels + c].
 using DepthwiseFunction = void (*)(const float* const* taps, int taps_count, int64_t channels, const float* weight,
                                    const float* bias, float* out);
+// One plane of a depthwise convolution with stride 1: out[i] = bias + sum over taps t of weight[t] * from[offsets[t] + i] for
+// i < count, where `from` is the padded plane as one row. Writes up to 15 values past `count`.
+using PlaneFunction = void (*)(const float* from, const int64_t* offsets, const float* weight, int taps_count, float bias,
+                               int64_t count, float* out);
 // mixed[(t * channels + k) * kColumns + c] = scale[t] * sum over experts e of shares[e * kColumns + c] * experts[((t *
 // channels + k) * count + e) * kColumns + c].
 using MixFunction = void (*)(const float* experts, int count, const float* shares, const float* scale, int taps_count,
@@ -28,6 +32,7 @@ DepthwiseFunction best_depthwise();
 MaskRowFunction best_mask_row();
 MeanFunction best_mean();
 MixFunction best_mix();
+PlaneFunction best_plane();
 const char* best_isa();
 
 // Activations by number; the order is that of ACTIVATIONS in dynaconv/ops/_native.py.

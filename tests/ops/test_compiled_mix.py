@@ -53,6 +53,34 @@ def test_it_computes_what_the_definition_says(shape, size, experts, by_channel, 
     assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+@pytest.mark.parametrize("channels", [5, 16, 40])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [((3, 3), 1, 1, 1), ((5, 3), 1, (0, 2), 2), ((3, 3), 2, 1, 1)],
+)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("by_channel", "taps"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_depthwise(channels, kernel, stride, padding, dilation, size, by_channel, taps, channels_last):
+    torch.manual_seed(0)
+    n, h, w = size
+    geometry = ConvGeometry.of(2, stride, padding, dilation, channels)
+    x, weight = torch.randn(n, channels, h, w), torch.randn(3, channels, 1, *kernel)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif stride != 1:
+        assert "steps of one" in compiled.cannot_run(x, weight, channels, stride)
+        return
+    routing = torch.rand(n, channels, 3) if by_channel else torch.rand(n, 3)
+    bias, scale = torch.randn(n, channels), torch.rand(n, kernel[0] * kernel[1]) if taps else None
+    expected = (
+        reference.per_sample_conv(x, mix_kernels(weight, routing, scale), geometry) + bias[:, :, None, None]
+    )
+    y = compiled.dynamic_conv(x, PackedExperts().panels(weight), weight.shape, routing, bias, scale, geometry)
+    assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 def test_packed_experts_notice_that_they_changed():
     x, weight, routing, bias, _, geometry = _case(SHAPES[0], SIZES[1], 3, False, False, False)
     packed = PackedExperts()
@@ -74,7 +102,7 @@ def test_copies_leave_the_packed_weights_behind():
 def test_it_says_what_it_cannot_run():
     weight = torch.zeros(2, 4, 4, 3, 3)
     assert compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 1) is None
-    assert "one group" in compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 2)
+    assert "in one group" in compiled.cannot_run(torch.zeros(1, 8, 5, 5), weight, 2)
     assert "float32" in compiled.cannot_run(torch.zeros(1, 4, 5, 5, dtype=torch.float64), weight, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast" in compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 1)

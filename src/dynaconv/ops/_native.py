@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dynaconv.ops._conv import ConvSpec
 
-ABI = 3
+ABI = 4
 LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libdynaconv_kernels.so"
 # The order is that of `apply` in csrc/kernels/tile.h.
 ACTIVATIONS = ("none", "relu", "relu6", "silu")
@@ -64,6 +64,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.dynaconv_mask_logits.argtypes = [pointer] * 3 + [ctypes.c_float] + [i64] * 5 + [pointer]
     library.dynaconv_mask_logits.restype = None
     library.dynaconv_dynamic_conv.argtypes = [pointer, pointer] + [i64] * 5 + [pointer] * 4
+    library.dynaconv_sample_depthwise.argtypes = [pointer, pointer] + [i64] * 5 + [pointer] * 3
     return library, library.dynaconv_isa().decode()
 
 

@@ -53,7 +53,9 @@ def dynamic_conv2d(
     tensor([1.0000, 5.5000])
     """
     training = _needs_gradient(x, weight, routing, taps)
-    compiled_can = packed is not None and not training and compiled.cannot_run(x, weight, groups) is None
+    compiled_can = (
+        packed is not None and not training and compiled.cannot_run(x, weight, groups, stride) is None
+    )
     plan = _plan if torch.compiler.is_compiling() else _plan_once
     chosen, geometry = plan(
         execution, x.shape, weight.shape, routing.shape, stride, padding, dilation, groups,

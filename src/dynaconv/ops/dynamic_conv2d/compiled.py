@@ -1,4 +1,4 @@
-"""The compiled kernel that mixes experts while it packs them: evaluation on a CPU, float32, 2-D, one group."""
+"""The compiled kernels: experts mixed while packed, and depthwise filters; evaluation on a CPU, float32, 2-D."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynaconv.ops import _native
-from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
+from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, per_axis
 
 
 class _Description(ctypes.Structure):
@@ -37,12 +37,17 @@ class PackedExperts:
         self._panels: Tensor | None = None
 
     def panels(self, experts: Tensor) -> Tensor:
-        """[O / 32][taps * I][K][32], output channels padded with zeros, from experts [K, O, I, kh, kw]."""
+        """[O / 32][taps * I][K][32], output channels padded with zeros, from experts [K, O, I, kh, kw].
+
+        Depthwise experts [K, C, 1, kh, kw] become [K][taps][C].
+        """
         version = 0 if experts.is_inference() else experts._version
         key = (experts.data_ptr(), version, tuple(experts.shape))
         panels = self._panels
         if panels is None or key != self._key:
-            panels = _pack(experts.detach())
+            depthwise = experts.shape[2] == 1 and experts.shape[1] > 1
+            pack = _tap_major if depthwise else _pack
+            panels = pack(experts.detach())
             self._key, self._panels = key, panels
         return panels
 
@@ -67,14 +72,21 @@ def _pack(experts: Tensor) -> Tensor:
     return flat.view(count, panels, columns, -1).permute(1, 3, 0, 2).contiguous()
 
 
-def cannot_run(x: Tensor, weight: Tensor, groups: int) -> str | None:
-    """Why the compiled kernel cannot run on these, or None."""
+def _tap_major(experts: Tensor) -> Tensor:
+    return experts.flatten(3)[:, :, 0].transpose(1, 2).contiguous()
+
+
+def cannot_run(x: Tensor, weight: Tensor, groups: int, stride=1) -> str | None:
+    """Why the compiled kernels cannot run on these, or None."""
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export need operations that they can trace"
-    if x.dim() != 4 or groups != 1:
-        return "it convolves images in one group"
+    depthwise = groups > 1 and weight.dim() == 5 and weight.shape[2] == 1 and weight.shape[1] == groups
+    if x.dim() != 4 or not (groups == 1 or depthwise):
+        return "they convolve images in one group or in one for each channel"
+    if depthwise and x.is_contiguous() and per_axis(stride, 2) != (1, 1):
+        return "depthwise filters move in steps of one over planes"
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return "it computes float32 on a CPU"
+        return "they compute float32 on a CPU"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return _native.missing()
@@ -94,6 +106,8 @@ def dynamic_conv(
     Args:
         routing: [B, K] or [B, O, K]. bias: [B, O] or None. taps: [B, kh * kw] or None.
     """
+    if geometry.groups > 1:
+        return _depthwise(x, panels, shape, routing, bias, taps, geometry)
     library, _ = _native.load()
     assert library is not None
     count, out_channels, in_channels = shape[:3]
@@ -119,6 +133,40 @@ def dynamic_conv(
     status = library.dynaconv_dynamic_conv(
         source.data_ptr(), y.data_ptr(), n, x.shape[2], x.shape[3], h, w, ctypes.addressof(description),
         coefficients.data_ptr(), None if scale is None else scale.data_ptr(), offsets.data_ptr(),
+    )  # fmt: skip
+    if status == 2:
+        raise MemoryError(f"no memory for a dynamic convolution on an input of shape {list(x.shape)}")
+    return y if planar else y.permute(0, 3, 1, 2)
+
+
+def _depthwise(x, panels: Tensor, shape, routing: Tensor, bias, taps, geometry: ConvGeometry) -> Tensor:
+    """One filter a channel: the mixture is small, so PyTorch makes it, tap by tap."""
+    library, _ = _native.load()
+    assert library is not None
+    n, channels, height, width = x.shape
+    h, w = geometry.output_size((height, width), shape[3:])
+    planar = x.is_contiguous()
+    if routing.dim() == 3:
+        mixed = torch.einsum("nck,ktc->ntc", routing.detach(), panels).contiguous()
+    else:
+        mixed = (routing.detach() @ panels.flatten(1)).view(n, -1, channels)
+    if taps is not None:
+        mixed = mixed * taps.detach()[:, :, None]
+    if planar:
+        mixed = mixed.transpose(1, 2).contiguous()
+    offsets = x.new_zeros(n, channels)
+    if bias is not None:
+        offsets = offsets + bias.detach()
+    source = x if planar else x.detach().permute(0, 2, 3, 1).contiguous()
+    y = x.new_empty((n, channels, h, w) if planar else (n, h, w, channels))
+    pair = ctypes.c_int32 * 2
+    description = _Description(
+        None, channels, channels, 1, pair(*shape[3:]), pair(*geometry.stride), pair(*geometry.padding),
+        pair(*geometry.dilation), 0, int(planar),
+    )  # fmt: skip
+    status = library.dynaconv_sample_depthwise(
+        source.data_ptr(), y.data_ptr(), n, height, width, h, w, ctypes.addressof(description), mixed.data_ptr(),
+        offsets.data_ptr(),
     )  # fmt: skip
     if status == 2:
         raise MemoryError(f"no memory for a dynamic convolution on an input of shape {list(x.shape)}")
