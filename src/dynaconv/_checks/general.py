@@ -1,0 +1,109 @@
+"""What every room checks: names, ranges, pictures, masks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Known names that look like `name`, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
+    """Error for a name that is not known, with the nearest ones."""
+    known = sorted(known)
+    close = nearest(name, known)
+    advice = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else _some(known)
+    return ValueError(f"unknown {what} {name!r}; {advice}{' ' + hint if hint else ''}")
+
+
+def _some(known: Sequence[str], count: int = 12) -> str:
+    listed = ", ".join(known[:count])
+    return f"known: {listed}{', ...' if len(known) > count else ''}"
+
+
+def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise unknown(what, str(value), allowed)
+
+
+def images(x: Tensor, channels: int | None = None, who: str = "this layer") -> None:
+    """Raise unless x is a floating [N, C, H, W] tensor (with the given C)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who} expects a tensor [N, C, H, W], got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"{who} expects x [N, C, H, W], got {list(x.shape)}; add the missing axis")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(
+            f"{who} expects x [N, {channels}, H, W], got {list(x.shape)}; "
+            f"its channel count must be {channels}, not {x.shape[1]}"
+        )
+
+
+def mask_for(mask: Tensor, size: Sequence[int]) -> None:
+    """Raise unless mask is [N, 1, h, w] on the output grid `size` = (N, h, w)."""
+    n, h, w = (int(v) for v in size)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor [N, 1, H, W] = [{n}, 1, {h}, {w}], got {type(mask).__name__}")
+    if tuple(mask.shape) != (n, 1, h, w):
+        raise ValueError(
+            f"mask must be [N, 1, H, W] = [{n}, 1, {h}, {w}] to match the output, got {list(mask.shape)}; "
+            "use SpatialMask.resize or MaskUnit(stride=1)"
+        )
+
+
+def fraction(what: str, value: float) -> float:
+    """Raise unless 0 < value <= 1."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number in (0, 1], got {value!r}") from None
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{what} must lie in (0, 1], got {number:g}; 0.5 means half of the conditional MACs")
+    return number
+
+
+def positive(what: str, value: float) -> float:
+    """Raise unless value > 0."""
+    if not float(value) > 0:
+        raise ValueError(f"{what} must be positive, got {value!r}")
+    return value
+
+
+def grad_free_backend(op: str, backend: str, reason: str) -> RuntimeError:
+    """Error for an explicitly chosen backend that cannot run."""
+    return RuntimeError(f"{op}: backend {backend!r} cannot run here: {reason}; use backend='auto' or 'eager'")
+
+
+def no_gates(what: str) -> ValueError:
+    """Error for a network without anything dynamic in it."""
+    return ValueError(
+        f"{what} needs a dynamic network, but this model has no gates; call dc.dynamize_(model) first"
+    )
+
+
+def finite_mask(mask: Tensor) -> None:
+    """Raise when a mask holds NaN."""
+    if mask.is_floating_point() and bool(torch.isnan(mask).any()):
+        raise ValueError(
+            "mask holds NaN; the network's input or weights are not finite: check them with torch.isnan"
+        )
+
+
+def integrations_missing(package: str, extra: str) -> ImportError:
+    """Error for an optional package that is not installed."""
+    return ImportError(
+        f'{package} is not installed; install it with: pip install "dynaconv[{extra}]"', name=package
+    )
+
+
+def count(what: str, value: int) -> None:
+    """Raise unless `value` is a whole number >= 1."""
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{what} must be a whole number >= 1, got {value!r}")
