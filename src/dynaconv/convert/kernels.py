@@ -53,7 +53,8 @@ def plan_kernels(model: nn.Module, rules: Rules) -> list[KernelSite]:
     chosen = {name: config for name, config in named.items() if config is not None}
     whole = config_for("", {"": rules.get("")}, KernelConfig)
     if whole is not None:
-        chosen.update({s.name: whole for s in _scope(model, whole, sites) if s.name not in named})
+        scope = [*(s.name for s in _scope(model, whole, sites)), *dynamic_layers(model)]
+        chosen.update({name: whole for name in scope if name not in named})
     blocks: dict[str, str | None] = {}
     for kind in {config.kind for config in chosen.values() if sites}:
         own = [s for s in sites if s.name in chosen and chosen[s.name].kind == kind]
@@ -74,10 +75,10 @@ def _named(model: nn.Module, rules: Rules, opt_in: set[str]) -> dict[str, Kernel
     named = {}
     for name, module in model.named_modules():
         exact = name in by_name and next(module.children(), None) is None
-        if not exact and (type(module) not in CONVOLUTIONS or any(name.startswith(f"{c}.") for c in closed)):
-            exact = name in by_name and isinstance(module, DynamicLayer)
-            if not exact:
-                continue
+        plain = type(module) in CONVOLUTIONS and not any(name.startswith(f"{c}.") for c in closed)
+        # Layers that are dynamic already are listed too, to be refused.
+        if not (exact or plain or isinstance(module, DynamicLayer)):
+            continue
         usable = by_name
         if name in opt_in:
             usable = {r: v for r, v in by_name.items() if r == name or r.startswith("re:")}

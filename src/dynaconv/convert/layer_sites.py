@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dynaconv.nn.masked_block import MaskedBlock
+from dynaconv.nn.routers import Router
 
 ROLES = (
     "stem",
@@ -149,9 +150,14 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _ungated(model: nn.Module) -> dict[str, nn.Module]:
-    """named_modules without the gates of masked blocks."""
-    gates = tuple(f"{name}.gate" for name, m in model.named_modules() if isinstance(m, MaskedBlock))
-    return {n: m for n, m in model.named_modules() if not f"{n}.".startswith(tuple(f"{g}." for g in gates))}
+    """named_modules without the gates of masked blocks and the routers of dynamic layers."""
+    modules = dict(model.named_modules())
+    closed = tuple(
+        f"{name}.gate." if isinstance(m, MaskedBlock) else f"{name}."
+        for name, m in modules.items()
+        if isinstance(m, MaskedBlock | Router)
+    )
+    return {n: m for n, m in modules.items() if not f"{n}.".startswith(closed)}
 
 
 def _owner(name: str, blocks: dict[str, nn.Module]) -> str | None:
