@@ -82,6 +82,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--write", action="store_true", help="kernels: make the table that execution='auto' reads"
     )
+    parser.add_argument(
+        "--layout",
+        choices=("both", "contiguous", "channels-last"),
+        default="both",
+        help="kernels: memory format of the input",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 

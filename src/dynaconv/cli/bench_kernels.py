@@ -11,6 +11,7 @@ from dynaconv.cli.outcome import CommandFailed, Outcome, number, say
 
 BATCHES = (1, 8, 32)
 ROUNDS = 7
+LAYOUTS = {"both": (False, True), "contiguous": (False,), "channels-last": (True,)}
 
 
 def run_kernels(args: Any) -> Outcome:
@@ -24,10 +25,13 @@ def run_kernels(args: Any) -> Outcome:
     from dynaconv.cost import machine_line
     from dynaconv.measure.kernels import SHAPES, measure_kernels, to_dict, write_table
 
-    batches = tuple(args.batch or BATCHES)
-    bar = tqdm(total=len(SHAPES) * len(batches) * 4, desc="kernels", disable=None, leave=False)
+    batches, layouts = tuple(args.batch or BATCHES), LAYOUTS[args.layout]
+    if args.write and (args.layout != "both" or args.batch):
+        raise ValueError("--write needs all layouts and batch sizes; leave --layout and --batch out")
+    bar = tqdm(total=len(SHAPES) * len(batches) * len(layouts) * 2, desc="kernels", disable=None, leave=False)
     try:
-        timings = list(measure_kernels(batches=batches, rounds=args.rounds or ROUNDS, progress=bar.update))
+        rounds = args.rounds or ROUNDS
+        timings = list(measure_kernels(SHAPES, batches, rounds=rounds, layouts=layouts, progress=bar.update))
     except RuntimeError as error:
         raise CommandFailed(str(error)) from error
     finally:

@@ -167,7 +167,8 @@ def _nothing(model: nn.Module, found: _Found) -> str:
     why = "; ".join(sorted(reasons)) if reasons else "no residual block that a handler knows was found"
     return (
         f"{type(model).__name__} has nothing to convert: {why}. "
-        "Supported: CIFAR ResNets, timm and torchvision ResNets, MobileNetV2 (dc.convert.HANDLERS adds others)"
+        "Masks need residual blocks: CIFAR ResNets, timm and torchvision ResNets, MobileNetV2 (dc.convert.HANDLERS "
+        "adds others); dynamic kernels need convolutions that a config's scope or a rule by name covers"
     )
 
 

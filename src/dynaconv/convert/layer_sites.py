@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
 from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.nn.routers import Router
 
@@ -53,6 +54,7 @@ _INVERTED = (
 _BLOCKS = (*_RESIDUAL, *_INVERTED, "FusedMBConv", "EdgeResidual", "ConvBnAct", "CNBlock", "ConvNeXtBlock")
 _SHORTCUTS = {"downsample", "shortcut", "proj", "branch1"}
 _SQUEEZE_TYPES = {"SqueezeExcitation", "SqueezeExcite", "SEModule"}
+_CONVS = (nn.Conv2d, DynamicConv)
 _POOLS = ("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "SelectAdaptivePool2d")
 
 
@@ -99,15 +101,17 @@ def layer_sites(model: nn.Module) -> list[LayerSite]:
         pooled = pooled or (i > last and type(module).__name__ in _POOLS)
         if name in roles:
             sites.append(LayerSite(name, roles[name], owners[i]))
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, _CONVS):
             role = "stem" if i < first else "conv" if i < last else "post_pool" if pooled else "head"
             sites.append(LayerSite(name, role))
-        elif isinstance(module, nn.Linear) and i > last:
+        elif isinstance(module, nn.Linear | DynamicLayer) and i > last:
             sites.append(LayerSite(name, "post_pool"))
     outside = [s.role for s in sites if s.block is None]
     if ("conv" in outside and family != "convnext") or outside.count("head") > 1:
         raise _unknown(model)
-    return _name_ends(model, sites)
+    # Layers that are dynamic already helped to tell the roles of the others.
+    static = {name for name, module in modules if not isinstance(module, DynamicLayer)}
+    return [s for s in _name_ends(model, sites) if s.name in static]
 
 
 def network_family(model: nn.Module) -> str:
@@ -125,7 +129,7 @@ def network_family(model: nn.Module) -> str:
         raise _unknown(model)
     if family == "efficientnet" and all(type(b).__name__ in _INVERTED for b in blocks.values()):
         squeeze = any(type(m).__name__ in _SQUEEZE_TYPES for m in model.modules())
-        kernels = {m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
+        kernels = {m.kernel_size for m in model.modules() if isinstance(m, _CONVS) and m.groups > 1}
         family = family if squeeze else "mobilenetv2" if kernels == {(3, 3)} else "mnasnet"
     return family
 
@@ -173,7 +177,7 @@ def _block_roles(block: nn.Module) -> dict[str, str]:
         n for n, m in block.named_modules() if n.split(".")[-1] == "se" or type(m).__name__ in _SQUEEZE_TYPES
     ]
     for name, module in block.named_modules():
-        if not isinstance(module, nn.Conv2d):
+        if not isinstance(module, _CONVS):
             continue
         if any(name.startswith(s + ".") for s in squeezes):
             roles[name] = "squeeze_excite"
@@ -193,7 +197,7 @@ def _block_roles(block: nn.Module) -> dict[str, str]:
 
 def _name_ends(model: nn.Module, sites: list[LayerSite]) -> list[LayerSite]:
     """The last linear layer classifies; torchvision's MNASNet keeps its first separable block outside of modules."""
-    linears = [s.name for s in sites if isinstance(model.get_submodule(s.name), nn.Linear)]
+    linears = [s.name for s in sites if not isinstance(model.get_submodule(s.name), _CONVS)]
     renamed = {linears[-1]: "classifier"} if linears else {}
     if type(model).__name__ == "MNASNet":
         stem = [s.name for s in sites if s.role == "stem"]

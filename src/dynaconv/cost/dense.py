@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynaconv.convert import dynamic_layers, masked_blocks
 from dynaconv.cost.masks import collect_masks
 from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs
+from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.nn.routed_block import RoutedBlock
 
 _CONV = (torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.cudnn_convolution)
@@ -80,9 +81,13 @@ def count_dense(model: nn.Module, size: tuple[int, int, int], *, biases: bool = 
     counts.routers = {
         f"{name}.router": m.router.macs for name, m in model.named_modules() if isinstance(m, RoutedBlock)
     }
+    # A masked block asks the routers inside it by itself, so their counts land on it; it has no layers of its own.
+    wrappers = {n for n, m in model.named_modules() if isinstance(m, MaskedBlock | RoutedBlock)}
     stated = [*kernels, *counts.routers]
     for name, by_op in _own_counts(model, counter).items():
-        if counts.is_gate(name) or any(name == s or name.startswith(f"{s}.") for s in stated):
+        if counts.is_gate(name) or name in wrappers:
+            continue
+        if any(name == s or name.startswith(f"{s}.") for s in stated):
             continue
         convs = sum(v for op, v in by_op.items() if op in _CONV)
         others = sum(v for op, v in by_op.items() if op not in _CONV)

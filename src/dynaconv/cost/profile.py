@@ -41,7 +41,7 @@ class Profile:
     """Four numbers that must not be confused; milliseconds are measured elsewhere (`dynaconv bench`).
 
     * dense_macs: one image through the static network, without gates;
-    * executed_macs [N]: every multiply-add done for each image, gates included;
+    * executed_macs [N]: every multiply-add done for each image, gates, routers and mixing included;
     * routing_macs [N]: the part of it that decides: gates and routers;
     * mixing_macs [N]: the part of it that builds kernels (zero without dynamic kernels).
 
@@ -84,17 +84,23 @@ class Profile:
         return f"{format_table(header, rows, 'lllrrrr')}\n{self.summary()}"
 
     def summary(self) -> str:
-        """Totals in three lines."""
+        """Totals, a line each."""
         n, size = len(self.executed_macs), "x".join(str(v) for v in self.input_size)
-        return (
-            f"dense     {self.dense_macs:>15,} MACs per image of {size}\n"
+        lines = [
+            f"dense     {self.dense_macs:>15,} MACs per image of {size}",
             f"executed  {self.executed_macs.mean():>15,.0f} MACs per image "
             f"(mean of {n}, from {self.executed_macs.min():,.0f} "
-            f"to {self.executed_macs.max():,.0f}), {self.macs_ratio:.3f} of dense\n"
-            f"routing   {self.routing_macs.mean():>15,.0f} decide, {self.mixing_macs.mean():,.0f} build kernels; "
-            f"conditional MACs: {self.conditional_ratio:.3f} of "
-            f"{self.conditional_macs:,} executed; {self.params:,} parameters"
-        )
+            f"to {self.executed_macs.max():,.0f}), {self.macs_ratio:.3f} of dense",
+            f"routing   {self.routing_macs.mean():>15,.0f} of them decide",
+        ]
+        if self.mixing_macs.any():
+            lines.append(f"mixing    {self.mixing_macs.mean():>15,.0f} of them build kernels")
+        if self.conditional_macs:
+            lines[2] += (
+                f"; conditional MACs: {self.conditional_ratio:.3f} of {self.conditional_macs:,} executed"
+            )
+        lines[-1] += f"; {self.params:,} parameters"
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -157,7 +163,8 @@ def _assemble(
     modules = dict(model.named_modules())
     layers: list[LayerProfile] = []
     executed, routing, mixing = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
-    named = {**named, **counts.routers, **{k: v.static for k, v in counts.kernels.items()}}
+    static = {k: v.static if include_linear or k in counts.convs else 0 for k, v in counts.kernels.items()}
+    named = {**named, **counts.routers, **static}
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     for name, macs in sorted(named.items(), key=lambda item: order.get(item[0], len(order))):
         spent = torch.full((n,), float(macs), dtype=torch.float64)

@@ -17,7 +17,8 @@ from dynaconv.ops.mask_ops import branch_masks, branch_sizes
 def needs_of(mask: Tensor, size: Sequence[int], convs: Sequence[nn.Module]) -> list[Tensor]:
     """The mask that every convolution of a branch runs on, in order; mask [N, 1, h, w] is the last one's."""
     geometries = [Geometry.of(conv) for conv in convs]
-    plain = mask.as_subclass(Tensor)
+    # torch.compile knows no as_subclass; the masks that it sees are plain.
+    plain = mask if type(mask) is Tensor else mask.as_subclass(Tensor)
     return branch_masks(plain, branch_sizes(tuple(size), geometries), geometries)
 
 
