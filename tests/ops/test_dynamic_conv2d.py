@@ -415,8 +415,8 @@ def test_auto_repeats_the_measured_table() -> None:
     assert {row["kind"] for row in table} == {"spatial", "pointwise", "depthwise"}
     for row in table:
         weights = {
-            "spatial": (row["weights"] // 9, 1, 3, 3),
-            "pointwise": (row["weights"], 1, 1, 1),
+            "spatial": (row["out_channels"], row["weights"] // 9 // row["out_channels"], 3, 3),
+            "pointwise": (row["out_channels"], row["weights"] // row["out_channels"], 1, 1),
             "depthwise": (row["weights"] // 9, 1, 3, 3),
         }[row["kind"]]
         groups = weights[0] if row["kind"] == "depthwise" else 1

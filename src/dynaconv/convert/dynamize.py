@@ -49,7 +49,7 @@ def dynamize_(
     >>> len(dc.dynamize_(dc.create_model("resnet8_cifar")).converted)
     3
     >>> dc.dynamize_(dc.create_model("resnet8_cifar"), {"layer3": dc.DYConv()}).converted
-    ['layer3.0.conv1', 'layer3.0.conv2']
+    ['layer3.0.conv1', 'layer3.0.conv2', 'layer3.0.downsample.0']
     """
     rules = as_rules(config, model)
     found = _find(model, rules)
@@ -157,7 +157,7 @@ def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[M
         elif next(module.children(), None) is not None:
             status, detail = "kept", "container"
         else:
-            status, detail = "kept", "outside what was asked for"
+            status, detail = "kept", "outside the residual blocks" if not plan else "not asked for"
         rows.append(ModuleOutcome(name, type(module).__name__, status, detail, _count(module)))
     return rows
 

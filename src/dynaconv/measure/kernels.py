@@ -103,6 +103,7 @@ class KernelTiming:
             "training": self.training,
             "channels_last": self.channels_last,
             "batch": self.batch,
+            "out_channels": self.shape.out_channels,
             "weights": self.shape.weights,
             "positions": self.shape.size**2,
             "execution": min(torch_only, key=torch_only.__getitem__),

@@ -80,7 +80,7 @@ def choose_execution(
     if kind == "pointwise" and groups > 1:
         kind = "depthwise"
     facts = (batch, tuple(kernel), experts, taps)
-    row = _nearest(kind, training, channels_last, math.prod(weight_shape), positions, facts)
+    row = _nearest(kind, training, channels_last, weight_shape[0], math.prod(weight_shape), positions, facts)
     if row is None:
         return _able(facts)[0]
     return "compiled" if compiled and row["compiled"] else row["execution"]
@@ -103,14 +103,24 @@ def _able(facts: tuple) -> list[str]:
 
 @functools.cache
 def _nearest(
-    kind: str, training: bool, channels_last: bool, weights: int, positions: int, facts: tuple
+    kind: str,
+    training: bool,
+    channels_last: bool,
+    out_channels: int,
+    weights: int,
+    positions: int,
+    facts: tuple,
 ) -> dict | None:
     """The measured row that is nearest in log sizes, of those whose strategy can run."""
-    able, here = _able(facts), (facts[0], weights, positions)
+    able, here = _able(facts), (facts[0], out_channels, weights, positions)
     here_alike = (kind, training, channels_last)
     alike = [r for r in measured() if (r["kind"], r["training"], r["channels_last"]) == here_alike]
     rows = [r for r in alike if r["execution"] in able]
-    return min(rows, key=lambda r: _distance((r["batch"], r["weights"], r["positions"]), here), default=None)
+    return min(
+        rows,
+        key=lambda r: _distance((r["batch"], r["out_channels"], r["weights"], r["positions"]), here),
+        default=None,
+    )
 
 
 def _distance(a: Sequence[int], b: Sequence[int]) -> float:
