@@ -45,7 +45,7 @@ class Anatomy:
     act: str | None = None
 
 
-# Measured on the row-by-row executor that serves kernels per sample (docs/benchmarks.md).
+# That of other branches which run on PyTorch operations, row by row (docs/benchmarks.md).
 _DYNAMIC_BREAK_EVEN = 0.6
 
 
