@@ -26,6 +26,17 @@ def test_all_lists_every_module(cli) -> None:
     )
 
 
+def test_kernels_alone_and_with_masks(cli, tmp_path) -> None:
+    alone = cli("convert", "resnet8_cifar", "--kernels", "dyconv", "--out", str(tmp_path / "net")).out
+    assert "dyconv, 4 kernels" in alone and "mask unit" not in alone
+    both = cli("convert", "resnet8_cifar", "--kernels", "condconv", "--masks").out
+    assert "condconv, 8 experts" in both and "squeeze mask unit" in both
+    profiled = cli("profile", str(tmp_path / "net")).out
+    assert "DYConv2d" in profiled and "build kernels" in profiled
+    wrong = cli("convert", "resnet8_cifar", "--kernels", "dyconf")
+    assert wrong.code == 2 and "did you mean 'dyconv'" in wrong.err
+
+
 def test_rules_from_text_and_file(cli, tmp_path) -> None:
     rules = {"layer1": None, "re:layer[23]": {"granularity": 2, "unit": "conv1x1"}}
     file = tmp_path / "rules.json"

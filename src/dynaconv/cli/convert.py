@@ -14,12 +14,15 @@ from dynaconv.cli.outcome import Outcome
 HELP = "make a network dynamic and show what became of every module"
 DESCRIPTION = """
 Builds a network by name (or loads a saved one), gives every residual block that a handler knows a mask
-unit, and prints which blocks are dynamic now, which stay static and why, with parameters and MACs before
-and after. With --out the dynamic network is saved there (config.json + model.safetensors) for dc.load,
-profile and bench. Masks have to be trained: see dynaconv train."""
+unit (or, with --kernels, the layers of a paper dynamic kernels; with --kernels and --masks both), and prints
+what is dynamic now, what stays static and why, with parameters and MACs before and after. With --out the
+dynamic network is saved there (config.json + model.safetensors) for dc.load, profile and bench. A network
+with dynamic kernels computes what it did before; both have to be trained: see dynaconv train."""
 EXAMPLES = """\
 dynaconv convert timm:resnet50
 dynaconv convert resnet14_cifar --preset paper --out runs/start
+dynaconv convert torchvision:resnet18 --kernels dyconv --input-size 3 224 224
+dynaconv convert timm:resnet18 --rules '{"layer4": {"kind": "dcd"}}'
 dynaconv convert timm:resnet18 --rules '{"layer1": null, "re:layer[234]": {"granularity": 2}}' --all"""
 
 
@@ -36,11 +39,18 @@ def add_arguments(parser: Any) -> None:
         "--granularity", type=int, default=1, help="side in pixels of the squares that are decided together"
     )
     parser.add_argument(
+        "--kernels",
+        default=None,
+        help="dynamic kernels instead of masks: condconv, dyconv, dynet, dcd, odconv or weightnet",
+    )
+    parser.add_argument("--masks", action="store_true", help="with --kernels: masks as well")
+    parser.add_argument(
         "--rules",
         type=str,
         default=None,
         help="JSON, or a JSON file: module name or re:PATTERN to a config such as "
-        '{"preset": "paper", "unit": "conv1x1", "granularity": 2}, or null for static; names beat patterns',
+        '{"preset": "paper", "unit": "conv1x1", "granularity": 2} or {"kind": "odconv", "num_kernels": 4}, or null '
+        "for static; names beat patterns",
     )
     parser.add_argument(
         "--num-classes", type=int, default=None, help="outputs of the network; left out, its own number"
@@ -73,6 +83,9 @@ def run(args: Any) -> Outcome:
 
     out = None if args.out is None else output_folder(args.out)
     config = dc.SpatialMasking(preset=args.preset, unit=args.unit, granularity=args.granularity)
+    if args.kernels is not None:
+        kernels = _kernels(args.kernels)
+        config = (config, kernels) if args.masks else kernels
     rules = None if args.rules is None else read_rules(args.rules)
     opened = open_network(args.model, args.num_classes, args.pretrained)
     size = tuple(args.input_size) if args.input_size else opened.input_size
@@ -83,6 +96,14 @@ def run(args: Any) -> Outcome:
         dc.save(opened.model, out, metadata=opened.metadata)
         lines.append(f"saved in {out}")
     return Outcome("\n".join(lines), {"model": opened.name, **report.to_dict(), "saved": out})
+
+
+def _kernels(method: str) -> Any:
+    from dynaconv.convert import config_from_dict
+    from dynaconv.convert.scopes import METHODS
+
+    _checks.one_of("--kernels method", method, METHODS)
+    return config_from_dict({"kind": method})
 
 
 def read_rules(text: str) -> dict[str, Any]:
