@@ -70,11 +70,14 @@ def create_dynamic(
 def published_config(name: NetworkName) -> KernelConfig | None:
     """The config that makes the published network of its static base; None for a static network.
 
-    DCD divides its predictor's width by 16, and by 8 in MobileNetV2 narrower than 0.75 (the released code's default).
+    DCD runs factored, as it was trained and counted. It divides its predictor's width by 16, and by 8 in MobileNetV2
+    narrower than 0.75 (the released code's default).
     """
     if name.method is None:
         return None
     options: dict[str, Any] = {"kind": name.method, "scope": "paper", "init": "fresh"}
+    if name.method == "dcd":
+        options["form"] = "factored"
     if name.count is not None:
         options[_COUNT_OPTION[name.method]] = name.count
     width = re.fullmatch(r"mobilenetv2_(\d{3})", name.base)
