@@ -46,7 +46,7 @@ VERBS: dict[str, ModuleType] = {
 }
 
 DESCRIPTION = """
-Convolutional networks that decide, per input, where to compute: convert a network, train it under a compute
+Convolutional networks that decide, per input, where to compute and with which kernel: convert a network, train it under a compute
 budget, and see what it saves in multiply-adds (MACs) and in milliseconds."""
 
 EXAMPLES = """\
