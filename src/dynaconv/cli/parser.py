@@ -46,8 +46,8 @@ VERBS: dict[str, ModuleType] = {
 }
 
 DESCRIPTION = """
-Convolutional networks that decide, per input, where to compute and with which kernel: convert a network, train it under a compute
-budget, and see what it saves in multiply-adds (MACs) and in milliseconds."""
+Convolutional networks that decide, per input, where to compute and with which kernel: convert a network, train it
+under a compute budget, and see what it saves in multiply-adds (MACs) and in milliseconds."""
 
 EXAMPLES = """\
 dynaconv demo                                   the whole story in minutes, on an embedded data set

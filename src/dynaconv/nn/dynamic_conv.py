@@ -138,6 +138,11 @@ class DynamicConv(DynamicLayer):
             raise _checks.no_router(type(self).__name__)
         return self.router(x, mask)
 
+    def train(self, mode: bool = True) -> DynamicConv:
+        """Switch mode; the packed experts are dropped, since training will change what they were made of."""
+        self.packed = PackedExperts()
+        return super().train(mode)
+
     def forward(self, x: Tensor, routing: Tensor | None = None) -> Tensor:
         """x [B, I, *size] -> [B, O, *size']."""
         raise TypeError(f"{type(self).__name__} must implement forward(x, routing=None)")

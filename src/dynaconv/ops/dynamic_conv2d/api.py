@@ -199,6 +199,6 @@ def _finish(y: Tensor, mixed: Tensor | None, static: Tensor | None, x: Tensor) -
 
 
 def _channels_last(x: Tensor) -> bool:
-    if x.dim() != 4 or torch.compiler.is_compiling():
+    if x.dim() != 4 or torch.compiler.is_compiling() or not compiled.has_memory(x):
         return False
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

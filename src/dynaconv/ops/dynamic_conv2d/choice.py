@@ -71,7 +71,7 @@ def choose_execution(
             raise _checks.execution_cannot_run(execution, reason, able)
         return execution
     pointwise, depthwise = math.prod(kernel) == 1, weight_shape[1] == 1 and groups > 1
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A compiled graph must not depend on the batch size, so neither grouped nor single is possible.
         return _traced(pointwise, depthwise, experts, taps)
     if batch == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynaconv.ops import _native
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, per_axis
@@ -34,6 +34,7 @@ class PackedExperts:
 
     def __init__(self) -> None:
         self._key: tuple | None = None
+        self._source: Tensor | None = None
         self._panels: Tensor | None = None
 
     def panels(self, experts: Tensor) -> Tensor:
@@ -47,7 +48,9 @@ class PackedExperts:
         if panels is None or key != self._key:
             depthwise = experts.shape[2] == 1 and experts.shape[1] > 1
             pack = _tap_major if depthwise else _pack
-            panels = pack(experts.detach())
+            # Held, so that no other weights can come to lie at the same address.
+            self._source = experts.detach()
+            panels = pack(self._source)
             self._key, self._panels = key, panels
         return panels
 
@@ -78,8 +81,8 @@ def _tap_major(experts: Tensor) -> Tensor:
 
 def cannot_run(x: Tensor, weight: Tensor, groups: int, stride=1) -> str | None:
     """Why the compiled kernels cannot run on these, or None."""
-    if torch.compiler.is_compiling():
-        return "torch.compile and torch.export need operations that they can trace"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not has_memory(x):
+        return "compilers, tracers and function transforms need operations that they can see"
     depthwise = groups > 1 and weight.dim() == 5 and weight.shape[2] == 1 and weight.shape[1] == groups
     if x.dim() != 4 or not (groups == 1 or depthwise):
         return "they convolve images in one group or in one for each channel"
@@ -90,6 +93,13 @@ def cannot_run(x: Tensor, weight: Tensor, groups: int, stride=1) -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return _native.missing()
+
+
+def has_memory(x: Tensor) -> bool:
+    """False for what stands for a tensor: fake ones, and those inside function transforms such as `torch.vmap`."""
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    return not x.is_meta
 
 
 def dynamic_conv(
