@@ -12,7 +12,7 @@ from dynaconv import _checks
 from dynaconv.ops.dynamic_conv2d import compiled, strategies
 from dynaconv.ops.dynamic_conv2d.choice import choose_execution
 from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
-from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
+from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, is_channels_last
 from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
 
 
@@ -59,7 +59,7 @@ def dynamic_conv2d(
     plan = _plan if torch.compiler.is_compiling() else _plan_once
     chosen, geometry = plan(
         execution, x.shape, weight.shape, routing.shape, stride, padding, dilation, groups,
-        taps is not None and taps.shape[1] > 1, training, _channels_last(x), compiled_can,
+        taps is not None and taps.shape[1] > 1, training, _wants_channels_last(x), compiled_can,
     )  # fmt: skip
     if chosen == "compiled":
         assert packed is not None
@@ -105,7 +105,7 @@ def per_sample_conv(
     geometry = ConvGeometry.of(kernels.dim() - 3, stride, padding, dilation, groups)
     training = _needs_gradient(x, kernels)
     chosen = _choose(
-        execution, x.shape, kernels.shape[1:], geometry, None, False, training, _channels_last(x)
+        execution, x.shape, kernels.shape[1:], geometry, None, False, training, _wants_channels_last(x)
     )
     y = (
         geometry.convolve(x, kernels.sum(0))
@@ -193,12 +193,11 @@ def _finish(y: Tensor, mixed: Tensor | None, static: Tensor | None, x: Tensor) -
         y = y + mixed.to(y.dtype).reshape(*mixed.shape, *ones)
     if static is not None:
         y = y + static.to(y.dtype).reshape(-1, *ones)
-    if y.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if is_channels_last(x):
         return y.contiguous(memory_format=torch.channels_last)
     return y
 
 
-def _channels_last(x: Tensor) -> bool:
-    if x.dim() != 4 or torch.compiler.is_compiling() or not compiled.has_memory(x):
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def _wants_channels_last(x: Tensor) -> bool:
+    """For the choice of strategy, which a compiled graph must not make anew for another memory format."""
+    return not torch.compiler.is_compiling() and is_channels_last(x)

@@ -82,7 +82,7 @@ def _tap_major(experts: Tensor) -> Tensor:
 def cannot_run(x: Tensor, weight: Tensor, groups: int, stride=1) -> str | None:
     """Why the compiled kernels cannot run on these, or None."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not has_memory(x):
-        return "compilers, tracers and function transforms need operations that they can see"
+        return "compilers, tracers, function transforms and counters need operations that they can see"
     depthwise = groups > 1 and weight.dim() == 5 and weight.shape[2] == 1 and weight.shape[1] == groups
     if x.dim() != 4 or not (groups == 1 or depthwise):
         return "they convolve images in one group or in one for each channel"
@@ -96,10 +96,10 @@ def cannot_run(x: Tensor, weight: Tensor, groups: int, stride=1) -> str | None:
 
 
 def has_memory(x: Tensor) -> bool:
-    """False for what stands for a tensor: fake ones, and those inside function transforms such as `torch.vmap`."""
-    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    """False where tensors may only stand for others (`torch.vmap`, fake ones), or where a FLOP counter watches."""
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta:
         return False
-    return not x.is_meta
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def dynamic_conv(

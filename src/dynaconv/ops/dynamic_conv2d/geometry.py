@@ -56,8 +56,17 @@ def pad_axes(x: Tensor, before, after, mode: str = "zeros") -> Tensor:
         return x
     y = F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
     # Circular padding is the one mode in which PyTorch forgets the memory format.
-    last = mode == "circular" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=torch.channels_last) if last and not x.is_contiguous() else y
+    forgot = mode == "circular" and is_channels_last(x)
+    return y.contiguous(memory_format=torch.channels_last) if forgot else y
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """x is an image batch [B, C, H, W] with the channels innermost; False where a function transform cannot tell."""
+    if x.dim() != 4 or x.is_contiguous():
+        return False
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def same_padding(kernel, dilation) -> tuple[tuple[int, ...], tuple[int, ...]]:
