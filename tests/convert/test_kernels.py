@@ -138,7 +138,7 @@ def test_report_says_what_became_of_every_layer() -> None:
     assert report.converted == [*chosen, "fc"] and [m.name for m in report.modules] == names
     details = {m.name: (m.status, m.detail) for m in report.modules}
     assert details["fc"] == ("converted", "condconv, 3 experts, a router a block")
-    assert details["conv1"] == ("kept", "outside what was asked for") and details["layer1"] == (
+    assert details["conv1"] == ("kept", "not asked for") and details["layer1"] == (
         "kept",
         "container",
     )
@@ -477,6 +477,16 @@ def test_modes_and_devices_follow_the_layers() -> None:
         lazy = dc.create_model("resnet8_cifar")
     dc.dynamize_(lazy, dc.DYConv())
     assert all(p.device.type == "meta" for p in lazy.parameters())
+
+
+def test_a_layer_by_itself_cannot_be_reverted_in_place() -> None:
+    layer = dc.nn.DYConv2d(4, 4, 3)
+    modules = list(layer.modules())
+    with pytest.raises(
+        ValueError, match=r"this DYConv2d is itself the module to replace.*call its to_conv\(\)"
+    ):
+        dc.revert_(layer)
+    assert list(layer.modules()) == modules
 
 
 @pytest.mark.parametrize("method", CONFIGS)

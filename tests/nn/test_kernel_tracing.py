@@ -281,6 +281,27 @@ def test_a_network_in_half_precision_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_autocast_of_a_network_in_another_precision(name: str, dtype: torch.dtype) -> None:
+    model = make(name).eval()
+    want = model(images(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = copy.deepcopy(model).to(dtype)(images(3).to(dtype))
+    close(y.float(), want, 0.1)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_empty_batch(name: str) -> None:
+    model = make(name)
+    shape = model.eval()(images(3)).shape[1:]
+    assert model(images(0)).shape == (0, *shape)
+    # Batch norm in training has nothing to normalise by, and says so itself.
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        model.train()(images(0)).sum().backward()
+        assert all(p.grad is not None and not bool(p.grad.any()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_copies_and_states(name: str, tmp_path: Path) -> None:
     model = make(name).eval()
     want = model(images(3))

@@ -154,6 +154,14 @@ def already_dynamic(name: str, kind: str) -> ValueError:
     )
 
 
+def no_parent(kind: str) -> ValueError:
+    """Error for replacing the model itself."""
+    return ValueError(
+        f"this {kind} is itself the module to replace, and nothing holds it; call its to_conv() or to_linear(), "
+        "take its block, or wrap it in nn.Sequential"
+    )
+
+
 def noise_free(who: str, noise: float, init: str) -> None:
     """Raise where noise between the experts would make a conversion inexact."""
     if noise and init == "exact":

@@ -210,6 +210,12 @@ def static_name(model: nn.Module, name: str) -> str:
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` where the submodule `name` is."""
+    """Put `new` where the submodule `name` is.
+
+    Raises:
+        ValueError: the name of the model itself, which has no place to be replaced in.
+    """
+    if not name:
+        raise _checks.no_parent(type(model).__name__)
     parent, _, leaf = name.rpartition(".")
     model.get_submodule(parent)._modules[leaf] = new

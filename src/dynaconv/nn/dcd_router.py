@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.nn.routers import Router, hard_gate, pool_active
-from dynaconv.ops.dynamic_conv2d.reference import full_precision
 
 RULES = ("mobilenetv2", "resnet_basic", "resnet_bottleneck")
 _POOLS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
@@ -118,9 +117,7 @@ class DCDRouter(Router):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, C, *size] (mask [B, 1, *size]) -> [B, O + L * L], in float32 under autocast."""
-        pooled = pool_bins(x, self.pool_size, mask)
-        with full_precision(x):
-            return self.coefficients(pooled)
+        return self.decide(x, pool_bins(x, self.pool_size, mask))
 
     def coefficients(self, pooled: Tensor) -> Tensor:
         """[B, m * C] -> [B, O + L * L]."""

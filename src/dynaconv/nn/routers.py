@@ -34,11 +34,16 @@ def hard_gate(z: Tensor) -> Tensor:
 
 
 class Router(nn.Module):
-    """Base class: pools its input and predicts coefficients in float32, also under autocast."""
+    """Base class: pools its input and predicts coefficients in its own precision, also under autocast."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, C, *size] (mask [B, 1, *size]) -> coefficients."""
-        pooled = pool_active(x, mask)
+        return self.decide(x, pool_active(x, mask))
+
+    def decide(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """Coefficients for x from what was pooled of it, without autocast."""
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+            pooled = pooled.to(next(self.parameters()).dtype)
         with full_precision(x):
             return self.coefficients(pooled)
 
@@ -122,7 +127,7 @@ class ChannelRouter(Router):
         """[B, C] -> [B, O, g_t] for each layer."""
         if self.fc1 is not None:
             pooled = F.relu(self.fc1(pooled))
-        eta = torch.sigmoid(self.fc(pooled)).reshape(pooled.shape[0], -1, self.group_size)
+        eta = torch.sigmoid(self.fc(pooled)).unflatten(1, (-1, self.group_size))
         return eta if len(self.sizes) == 1 else eta.split(self.sizes, dim=1)
 
     def make_neutral_(self) -> None:
