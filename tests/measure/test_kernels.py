@@ -39,6 +39,13 @@ def test_memory_is_that_of_the_tensors(timings):
     assert plain.entries["static"]["peak_mib"] == pytest.approx(3 * 8 * 36 * 4 / 2**20)
 
 
+def test_the_memory_of_auto_is_that_of_what_it_runs(timings):
+    for t in timings:
+        assert t.chosen in (*EXECUTIONS[1:], "compiled")
+        if t.chosen in t.entries:
+            assert t.entries["auto"]["peak_mib"] == t.entries[t.chosen]["peak_mib"]
+
+
 def test_the_table_says_what_was_fastest(timings, tmp_path):
     path = write_table(timings, tmp_path / "table.json")
     rows = json.loads(path.read_text())["rows"]

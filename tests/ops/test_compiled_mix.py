@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from dynaconv.ops import _native, mix_kernels
+from dynaconv.ops import _native, dynamic_conv2d, mix_kernels
 from dynaconv.ops.dynamic_conv2d import compiled, reference
 from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
@@ -106,3 +106,10 @@ def test_it_says_what_it_cannot_run():
     assert "float32" in compiled.cannot_run(torch.zeros(1, 4, 5, 5, dtype=torch.float64), weight, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast" in compiled.cannot_run(torch.zeros(1, 4, 5, 5), weight, 1)
+
+
+def test_a_bias_that_alone_needs_a_gradient_gets_one():
+    x, weight, routing, _, _, geometry = _case(SHAPES[0], SIZES[1], 3, False, False, False)
+    bias = torch.zeros(weight.shape[1], requires_grad=True)
+    dynamic_conv2d(x, weight, routing, padding=1, static_bias=bias, packed=PackedExperts()).sum().backward()
+    assert bias.grad is not None and bool((bias.grad != 0).all())

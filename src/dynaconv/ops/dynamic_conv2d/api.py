@@ -52,7 +52,7 @@ def dynamic_conv2d(
     >>> dynamic_conv2d(x, experts, torch.tensor([[1.0, 0.0], [0.5, 0.5]])).flatten()
     tensor([1.0000, 5.5000])
     """
-    training = _needs_gradient(x, weight, routing, taps)
+    training = _needs_gradient(x, weight, routing, taps, bias, static_bias)
     compiled_can = (
         packed is not None and not training and compiled.cannot_run(x, weight, groups, stride) is None
     )
