@@ -12,6 +12,14 @@ from dynaconv.train import TrainingInterrupted, fit
 FOUR = recipe(trainer={"epochs": 4}, optim={"name": "adamw", "lr": 3e-3, "warmup_epochs": 1})
 
 
+@pytest.fixture(autouse=True)
+def interrupts_arrive():
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ctrl_c(module) -> None:
     signal.raise_signal(signal.SIGINT)
 
