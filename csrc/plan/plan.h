@@ -1,0 +1,125 @@
+// The flat plan that one call executes: tables of plain structures, filled by dynaconv/engine/_structures.py.
+//
+// Every value is a matrix of rows [N * height * width, channels], channels-last, in one arena or outside of it. A masked
+// value is stored on its full grid; only the rows that its grid lists are computed, the others hold anything. Sizes are
+// fixed but for the number of images N.
+
+#pragma once
+
+#include <cstdint>
+
+constexpr int kPlanAbi = 1;
+
+// Order as in dynaconv/engine/_structures.py.
+enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
+
+enum Activation : int32_t {
+  kNone = 0, kRelu, kRelu6, kSilu, kHardswish, kSigmoid, kHardsigmoid, kGelu, kLeakyRelu, kActivations
+};
+
+struct Value {
+  int64_t offset;    // bytes for one image from the arena's start; the run multiplies by N. Ignored when external
+  int32_t height, width, channels;
+  int32_t stride;    // elements from one row to the next, >= channels
+  int32_t dtype;
+  int32_t external;  // index into Call::externals, or -1: lives in the arena
+};
+
+// Weights and geometry. `weight` is packed for the kernel that the step names:
+//   kConv       [groups][panels of 32 outputs][taps * in_channels / groups][32], zero padded; taps in row-major order
+//   kDepthwise  [taps][channels]
+//   kStem       one panel block as kConv, but depth runs over (channel, ky, kx), padded to a multiple of 4 with zeros
+//   kGate       squeeze: [9][C] taps followed by [C] of the Linear; 1x1: [C]
+// bias: [groups][panels * 32] float32, zero padded; depthwise [channels]. Never null.
+struct Conv {
+  const void* weight;
+  const float* bias;
+  const void* winograd;  // 3x3, stride 1, groups 1: transformed weights, or null
+  int32_t in_channels, out_channels, groups;
+  int32_t kernel[2], stride[2], padding[2], dilation[2];
+  int32_t reserved;
+};
+
+// A mask on one grid over the batch. A run keeps for it: need [N * height * width] bytes, the list of open rows, and
+// (with `closed`) the list of the others.
+struct Grid {
+  int32_t height, width;
+  int32_t closed;    // 1: some step walks the closed rows
+  int32_t reserved;
+};
+
+enum Kind : int32_t {
+  kLayout = 0,    // external image(s), planes or rows -> rows `out`, converted to its dtype
+  kConv,          // out = act(conv(in) [+ in2]); groups allowed; a Linear is a 1x1 on a 1x1 grid
+  kStem,          // conv from an external image of few channels (planes or rows), out rows
+  kDepthwise,     // out = act(depthwise(in) [+ in2])
+  kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion)
+  kMaxPool,       // geometry of conv[0] (weight null), padding counts as -inf
+  kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
+  kMean,          // [N, h, w, C] -> [N, 1, 1, C]; with grid: over open rows only
+  kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast)
+  kMultiply,      // out = act(in * in2), broadcast as kAdd
+  kActivate,      // out = act(in)
+  kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: 1x1
+  kThreshold,     // logits `in` >= floats[0] -> grid `grid`; Call::forced replaces the decision
+  kDilate,        // grid `grid` -> grid `grid2`: what conv[0] reads for the open rows of `grid`
+  kMaskValue,     // grid -> float rows [N, h, w, 1]
+  kLayerNorm,     // over channels: weight/bias in conv[0] (weight [C], bias [C]), floats[0] = eps
+  kSoftmax,       // over channels in groups of ints[0], of in * floats[0]
+  kCopy,          // rows of `in` into channels ints[0].. of out (concatenation), from channel ints[1] of in
+  kDynamicConv,   // see steps_dynamic.cpp
+  kChannelFusion, // see steps_dynamic.cpp
+  kKinds
+};
+
+struct Step {
+  int32_t kind;
+  int32_t in, in2, out;          // values, -1: none. in2 is added before the last activation (kConv, kDepthwise, kInverted)
+  int32_t conv[3];               // -1: none
+  int32_t activation[3];         // of each convolution; activation[0] for all other kinds
+  int32_t final_activation;      // after in2 was added
+  int32_t grid, grid2;           // -1: every row
+  int32_t closed;                // 1: walk the closed rows of `grid` instead of the open ones
+  float run_all_above;           // open share of `grid` above which all rows are computed; > 1: never
+  int32_t aux[4];                // further values (routing coefficients ...), -1: none
+  int32_t ints[8];
+  float floats[4];
+};
+
+struct PlanData {
+  int32_t abi;
+  int32_t value_count, conv_count, grid_count, step_count, external_count;
+  int64_t arena_bytes;           // for one image
+  const Value* values;
+  const Conv* convs;
+  const Grid* grids;
+  const Step* steps;
+};
+
+// One run of steps [first, last). Several runs of one forward share `context` (ATen in between).
+struct Call {
+  int64_t images;
+  int32_t threads;
+  int32_t first, last;
+  int32_t reserved;
+  void* const* externals;            // data pointers
+  const int32_t* external_planes;    // 1: [N, C, H, W] contiguous planes; 0: rows
+  const uint8_t* const* forced;      // for each grid, null or [N * h * w] decisions of 0 and 1
+  int64_t* open_rows;                // out, may be null: [grid_count] open rows over the batch
+  double* step_ns;                   // out, may be null: [step_count] wall time of each step, nanoseconds
+};
+
+extern "C" {
+// Checks everything that can be checked without an input and returns a handle, or null and the reason in `error`.
+// The weights stay the caller's and must outlive the handle.
+void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size);
+void dynaconv_plan_destroy(void* plan);
+// Safe to call from several threads: each run takes a context (arena) of its own from a pool.
+void* dynaconv_plan_acquire(void* plan, int64_t images);   // null: out of memory
+void dynaconv_plan_release(void* plan, void* context);
+// Pointer to a value of the context (for ATen in between), valid until release.
+void* dynaconv_plan_value(void* plan, void* context, int32_t value);
+// 0 done; 1 bad call (see error).
+int dynaconv_plan_run(void* plan, void* context, const Call* call, char* error, int64_t error_size);
+int64_t dynaconv_plan_memory(void* plan);                  // bytes held by all contexts
+}
