@@ -6,30 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define DYNACONV_X86 1
-#endif
-
-#define DYNACONV_INLINE static inline __attribute__((always_inline))
+#include "vectors.h"
 
 namespace {
-
-typedef float float4 __attribute__((vector_size(16)));
-typedef float float8 __attribute__((vector_size(32)));
-typedef float float16 __attribute__((vector_size(64)));
-
-// memcpy is how an unaligned vector is read and written without breaking the language's rules; it compiles to one move.
-template <typename Vector>
-DYNACONV_INLINE Vector load(const float* from) {
-  Vector value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-template <typename Vector>
-DYNACONV_INLINE void store(float* to, const Vector& value) {
-  __builtin_memcpy(to, &value, sizeof(value));
-}
 
 // `Rows` x 2 vectors of accumulators stay in registers; rows and columns of the tile are walked in such pieces.
 template <typename Vector, int Rows>

@@ -1,0 +1,37 @@
+// Compiler vectors of each instruction set's width: the same template source serves AVX-512, AVX2 and everything else.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define DYNACONV_X86 1
+#endif
+
+// A template is compiled for the instruction set of the function that it is inlined into, so it must be inlined.
+#define DYNACONV_INLINE static inline __attribute__((always_inline))
+
+typedef float float4 __attribute__((vector_size(16)));
+typedef float float8 __attribute__((vector_size(32)));
+typedef float float16 __attribute__((vector_size(64)));
+
+template <typename Vector>
+constexpr int kLanesOf = sizeof(Vector) / sizeof(float);
+
+// memcpy is how an unaligned vector is read and written without breaking the language's rules; it compiles to one move.
+template <typename Vector>
+DYNACONV_INLINE Vector load(const float* from) {
+  Vector value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename Vector>
+DYNACONV_INLINE void store(float* to, const Vector& value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+template <typename Vector>
+DYNACONV_INLINE Vector broadcast(float value) {
+  return value - Vector{};
+}
