@@ -40,11 +40,18 @@ setup: $(STAMP) $(KERNELS) ## make .venv, install everything, build the kernels;
 
 # Linked against no OpenMP runtime: the kernels use the one that torch has loaded. Without a compiler the package runs on
 # PyTorch operations alone, so a failed build is told and does not stop the set-up.
-$(KERNELS): $(wildcard csrc/kernels/*)
+OBJECTS := $(patsubst csrc/%.cpp,build/native/%.o,$(wildcard csrc/kernels/*.cpp csrc/plan/*.cpp))
+HEADERS := $(wildcard csrc/kernels/*.h csrc/plan/*.h)
+
+$(KERNELS): $(wildcard csrc/kernels/* csrc/plan/*)
 	@mkdir -p $(@D)
 	@if ! command -v $(CXX) >/dev/null; then echo "no C++ compiler ($(CXX)): using PyTorch operations instead of compiled kernels"; \
-	else for f in csrc/kernels/*.cpp; do $(CXX) $(KERNEL_FLAGS) -c $$f -o $(@D)/$$(basename $$f .cpp).o || exit 0; done && \
-	$(CXX) -shared -o $@.new $(@D)/*.o && mv $@.new $@ && rm -f $(@D)/*.o; fi
+	else $(MAKE) -j$(WORKERS) $(OBJECTS) && $(CXX) -shared -o $@.new $(OBJECTS) && mv $@.new $@ || \
+	    echo "the compiled kernels do not build here: using PyTorch operations instead"; fi
+
+build/native/%.o: csrc/%.cpp $(HEADERS)
+	@mkdir -p $(@D)
+	@$(CXX) $(KERNEL_FLAGS) -c $< -o $@
 
 # torch goes first, by itself; what follows is told to keep it, or pip would fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt

@@ -13,6 +13,7 @@
 #include <omp.h>
 #endif
 
+#include "isa.h"
 #include "tile.h"
 
 namespace {

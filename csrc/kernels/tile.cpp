@@ -3,9 +3,8 @@
 
 #include "tile.h"
 
-#include <cstdlib>
-#include <cstring>
 
+#include "isa.h"
 #include "vectors.h"
 
 namespace {
@@ -202,12 +201,11 @@ DYNACONV_INLINE void mix_panel(const float* experts, int count, const float* sha
 
 DYNACONV_KERNELS(plain, , float4, 4)
 #ifdef DYNACONV_X86
-DYNACONV_KERNELS(avx2, __attribute__((target("avx2,fma"))), float8, 6)
-DYNACONV_KERNELS(avx512, __attribute__((target("avx512f,fma"))), float16, 12)
+DYNACONV_KERNELS(avx2, DYNACONV_TARGET_AVX2, float8, 6)
+DYNACONV_KERNELS(avx512, DYNACONV_TARGET_AVX512, float16, 12)
 #endif
 
 struct Kernels {
-  const char* isa;
   TileFunction tile;
   DepthwiseFunction depthwise;
   MaskRowFunction mask_row;
@@ -217,21 +215,14 @@ struct Kernels {
 };
 
 // The one table that says which kernel runs on which processor.
-// DYNACONV_ISA=plain or avx2 asks for less than the processor has, for tests.
 Kernels choose() {
 #ifdef DYNACONV_X86
-  const char* wish = std::getenv("DYNACONV_ISA");
-  const auto allowed = [wish](const char* isa) { return wish == nullptr || std::strcmp(wish, isa) == 0; };
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && allowed("avx512"))
-    return {"avx512", tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512, mix_avx512,
-            plane_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2"))
-    return {"avx2", tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2, mix_avx2,
-            plane_avx2};
+  if (best_isa_level() == Isa::kAvx512)
+    return {tile_avx512, depthwise_avx512, mask_row_avx512, mean_avx512, mix_avx512, plane_avx512};
+  if (best_isa_level() == Isa::kAvx2)
+    return {tile_avx2, depthwise_avx2, mask_row_avx2, mean_avx2, mix_avx2, plane_avx2};
 #endif
-  return {"plain", tile_plain, depthwise_plain, mask_row_plain, mean_plain, mix_plain,
-            plane_plain};
+  return {tile_plain, depthwise_plain, mask_row_plain, mean_plain, mix_plain, plane_plain};
 }
 
 const Kernels& best() {
@@ -247,4 +238,3 @@ MaskRowFunction best_mask_row() { return best().mask_row; }
 MeanFunction best_mean() { return best().mean; }
 MixFunction best_mix() { return best().mix; }
 PlaneFunction best_plane() { return best().plane; }
-const char* best_isa() { return best().isa; }

@@ -33,7 +33,6 @@ MaskRowFunction best_mask_row();
 MeanFunction best_mean();
 MixFunction best_mix();
 PlaneFunction best_plane();
-const char* best_isa();
 
 // Activations by number; the order is that of ACTIVATIONS in dynaconv/ops/_native.py.
 inline void apply(int activation, float* values, int64_t count) {

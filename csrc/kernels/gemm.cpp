@@ -1,0 +1,151 @@
+// Micro-kernels of the indirect GEMM. One template: the vector width and the rows that fit the registers differ.
+
+#include "gemm.h"
+
+#include <array>
+
+#include "activations.h"
+#include "isa.h"
+#include "vectors.h"
+
+namespace {
+
+template <typename Vector>
+DYNACONV_INLINE Vector clamped(Vector v, Vector low, Vector high) {
+  return at_most(at_least(v, low), high);
+}
+
+// The general end of a tile: sums wait in `block`, and any activation, residual and number of columns is served.
+template <typename Vector, int Rows>
+DYNACONV_INLINE void finish(const TileCall& call, float* block, int row, int column, int width) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  for (int r = 0; r < Rows; ++r) {
+    float* values = block + r * 2 * kLanes;
+    float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
+    for (int c = 0; c < 2 * kLanes; c += kLanes)
+      store<Vector>(values + c, activate<Vector>(load<Vector>(values + c), call.activation));
+    if (call.residual) {
+      const float* add = static_cast<const float*>(call.residual[row + r]) + call.column + column;
+      for (int c = 0; c < width; ++c) values[c] += add[c];
+    }
+    if (call.final_activation != kNone)
+      for (int c = 0; c < 2 * kLanes; c += kLanes)
+        store<Vector>(values + c, activate<Vector>(load<Vector>(values + c), call.final_activation));
+    __builtin_memcpy(out, values, width * sizeof(float));
+  }
+}
+
+// `Rows` x `Columns` vectors of sums stay in registers.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void piece(const TileCall& call, int row, int column) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  Vector sums[Rows][Columns];
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) {
+    const Vector start = load<Vector>(call.bias + column + c * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
+  }
+  const float* weight = static_cast<const float*>(call.weight) + column;
+  for (int t = 0; t < call.taps_count; ++t) {
+    const float* from[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+      from[r] = static_cast<const float*>(call.taps[t * kMaxRows + row + r]) + call.tap_offset;
+    for (int64_t k = 0; k < call.channels; ++k, weight += kPanel) {
+      Vector w[Columns];
+#pragma GCC unroll 4
+      for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        const float value = from[r][k];
+#pragma GCC unroll 4
+        for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+      }
+    }
+  }
+  const int width = call.columns - column < Columns * kLanes ? call.columns - column : Columns * kLanes;
+  if (width == Columns * kLanes && is_clamp(call.activation) && is_clamp(call.final_activation)) {
+    const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
+    const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
+    if (!call.residual) {
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
+#pragma GCC unroll 4
+        for (int c = 0; c < Columns; ++c) store<Vector>(out + c * kLanes, clamped<Vector>(sums[r][c], low, high));
+      }
+      return;
+    }
+    const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
+      const float* add = static_cast<const float*>(call.residual[row + r]) + call.column + column;
+#pragma GCC unroll 4
+      for (int c = 0; c < Columns; ++c) {
+        const Vector joined = clamped<Vector>(sums[r][c], low, high) + load<Vector>(add + c * kLanes);
+        store<Vector>(out + c * kLanes, clamped<Vector>(joined, last_low, last_high));
+      }
+    }
+    return;
+  }
+  float block[Rows * 2 * kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c) store<Vector>(block + (r * 2 + c) * kLanes, sums[r][c]);
+  if constexpr (Columns == 1)
+    for (int r = 0; r < Rows; ++r) store<Vector>(block + (r * 2 + 1) * kLanes, Vector{});
+  finish<Vector, Rows>(call, block, row, column, width);
+}
+
+// Rows in pieces of at most `Most`, columns in pieces of one or two vectors.
+template <typename Vector, int Most, int Rows>
+DYNACONV_INLINE void tile(const TileCall& call) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  constexpr int kWhole = Rows / Most * Most;
+  for (int column = 0; column < call.columns; column += 2 * kLanes) {
+    if (call.columns - column > kLanes) {
+      for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, 2>(call, row, column);
+      if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, 2>(call, kWhole, column);
+    } else {
+      for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, 1>(call, row, column);
+      if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, 1>(call, kWhole, column);
+    }
+  }
+}
+
+#define DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, ROWS) \
+  TARGET void tile_##NAME##_##ROWS(const TileCall& call) { tile<VECTOR, MOST, ROWS>(call); }
+
+#define DYNACONV_TILES(NAME, TARGET, VECTOR, MOST)                                                                \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 2)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 4)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 6)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 7) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 8)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 9) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 10)                     \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 11) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 12)                    \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 13) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 14)                    \
+  constexpr std::array<GemmTile, kMaxRows> kTiles_##NAME = {                                                     \
+      tile_##NAME##_1, tile_##NAME##_2,  tile_##NAME##_3,  tile_##NAME##_4,  tile_##NAME##_5,  tile_##NAME##_6,  \
+      tile_##NAME##_7, tile_##NAME##_8,  tile_##NAME##_9,  tile_##NAME##_10, tile_##NAME##_11, tile_##NAME##_12, \
+      tile_##NAME##_13, tile_##NAME##_14};
+
+DYNACONV_TILES(plain, , float4, 4)
+#ifdef DYNACONV_X86
+DYNACONV_TILES(avx2, DYNACONV_TARGET_AVX2, float8, 6)
+DYNACONV_TILES(avx512, DYNACONV_TARGET_AVX512, float16, 14)
+#endif
+
+}  // namespace
+
+GemmTile gemm_tile(int dtype, int rows, int columns) {
+  (void)columns;
+  if (dtype != kFloat32 || rows < 1 || rows > kMaxRows) return nullptr;
+#ifdef DYNACONV_X86
+  if (best_isa_level() == Isa::kAvx512) return kTiles_avx512[rows - 1];
+  if (best_isa_level() == Isa::kAvx2) return kTiles_avx2[rows - 1];
+#endif
+  return kTiles_plain[rows - 1];
+}
