@@ -64,6 +64,13 @@ from dynaconv._checks.kernels import (
     two_routers,
     weightnet_blocks,
 )
+from dynaconv._checks.measure import (
+    measure_deviates,
+    measure_failed,
+    measure_no_bfloat16,
+    measure_no_compiler,
+    measure_not_installed,
+)
 from dynaconv._checks.report import (
     report_bad_field,
     report_broken_gallery,
@@ -163,6 +170,11 @@ __all__ = [
     "integrations_missing",
     "layer_used_twice",
     "mask_for",
+    "measure_deviates",
+    "measure_failed",
+    "measure_no_bfloat16",
+    "measure_no_compiler",
+    "measure_not_installed",
     "nearest",
     "no_gates",
     "no_parent",
