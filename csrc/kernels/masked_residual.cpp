@@ -13,19 +13,14 @@
 #include <omp.h>
 #endif
 
+#include "api.h"
+#include "gemm.h"
 #include "isa.h"
 #include "tile.h"
 
 namespace {
 
-struct Conv {
-  const float* weight;  // packed [O / 32][taps * I][32], zero padded; depthwise: [taps][O]
-  const float* bias;    // [O padded to 32]
-  int32_t in_channels, out_channels;
-  int32_t kernel[2], stride[2], padding[2], dilation[2];
-  int32_t activation;
-  int32_t depthwise;    // 1: one filter a channel, in_channels == out_channels
-};
+using Conv = BranchConv;
 
 // The mask of one grid over the whole batch, its active positions, and where each lies among them (-1: inactive).
 struct Grid {
@@ -67,27 +62,23 @@ void mark_needed(const Grid& out, const Conv& conv, int64_t n, Grid& in) {
   }
 }
 
-// Pointers to the taps of `count` active outputs starting at `first`: taps[t * kRows + r].
+// Where an active output is, and pointers to its taps: taps[t * pitch].
 void point_at_taps(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
-                   const float* zeros, int64_t first, int count, const float** taps) {
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t p = out.rows[first + (r < count ? r : 0)];
-    const int64_t image = p / (out.height * out.width), rest = p % (out.height * out.width);
-    const int64_t y0 = rest / out.width * conv.stride[0] - conv.padding[0];
-    const int64_t x0 = rest % out.width * conv.stride[1] - conv.padding[1];
-    int t = 0;
-    for (int i = 0; i < conv.kernel[0]; ++i) {
-      const int64_t y = y0 + int64_t{i} * conv.dilation[0];
-      for (int j = 0; j < conv.kernel[1]; ++j, ++t) {
-        const int64_t x = x0 + int64_t{j} * conv.dilation[1];
-        const float* row = zeros;
-        if (y >= 0 && y < in.height && x >= 0 && x < in.width) {
-          const int64_t q = (image * in.height + y) * in.width + x;
-          const int64_t at = place ? place[q] : q;
-          if (at >= 0) row = source + at * conv.in_channels;
-        }
-        taps[t * kRows + r] = row;
+                   const float* zeros, int64_t p, int pitch, const void** taps) {
+  const int64_t image = p / (out.height * out.width), rest = p % (out.height * out.width);
+  const int64_t y0 = rest / out.width * conv.stride[0] - conv.padding[0];
+  const int64_t x0 = rest % out.width * conv.stride[1] - conv.padding[1];
+  for (int i = 0; i < conv.kernel[0]; ++i) {
+    const int64_t y = y0 + int64_t{i} * conv.dilation[0];
+    for (int j = 0; j < conv.kernel[1]; ++j, taps += pitch) {
+      const int64_t x = x0 + int64_t{j} * conv.dilation[1];
+      const float* row = zeros;
+      if (y >= 0 && y < in.height && x >= 0 && x < in.width) {
+        const int64_t q = (image * in.height + y) * in.width + x;
+        const int64_t at = place ? place[q] : q;
+        if (at >= 0) row = source + at * conv.in_channels;
       }
+      *taps = row;
     }
   }
 }
@@ -102,44 +93,63 @@ int threads_for(double macs) {
 #endif
 }
 
-// One convolution on the active rows of `out`. With `shortcut`, adds it and writes into the full grid `result`;
-// without, writes compact rows.
+// What a convolution writes: the active rows of a full grid, or (compact) one after the other. `shortcut` is added before
+// the final activation.
+struct Output {
+  float* base;
+  const float* shortcut;
+  int final_activation;
+  bool compact;
+};
+
+// One convolution on the active rows of `out`: blocks of tiles share a panel of weights while it is in cache.
 void run_conv(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
-              const float* zeros, const float* shortcut, int final_activation, float* result) {
+              const float* zeros, const Output& to) {
+  constexpr int64_t kBlockTiles = 16;
   const int64_t count = static_cast<int64_t>(out.rows.size());
   const int taps_count = conv.kernel[0] * conv.kernel[1];
-  const int64_t depth = int64_t{taps_count} * conv.in_channels;
-  const int64_t panels = (conv.out_channels + kColumns - 1) / kColumns;
-  const int64_t tiles = (count + kRows - 1) / kRows;
-  const TileFunction tile = best_tile();
-#pragma omp parallel num_threads(threads_for(double(count) * depth * conv.out_channels))
+  const int64_t inputs = conv.in_channels / conv.groups, outputs = conv.out_channels / conv.groups;
+  const int64_t depth = taps_count * inputs, per_group = (outputs + kPanel - 1) / kPanel;
+  const int64_t panels = per_group * conv.groups, block_rows = kBlockTiles * kMaxRows;
+  const int64_t blocks = (count + block_rows - 1) / block_rows;
+  const int threads = threads_for(double(count) * depth * conv.out_channels);
+  // Few rows: share out panels too, so that every thread has work.
+  int64_t parts = threads == 1 ? 1 : (4 * threads + blocks - 1) / blocks;
+  if (parts > panels) parts = panels;
+#pragma omp parallel num_threads(threads)
   {
-    std::vector<const float*> taps(size_t(taps_count) * kRows);
-    float block[kRows * kColumns];
-    // Few rows: share out panels too, so that every thread has work.
+    std::vector<const void*> taps(size_t(block_rows) * taps_count), adds(block_rows);
+    std::vector<void*> outs(block_rows);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tiles * (tiles < 8 ? panels : 1); ++task) {
-      const int64_t index = tiles < 8 ? task / panels : task;
-      const int64_t from = tiles < 8 ? task % panels : 0, to = tiles < 8 ? from + 1 : panels;
-      const int64_t first = index * kRows;
-      const int rows = static_cast<int>(count - first < kRows ? count - first : kRows);
-      point_at_taps(out, in, place, conv, source, zeros, first, rows, taps.data());
-      for (int64_t panel = from; panel < to; ++panel) {
-        tile(taps.data(), taps_count, conv.in_channels, conv.weight + panel * depth * kColumns,
-             conv.bias + panel * kColumns, block);
-        const int64_t column = panel * kColumns;
-        const int64_t width = conv.out_channels - column < kColumns ? conv.out_channels - column : kColumns;
-        for (int r = 0; r < rows; ++r) {
-          const int64_t p = shortcut ? out.rows[first + r] : first + r;
-          float* to_row = result + p * conv.out_channels + column;
-          float* values = block + r * kColumns;
-          apply(conv.activation, values, width);
-          if (shortcut) {
-            const float* add = shortcut + p * conv.out_channels + column;
-            for (int64_t c = 0; c < width; ++c) values[c] += add[c];
-            apply(final_activation, values, width);
-          }
-          std::memcpy(to_row, values, width * sizeof(float));
+    for (int64_t task = 0; task < blocks * parts; ++task) {
+      const int64_t block = task / parts, part = task % parts;
+      const int64_t first = count * block / blocks, rows = count * (block + 1) / blocks - first;
+      const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t tile = r / kMaxRows, p = out.rows[first + r], at = to.compact ? first + r : p;
+        point_at_taps(out, in, place, conv, source, zeros, p, kMaxRows,
+                      taps.data() + tile * kMaxRows * taps_count + r % kMaxRows);
+        outs[r] = to.base + at * conv.out_channels;
+        adds[r] = to.shortcut + at * conv.out_channels;
+      }
+      TileCall call{};
+      call.taps_count = taps_count;
+      call.channels = inputs;
+      call.activation = conv.activation;
+      call.final_activation = to.final_activation;
+      for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
+        const int64_t group = panel / per_group, within = panel % per_group;
+        call.tap_offset = group * inputs;
+        call.weight = conv.weight + panel * depth * kPanel;
+        call.bias = conv.bias + panel * kPanel;
+        call.column = group * outputs + within * kPanel;
+        call.columns = static_cast<int>(outputs - within * kPanel < kPanel ? outputs - within * kPanel : kPanel);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t left = rows - tile * kMaxRows;
+          call.taps = taps.data() + tile * kMaxRows * taps_count;
+          call.out = outs.data() + tile * kMaxRows;
+          call.residual = to.shortcut ? adds.data() + tile * kMaxRows : nullptr;
+          gemm_tile(kFloat32, static_cast<int>(left < kMaxRows ? left : kMaxRows), call.columns)(call);
         }
       }
     }

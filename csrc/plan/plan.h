@@ -29,7 +29,7 @@ struct Value {
 //   kConv       [groups][panels of 32 outputs][taps * in_channels / groups][32], zero padded; taps in row-major order
 //   kDepthwise  [taps][channels]
 //   kStem       one panel block as kConv, but depth runs over (channel, ky, kx), padded to a multiple of 4 with zeros
-//   kGate       squeeze: [9][C] taps followed by [C] of the Linear; 1x1: [C]
+//   kGate       [taps][C], for squeeze followed by [C] of the Linear; bias[0] is the sum of both biases
 // bias: [groups][panels * 32] float32, zero padded; depthwise [channels]. Never null.
 struct Conv {
   const void* weight;
@@ -60,7 +60,8 @@ enum Kind : int32_t {
   kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast)
   kMultiply,      // out = act(in * in2), broadcast as kAdd
   kActivate,      // out = act(in)
-  kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: 1x1
+  kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: convolution only;
+                  // squeeze keeps its sums in aux[0], float32 [N, in.height, 1, 1]
   kThreshold,     // logits `in` >= floats[0] -> grid `grid`; Call::forced replaces the decision
   kDilate,        // grid `grid` -> grid `grid2`: what conv[0] reads for the open rows of `grid`
   kMaskValue,     // grid -> float rows [N, h, w, 1]

@@ -1,0 +1,325 @@
+// Micro-kernels of the depthwise convolution and the walk over output rows.
+
+#include "depthwise.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "activations.h"
+#include "isa.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int kMostPixels = 8;                      // of a piece
+constexpr int kMostLines = 7;                       // kernel rows that pieces serve
+constexpr int kMostColumns = 2 * kMostPixels + 5;   // input columns of a piece: kernel 7, stride 2
+
+// A piece of a run: up to kMostPixels output pixels. With a table the input columns may lie anywhere (a zero row where
+// the image ends), without one they lie `pixel` apart.
+struct Piece {
+  const float* const* lines;  // [line_count], or the table [line_count][columns]
+  int64_t first;              // elements from lines[i] to the first column; 0 with a table
+  float* out;
+};
+
+// Every loaded input is used by all output pixels that it touches; sums and one kernel row of weights stay in registers.
+template <typename Vector, int Kernel, int Stride, int Pixels, bool Table>
+DYNACONV_INLINE void piece_channels(const DepthwiseRun& run, const Piece& piece, int64_t c) {
+  constexpr int kColumns = (Pixels - 1) * Stride + Kernel;
+  Vector sums[Pixels];
+  const Vector start = load<Vector>(run.bias + c);
+#pragma GCC unroll 8
+  for (int p = 0; p < Pixels; ++p) sums[p] = start;
+  const float* weight = run.weight + c;
+  const float* const* columns = piece.lines;
+  for (int line = 0; line < run.line_count; ++line, weight += Kernel * run.weight_stride) {
+    Vector w[Kernel];
+#pragma GCC unroll 8
+    for (int k = 0; k < Kernel; ++k) w[k] = load<Vector>(weight + k * run.weight_stride);
+    const float* from = Table ? nullptr : piece.lines[line] + piece.first + c;
+#pragma GCC unroll 32
+    for (int column = 0; column < kColumns; ++column) {
+      const Vector value = Table ? load<Vector>(columns[column] + c) : load<Vector>(from + column * run.pixel);
+#pragma GCC unroll 8
+      for (int p = 0; p < Pixels; ++p)
+        if (column >= p * Stride && column < p * Stride + Kernel) sums[p] += value * w[column - p * Stride];
+    }
+    if (Table) columns += kColumns;
+  }
+  const Bounds bounds = clamp_bounds(is_clamp(run.activation) ? run.activation : kNone);
+  const Vector low = broadcast<Vector>(bounds.low), high = broadcast<Vector>(bounds.high);
+#pragma GCC unroll 8
+  for (int p = 0; p < Pixels; ++p) store<Vector>(piece.out + p * run.out_pixel + c, at_most(at_least(sums[p], low), high));
+}
+
+// What is left of the channels after the whole vectors, and kernels of other sizes: one pixel at a time.
+template <typename Vector>
+DYNACONV_INLINE int64_t pixel_channels(const DepthwiseRun& run, const float* const* taps, int taps_count, float* out,
+                                       int64_t c) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const Bounds bounds = clamp_bounds(is_clamp(run.activation) ? run.activation : kNone);
+  const Vector low = broadcast<Vector>(bounds.low), high = broadcast<Vector>(bounds.high);
+  for (; c + kLanes <= run.channels; c += kLanes) {
+    Vector sum = load<Vector>(run.bias + c);
+    const float* weight = run.weight + c;
+    for (int t = 0; t < taps_count; ++t, weight += run.weight_stride) sum += load<Vector>(weight) * load<Vector>(taps[t] + c);
+    store<Vector>(out + c, at_most(at_least(sum, low), high));
+  }
+  return c;
+}
+
+template <typename Vector>
+DYNACONV_INLINE void pixel(const DepthwiseRun& run, const float* const* taps, int taps_count, float* out, int64_t c) {
+  c = pixel_channels<Vector>(run, taps, taps_count, out, c);
+  if constexpr (kLanesOf<Vector> > 8) c = pixel_channels<float8>(run, taps, taps_count, out, c);
+  if constexpr (kLanesOf<Vector> > 4) c = pixel_channels<float4>(run, taps, taps_count, out, c);
+  if (c == run.channels) return;
+  // The last one to three channels travel in a vector of their own.
+  const int64_t rest = run.channels - c;
+  const auto some = [rest](const float* from) {
+    float4 value = {};
+    for (int64_t i = 0; i < rest; ++i) value[i] = from[i];
+    return value;
+  };
+  float4 sum = some(run.bias + c);
+  for (int t = 0; t < taps_count; ++t) sum += some(run.weight + t * run.weight_stride + c) * some(taps[t] + c);
+  const Bounds bounds = clamp_bounds(is_clamp(run.activation) ? run.activation : kNone);
+  sum = at_most(at_least(sum, broadcast<float4>(bounds.low)), broadcast<float4>(bounds.high));
+  for (int64_t i = 0; i < rest; ++i) out[c + i] = sum[i];
+}
+
+using PieceFunction = void (*)(const DepthwiseRun&, const Piece&);
+using PixelFunction = void (*)(const DepthwiseRun&, const float* const*, int, float*, int64_t);
+using FinishFunction = void (*)(float*, int64_t, const float*, int, int);
+
+// The channels from `c` on, which fill no whole vector.
+void rest_channels(const DepthwiseRun& run, const Piece& piece, PixelFunction function, int kernel, int stride, int pixels,
+                   bool table, int64_t c) {
+  const float* taps[kMostLines * kMostLines];
+  const int columns = (pixels - 1) * stride + kernel;
+  for (int p = 0; p < pixels; ++p) {
+    for (int line = 0; line < run.line_count; ++line)
+      for (int k = 0; k < kernel; ++k)
+        taps[line * kernel + k] = table ? piece.lines[line * columns + p * stride + k]
+                                        : piece.lines[line] + piece.first + (p * stride + k) * run.pixel;
+    function(run, taps, run.line_count * kernel, piece.out + p * run.out_pixel, c);
+  }
+}
+
+template <typename Vector, int Kernel, int Stride, int Pixels, bool Table, PixelFunction Rest>
+DYNACONV_INLINE void whole_piece(const DepthwiseRun& run, const Piece& piece) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  int64_t c = 0;
+  for (; c + kLanes <= run.channels; c += kLanes) piece_channels<Vector, Kernel, Stride, Pixels, Table>(run, piece, c);
+  if (c < run.channels) rest_channels(run, piece, Rest, Kernel, Stride, Pixels, Table, c);
+}
+
+// Everything after a bounded activation: other activations, then the residual and the last activation.
+template <typename Vector>
+DYNACONV_INLINE void finish_row(float* out, int64_t channels, const float* residual, int activation, int final_activation) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vector value = activate<Vector>(load<Vector>(out + c), activation);
+    if (residual) value += load<Vector>(residual + c);
+    store<Vector>(out + c, activate<Vector>(value, final_activation));
+  }
+  for (; c < channels; ++c) {
+    const float value = activate_scalar(out[c], activation) + (residual ? residual[c] : 0.0f);
+    out[c] = activate_scalar(value, final_activation);
+  }
+}
+
+using PieceTable = std::array<PieceFunction, kMostPixels>;
+
+struct Kernels {
+  PieceTable pieces[3][2][2];  // kernel 3, 5, 7; stride 1, 2; columns apart by `pixel`, or from a table
+  PixelFunction pixel;
+  FinishFunction finish;
+};
+
+#define DYNACONV_DEPTHWISE(NAME, TARGET, VECTOR)                                                                     \
+  TARGET void pixel_##NAME(const DepthwiseRun& run, const float* const* taps, int taps_count, float* out, int64_t c) { \
+    pixel<VECTOR>(run, taps, taps_count, out, c);                                                                    \
+  }                                                                                                                  \
+  template <int Kernel, int Stride, bool Table, int Pixels>                                                          \
+  TARGET void piece_##NAME(const DepthwiseRun& run, const Piece& piece) {                                            \
+    whole_piece<VECTOR, Kernel, Stride, Pixels, Table, pixel_##NAME>(run, piece);                                    \
+  }                                                                                                                  \
+  TARGET void finish_##NAME(float* out, int64_t channels, const float* residual, int activation,                     \
+                            int final_activation) {                                                                  \
+    finish_row<VECTOR>(out, channels, residual, activation, final_activation);                                       \
+  }                                                                                                                  \
+  template <int Kernel, int Stride, bool Table, int... Pixels>                                                       \
+  constexpr PieceTable pieces_##NAME(std::integer_sequence<int, Pixels...>) {                                        \
+    return {piece_##NAME<Kernel, Stride, Table, Pixels + 1>...};                                                     \
+  }                                                                                                                  \
+  template <int Kernel, int Stride, bool Table>                                                                      \
+  constexpr PieceTable kPieces_##NAME =                                                                              \
+      pieces_##NAME<Kernel, Stride, Table>(std::make_integer_sequence<int, kMostPixels>());                          \
+  constexpr Kernels kKernels_##NAME = {                                                                              \
+      {{{kPieces_##NAME<3, 1, false>, kPieces_##NAME<3, 1, true>},                                                   \
+        {kPieces_##NAME<3, 2, false>, kPieces_##NAME<3, 2, true>}},                                                  \
+       {{kPieces_##NAME<5, 1, false>, kPieces_##NAME<5, 1, true>},                                                   \
+        {kPieces_##NAME<5, 2, false>, kPieces_##NAME<5, 2, true>}},                                                  \
+       {{kPieces_##NAME<7, 1, false>, kPieces_##NAME<7, 1, true>},                                                   \
+        {kPieces_##NAME<7, 2, false>, kPieces_##NAME<7, 2, true>}}},                                                 \
+      pixel_##NAME, finish_##NAME};
+
+DYNACONV_DEPTHWISE(plain, , float4)
+#ifdef DYNACONV_X86
+DYNACONV_DEPTHWISE(avx2, DYNACONV_TARGET_AVX2, float8)
+DYNACONV_DEPTHWISE(avx512, DYNACONV_TARGET_AVX512, float16)
+#endif
+
+const Kernels& best() {
+#ifdef DYNACONV_X86
+  if (best_isa_level() == Isa::kAvx512) return kKernels_avx512;
+  if (best_isa_level() == Isa::kAvx2) return kKernels_avx2;
+#endif
+  return kKernels_plain;
+}
+
+// The kernels for one size, or null where only the pixel kernel serves.
+const PieceTable* pieces_of(int lines, int kernel, int stride, int dilation, bool table) {
+  if (lines > kMostLines || (kernel != 3 && kernel != 5 && kernel != 7) || stride > 2 || dilation != 1) return nullptr;
+  return &best().pieces[kernel / 2 - 1][stride - 1][table];
+}
+
+bool bounded(const DepthwiseArgs& args) {
+  return is_clamp(args.activation) && !args.residual && args.final_activation == kNone;
+}
+
+// Where an output row reads: its kernel rows inside the image.
+struct Lines {
+  const float* start[kMostTaps];  // column 0 of the input row
+  int first, count;
+
+  Lines(const DepthwiseArgs& args, int64_t row) : first(0), count(0) {
+    const int64_t image = row / args.out_height;
+    const int32_t top = static_cast<int32_t>(row % args.out_height) * args.stride[0] - args.padding[0];
+    for (int i = 0; i < args.kernel[0]; ++i) {
+      const int32_t y = top + i * args.dilation[0];
+      if (y < 0) first = i + 1;
+      if (y < 0 || y >= args.height) continue;
+      start[count++] = args.in + (image * args.height + y) * args.width * args.in_stride;
+    }
+  }
+};
+
+// Pixels [first, last) of a row; `taps` has room for a table or for the taps of one pixel.
+void row_pixels(const DepthwiseArgs& args, const Lines& lines, DepthwiseRun& run, int32_t first, int32_t last, float* out) {
+  const int kernel = args.kernel[1], stride = args.stride[1], dilation = args.dilation[1];
+  const float* taps[kMostTaps];
+  // Tap `column` of kernel row `line`, for the output pixel whose first tap is at input column `x`.
+  const auto tap = [&](int line, int32_t x) {
+    return x < 0 || x >= args.width ? args.zeros : lines.start[line] + x * args.in_stride;
+  };
+  const PieceTable* table = pieces_of(args.kernel[0], kernel, stride, dilation, true);
+  const PieceTable* plain = pieces_of(args.kernel[0], kernel, stride, dilation, false);
+  if (!table) {
+    for (int32_t x = first; x < last; ++x, out += run.out_pixel) {
+      for (int line = 0; line < lines.count; ++line)
+        for (int k = 0; k < kernel; ++k)
+          taps[line * kernel + k] = tap(line, x * stride - args.padding[1] + k * dilation);
+      best().pixel(run, taps, lines.count * kernel, out, 0);
+    }
+    return;
+  }
+  const int32_t pieces = (last - first + kMostPixels - 1) / kMostPixels;
+  for (int32_t i = 0; i < pieces; ++i) {
+    const int32_t from = first + (last - first) * i / pieces, to = first + (last - first) * (i + 1) / pieces;
+    const int32_t left = from * stride - args.padding[1], columns = (to - from - 1) * stride + kernel;
+    float* target = out + (from - first) * run.out_pixel;
+    if (left >= 0 && left + columns <= args.width) {
+      (*plain)[to - from - 1](run, {lines.start, left * run.pixel, target});
+      continue;
+    }
+    for (int line = 0; line < lines.count; ++line)
+      for (int column = 0; column < columns; ++column) taps[line * columns + column] = tap(line, left + column);
+    (*table)[to - from - 1](run, {taps, 0, target});
+  }
+}
+
+DepthwiseRun run_of(const DepthwiseArgs& args, const Lines& lines, int64_t out_pixel) {
+  DepthwiseRun run{};
+  run.line_count = lines.count;
+  run.pixel = args.in_stride;
+  run.channels = args.channels;
+  run.weight = args.weight + lines.first * args.kernel[1] * args.channels;
+  run.weight_stride = args.channels;
+  run.bias = args.bias;
+  run.out_pixel = out_pixel;
+  run.activation = args.activation;
+  return run;
+}
+
+}  // namespace
+
+void depthwise_run(const DepthwiseRun& run) {
+  const PieceTable* plain = pieces_of(run.line_count, run.kernel, run.stride, run.dilation, false);
+  if (plain) {
+    const int32_t pieces = (run.count + kMostPixels - 1) / kMostPixels;
+    for (int32_t i = 0; i < pieces; ++i) {
+      const int32_t from = run.count * i / pieces, to = run.count * (i + 1) / pieces;
+      (*plain)[to - from - 1](run, {run.lines, from * run.stride * run.pixel, run.out + from * run.out_pixel});
+    }
+  } else {
+    const float* taps[kMostTaps];
+    for (int32_t p = 0; p < run.count; ++p) {
+      for (int line = 0; line < run.line_count; ++line)
+        for (int k = 0; k < run.kernel; ++k)
+          taps[line * run.kernel + k] = run.lines[line] + (p * run.stride + k * run.dilation) * run.pixel;
+      best().pixel(run, taps, run.line_count * run.kernel, run.out + p * run.out_pixel, 0);
+    }
+  }
+  if (is_clamp(run.activation)) return;
+  for (int32_t p = 0; p < run.count; ++p)
+    best().finish(run.out + p * run.out_pixel, run.channels, nullptr, run.activation, kNone);
+}
+
+void depthwise_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int32_t last, float* out, int64_t out_pixel) {
+  const Lines lines(args, row);
+  DepthwiseRun run = run_of(args, lines, out_pixel);
+  row_pixels(args, lines, run, first, last, out);
+  if (is_clamp(args.activation)) return;
+  for (int32_t x = first; x < last; ++x)
+    best().finish(out + (x - first) * out_pixel, args.channels, nullptr, args.activation, kNone);
+}
+
+void depthwise_rows(const DepthwiseArgs& args, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const uint8_t* need = args.need ? args.need + row * args.out_width : nullptr;
+    int32_t x = next_open(need, 0, args.out_width);
+    if (x == args.out_width) continue;
+    const Lines lines(args, row);
+    DepthwiseRun run = run_of(args, lines, args.out_stride);
+    while (x < args.out_width) {
+      const int32_t end = next_closed(need, x, args.out_width);
+      const int64_t pixel = row * args.out_width + x;
+      row_pixels(args, lines, run, x, end, args.out + pixel * args.out_stride);
+      if (!bounded(args)) {
+        for (int64_t p = pixel; p < pixel + end - x; ++p)
+          best().finish(args.out + p * args.out_stride, args.channels,
+                        args.residual ? args.residual + p * args.residual_stride : nullptr, args.activation,
+                        args.final_activation);
+      }
+      x = next_open(need, end, args.out_width);
+    }
+  }
+}
+
+int64_t depthwise_chunks(const DepthwiseArgs& args, int threads) {
+  const int64_t rows = args.images * args.out_height;
+  const double macs = double(args.channels) * args.kernel[0] * args.kernel[1] * args.out_width * rows;
+  // A chunk is worth at least some ten microseconds.
+  const int64_t worth = std::max<int64_t>(1, static_cast<int64_t>(macs / 4e5));
+  return std::min({rows, worth, int64_t{8} * threads});
+}
+
+void depthwise_run_chunk(const DepthwiseArgs& args, int64_t chunks, int64_t chunk) {
+  const int64_t rows = args.images * args.out_height;
+  depthwise_rows(args, rows * chunk / chunks, rows * (chunk + 1) / chunks);
+}

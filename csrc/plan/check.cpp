@@ -1,0 +1,212 @@
+// What can be said against a plan before it runs: every index, size and pointer that a step will use.
+
+#include <cstdint>
+#include <string>
+
+#include "run.h"
+
+namespace {
+
+constexpr int64_t kMostTaps = 512;
+constexpr int64_t kMostElements = int64_t{1} << 40;
+
+struct Checker {
+  const PlanData& data;
+  std::string reason;
+
+  bool fail(const std::string& text) {
+    if (reason.empty()) reason = text;
+    return false;
+  }
+  bool value(int32_t id, const char* what) {
+    return (id >= 0 && id < data.value_count) || fail(std::string(what) + " names no value");
+  }
+  bool conv(int32_t id) { return (id >= 0 && id < data.conv_count) || fail("a step names no convolution"); }
+  bool grid(int32_t id) { return (id >= 0 && id < data.grid_count) || fail("a step names no grid"); }
+  const Value& at(int32_t id) const { return data.values[id]; }
+
+  bool same_grid(const Value& a, const Value& b) {
+    return (a.height == b.height && a.width == b.width) || fail("two values of a step lie on different grids");
+  }
+  bool lies_on(int32_t id, const Value& v) {
+    return grid(id) && ((data.grids[id].height == v.height && data.grids[id].width == v.width) ||
+                        fail("a mask lies on another grid than what it masks"));
+  }
+  bool geometry(const Conv& c, int32_t in_h, int32_t in_w, int32_t out_h, int32_t out_w) {
+    const int32_t in[2] = {in_h, in_w}, out[2] = {out_h, out_w};
+    for (int i = 0; i < 2; ++i) {
+      if (c.kernel[i] < 1 || c.stride[i] < 1 || c.padding[i] < 0 || c.dilation[i] < 1 || c.kernel[i] > 4096 ||
+          c.stride[i] > 4096 || c.padding[i] > 4096 || c.dilation[i] > 4096)
+        return fail("a kernel, stride, padding or dilation is out of range");
+      const int64_t reach = int64_t{c.dilation[i]} * (c.kernel[i] - 1) + 1;
+      const int64_t room = int64_t{in[i]} + 2 * c.padding[i];
+      if (room < reach) return fail("a kernel is larger than its padded input");
+      const int64_t size = (room - reach) / c.stride[i] + 1;
+      // ceil_mode makes pooled maps one larger.
+      if (out[i] != size && out[i] != size + 1) return fail("an output size does not follow from kernel, stride and padding");
+    }
+    return int64_t{c.kernel[0]} * c.kernel[1] <= kMostTaps || fail("a kernel has too many taps");
+  }
+  bool weights(const Conv& c) {
+    if (!c.weight || !c.bias) return fail("a convolution has no weight or no bias");
+    if (c.groups < 1 || c.in_channels < 1 || c.out_channels < 1 || c.in_channels % c.groups || c.out_channels % c.groups)
+      return fail("channels of a convolution are not divisible into its groups");
+    return true;
+  }
+  bool convolution(const Step& s, int32_t id, const Value& in, const Value& out) {
+    if (!conv(id)) return false;
+    const Conv& c = data.convs[id];
+    return weights(c) && (c.in_channels == in.channels || fail("an input has other channels than its convolution")) &&
+           (c.out_channels == out.channels || fail("an output has other channels than its convolution")) &&
+           geometry(c, in.height, in.width, out.height, out.width) && masked(s, out);
+  }
+  bool masked(const Step& s, const Value& out) {
+    if (s.grid < 0) return s.grid == -1 || fail("a grid is out of range");
+    if (!lies_on(s.grid, out)) return false;
+    return !s.closed || data.grids[s.grid].closed || fail("a step walks closed rows that nobody lists");
+  }
+  bool residual(const Step& s, const Value& out) {
+    if (s.in2 == -1) return true;
+    if (!value(s.in2, "in2")) return false;
+    const Value& add = at(s.in2);
+    return same_grid(add, out) && (add.channels == out.channels || fail("a shortcut has other channels than its branch")) &&
+           (add.dtype == out.dtype || fail("a shortcut has another dtype than its branch"));
+  }
+  bool activations(const Step& s) {
+    for (const int32_t a : {s.activation[0], s.activation[1], s.activation[2], s.final_activation})
+      if (a < 0 || a >= kActivations) return fail("an activation is unknown");
+    return true;
+  }
+  bool float_value(int32_t id, const char* what) {
+    return value(id, what) && (at(id).dtype == kFloat32 || fail(std::string(what) + " must be float32"));
+  }
+  bool inverted(const Step& s) {
+    const Value &in = at(s.in), &out = at(s.out);
+    if (!conv(s.conv[1]) || !conv(s.conv[2])) return false;
+    const Conv &depthwise = data.convs[s.conv[1]], &project = data.convs[s.conv[2]];
+    if (s.conv[0] >= 0 && !conv(s.conv[0])) return false;
+    if (s.conv[0] >= 0) {
+      const Conv& expand = data.convs[s.conv[0]];
+      if (!weights(expand) || !geometry(expand, in.height, in.width, in.height, in.width)) return false;
+      if (expand.in_channels != in.channels || expand.out_channels != depthwise.in_channels || expand.groups != 1)
+        return fail("the expansion does not fit its block");
+    } else if (depthwise.in_channels != in.channels) {
+      return fail("the depthwise convolution does not fit its block");
+    }
+    if (!weights(depthwise) || !weights(project)) return false;
+    if (depthwise.groups != depthwise.in_channels || depthwise.in_channels != depthwise.out_channels)
+      return fail("the middle of an inverted residual must be depthwise");
+    if (project.groups != 1 || project.in_channels != depthwise.out_channels || project.out_channels != out.channels)
+      return fail("the projection does not fit its block");
+    if (!geometry(depthwise, in.height, in.width, out.height, out.width) ||
+        !geometry(project, out.height, out.width, out.height, out.width))
+      return false;
+    if (s.grid >= 0 && (s.grid2 < 0 || !lies_on(s.grid2, in))) return fail("a masked inverted residual needs both grids");
+    return masked(s, out) && residual(s, out);
+  }
+  bool dilation(const Step& s) {
+    if (!grid(s.grid) || !grid(s.grid2) || !conv(s.conv[0])) return false;
+    const Grid &out = data.grids[s.grid], &in = data.grids[s.grid2];
+    return (s.grid != s.grid2 || fail("a grid cannot be dilated into itself")) &&
+           geometry(data.convs[s.conv[0]], in.height, in.width, out.height, out.width);
+  }
+  bool gate(const Step& s) {
+    const Value &in = at(s.in), &out = at(s.out);
+    if (!conv(s.conv[0])) return false;
+    const Conv& c = data.convs[s.conv[0]];
+    if (!c.weight || !c.bias || c.in_channels != in.channels || out.channels != 1 || out.dtype != kFloat32 || out.stride != 1)
+      return fail("a gate does not fit its input");
+    if (s.ints[0] && (!float_value(s.aux[0], "a gate's sums") || at(s.aux[0]).height != in.height ||
+                      at(s.aux[0]).width * at(s.aux[0]).stride != 1))
+      return fail("a squeeze gate needs room for one sum a line");
+    return geometry(c, in.height, in.width, out.height, out.width);
+  }
+  bool pairwise(const Step& s) {
+    if (!value(s.in2, "in2")) return false;
+    const Value &a = at(s.in), &b = at(s.in2), &out = at(s.out);
+    if (!same_grid(a, out) || a.channels != out.channels) return fail("operands of a sum or product do not fit");
+    if (a.dtype != out.dtype || b.dtype != out.dtype) return fail("operands of a sum or product differ in dtype");
+    const bool grid_fits = (b.height == out.height && b.width == out.width) || b.height * b.width == 1;
+    return (grid_fits && (b.channels == out.channels || b.channels == 1)) || fail("operands of a sum or product do not fit");
+  }
+  bool rows_like(const Step& s) {
+    const Value &in = at(s.in), &out = at(s.out);
+    return same_grid(in, out) && (in.channels == out.channels || fail("a step changes the number of channels"));
+  }
+
+  bool step(const Step& s) {
+    if (s.kind < 0 || s.kind >= kKinds) return fail("a step is of an unknown kind");
+    if (!activations(s)) return false;
+    if (s.kind == kDilate) return dilation(s);
+    if (s.kind == kMaskValue)
+      return value(s.out, "out") && lies_on(s.grid, at(s.out)) && float_value(s.out, "a mask's value") &&
+             (at(s.out).channels * at(s.out).stride == 1 || fail("a mask's value has one channel"));
+    if (!value(s.in, "in")) return false;
+    const Value& in = at(s.in);
+    if (s.kind == kThreshold)
+      return lies_on(s.grid, in) && float_value(s.in, "logits") && (in.channels * in.stride == 1 || fail("logits have one channel"));
+    if (!value(s.out, "out")) return false;
+    const Value& out = at(s.out);
+    switch (s.kind) {
+      case kLayout: return rows_like(s) && in.external >= 0;
+      case kConv: return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out);
+      case kStem:
+        return convolution(s, s.conv[0], in, out) && in.external >= 0 && data.convs[s.conv[0]].groups == 1 &&
+               float_value(s.in, "a picture");
+      case kDepthwise:
+        return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) &&
+               (data.convs[s.conv[0]].groups == in.channels || fail("a depthwise convolution has a group a channel"));
+      case kInverted: return inverted(s) && same_dtype(in, out);
+      case kMaxPool: case kAvgPool:
+        return conv(s.conv[0]) && geometry(data.convs[s.conv[0]], in.height, in.width, out.height, out.width) &&
+               (in.channels == out.channels || fail("pooling keeps the channels")) && same_dtype(in, out);
+      case kMean:
+        return out.height * out.width == 1 && in.channels == out.channels && (s.grid < 0 || lies_on(s.grid, in));
+      case kAdd: case kMultiply: return pairwise(s);
+      case kActivate: return rows_like(s) && same_dtype(in, out);
+      case kGate: return gate(s);
+      case kLayerNorm: return rows_like(s) && same_dtype(in, out) && conv(s.conv[0]) && (data.convs[s.conv[0]].weight || fail("no weight"));
+      case kSoftmax:
+        return rows_like(s) && float_value(s.in, "in") && float_value(s.out, "out") &&
+               ((s.ints[0] > 0 && out.channels % s.ints[0] == 0) || fail("softmax groups do not divide the channels"));
+      case kCopy:
+        return same_grid(in, out) && same_dtype(in, out) && s.ints[0] >= 0 && s.ints[1] >= 0 &&
+               ((s.ints[0] < out.channels && s.ints[1] < in.channels) || fail("a copy starts past the channels"));
+      default: return true;
+    }
+  }
+  bool same_dtype(const Value& a, const Value& b) { return a.dtype == b.dtype || fail("a step changes the dtype"); }
+
+  bool tables() {
+    if (data.abi != kPlanAbi) return fail("the plan is for another version of the kernels");
+    if (data.value_count < 0 || data.conv_count < 0 || data.grid_count < 0 || data.step_count < 0 ||
+        data.external_count < 0 || data.arena_bytes < 0)
+      return fail("a count is negative");
+    for (int32_t i = 0; i < data.value_count; ++i) {
+      const Value& v = at(i);
+      if (v.height < 1 || v.width < 1 || v.channels < 1 || v.stride < v.channels || v.height > 32767 || v.width > 32767)
+        return fail("a value has an impossible shape");
+      if (v.dtype != kFloat32 && v.dtype != kBfloat16) return fail("a value has an unknown dtype");
+      const int64_t elements = int64_t{v.height} * v.width * v.stride;
+      if (elements > kMostElements) return fail("a value is too large");
+      if (v.external < -1 || v.external >= data.external_count) return fail("a value names no external tensor");
+      if (v.external == -1 && (v.offset < 0 || v.offset % 4 || v.offset + elements * element_bytes(v.dtype) > data.arena_bytes))
+        return fail("a value lies outside the arena");
+    }
+    for (int32_t i = 0; i < data.grid_count; ++i)
+      if (data.grids[i].height < 1 || data.grids[i].width < 1 || data.grids[i].height > 32767 || data.grids[i].width > 32767)
+        return fail("a grid has an impossible shape");
+    return true;
+  }
+};
+
+}  // namespace
+
+std::string check_plan(const PlanData& data) {
+  Checker checker{data, ""};
+  if (!checker.tables()) return checker.reason;
+  for (int32_t i = 0; i < data.step_count; ++i)
+    if (!checker.step(data.steps[i]))
+      return "step " + std::to_string(i) + ": " + (checker.reason.empty() ? "impossible" : checker.reason);
+  return "";
+}

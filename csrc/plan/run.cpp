@@ -1,0 +1,269 @@
+// Creating, running and destroying plans.
+
+#include "run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <sched.h>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t kHugePage = 2 << 20;
+
+StepFunction function_of(int kind) {
+  static constexpr StepFunction kFunctions[kKinds] = {
+      step_layout,  step_conv,      step_stem,     step_depthwise, step_inverted,   step_pool,    step_pool,
+      step_mean,    step_pairwise,  step_pairwise, step_activate,  step_gate,       step_threshold, step_dilate,
+      step_mask_value, step_layer_norm, step_softmax, step_copy,   step_dynamic_conv, step_channel_fusion};
+  return kFunctions[kind];
+}
+
+int64_t scratch_bytes(const Plan& plan) {
+  int64_t most = 4096;
+  for (const Step& step : plan.steps) {
+    int64_t bytes = 0;
+    switch (step.kind) {
+      case kConv: bytes = scratch_conv(plan, step); break;
+      case kStem: bytes = scratch_stem(plan, step); break;
+      case kInverted: bytes = scratch_inverted(plan, step); break;
+      case kGate: bytes = scratch_gate(plan, step); break;
+      case kDynamicConv: case kChannelFusion: bytes = scratch_dynamic(plan, step); break;
+      default: break;
+    }
+    most = std::max(most, bytes);
+  }
+  return (most + kSlack + 4095) / 4096 * 4096;
+}
+
+int64_t widest(const Plan& plan) {
+  int64_t most = 64;
+  for (const Value& value : plan.values) most = std::max<int64_t>(most, value.stride);
+  return most + 64;
+}
+
+// Lays the masks out in one region; false when there is no memory.
+bool place_masks(const Plan& plan, Context& context, int64_t images) {
+  const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  for (int pass = 0; pass < 2; ++pass) {
+    int64_t at = 0;
+    const auto take = [&](int64_t bytes) {
+      char* from = pass ? context.masks.data() + at : nullptr;
+      at += rounded(bytes);
+      return from;
+    };
+    for (size_t g = 0; g < plan.grids.size(); ++g) {
+      const int64_t count = images * plan.grids[g].height * plan.grids[g].width;
+      GridState& state = context.grids[g];
+      state.need = reinterpret_cast<uint8_t*>(take(count));
+      state.open = reinterpret_cast<Position*>(take(count * sizeof(Position)));
+      state.closed = plan.grids[g].closed ? reinterpret_cast<Position*>(take(count * sizeof(Position))) : nullptr;
+      state.image_counts = reinterpret_cast<int32_t*>(take(images * sizeof(int32_t)));
+      state.open_count = 0;
+    }
+    if (pass == 0 && !context.masks.reserve(at + kSlack)) return false;
+  }
+  return true;
+}
+
+void say(char* error, int64_t size, const std::string& text) {
+  if (error && size > 0) std::snprintf(error, size, "%s", text.c_str());
+}
+
+int64_t bytes_of(const Context& context) {
+  return context.arena.bytes() + context.masks.bytes() + context.scratch.bytes() + context.counters.bytes();
+}
+
+std::string check_call(const Plan& plan, const Context& context, const Call& call) {
+  if (call.images < 1 || call.images != context.images) return "the number of images is not that of the context";
+  if (call.first < 0 || call.last > static_cast<int32_t>(plan.steps.size()) || call.first > call.last)
+    return "the range of steps lies outside the plan";
+  if (call.threads < 1) return "a run needs at least one thread";
+  for (int32_t i = 0; i < plan.data.external_count; ++i)
+    if (!call.externals || !call.external_planes) return "the external tensors are missing";
+  return "";
+}
+
+void work(Run& run, int id, int threads, char* scratch, const float* zeros) {
+  Worker worker{run, id, threads, scratch, zeros};
+  using Clock = std::chrono::steady_clock;
+  for (int32_t i = run.call.first; i < run.call.last; ++i) {
+    const Step& step = run.plan.steps[i];
+    const auto start = run.call.step_ns ? Clock::now() : Clock::time_point();
+    worker.step = i;
+    worker.phase = 0;
+    function_of(step.kind)(worker, step);
+    worker.barrier();
+    if (run.call.step_ns && id == 0)
+      run.call.step_ns[i] = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+  }
+}
+
+}  // namespace
+
+Region::~Region() { std::free(data_); }
+
+bool Region::reserve(int64_t bytes) {
+  if (bytes <= bytes_) return true;
+  std::free(data_);
+  data_ = nullptr;
+  bytes_ = 0;
+  const int64_t alignment = bytes >= kHugePage ? kHugePage : 4096;
+  const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  data_ = static_cast<char*>(std::aligned_alloc(alignment, rounded));
+  if (!data_) return false;
+#ifdef __linux__
+  if (alignment == kHugePage) madvise(data_, rounded, MADV_HUGEPAGE);
+#endif
+  bytes_ = rounded;
+  return true;
+}
+
+Plan::~Plan() {
+  for (Context* context : free_contexts) delete context;
+}
+
+void Barrier::wait() {
+  const int round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins > 8192) {
+      sched_yield();
+    } else {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+  }
+}
+
+extern "C" {
+
+void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size) try {
+  const std::string reason = check_plan(*data);
+  if (!reason.empty()) {
+    say(error, error_size, reason);
+    return nullptr;
+  }
+  auto plan = std::make_unique<Plan>();
+  plan->data = *data;
+  plan->values.assign(data->values, data->values + data->value_count);
+  plan->convs.assign(data->convs, data->convs + data->conv_count);
+  plan->grids.assign(data->grids, data->grids + data->grid_count);
+  plan->steps.assign(data->steps, data->steps + data->step_count);
+  return plan.release();
+} catch (const std::bad_alloc&) {
+  say(error, error_size, "out of memory");
+  return nullptr;
+}
+
+void dynaconv_plan_destroy(void* plan) { delete static_cast<Plan*>(plan); }
+
+void* dynaconv_plan_acquire(void* handle, int64_t images) try {
+  Plan& plan = *static_cast<Plan*>(handle);
+  std::unique_ptr<Context> context;
+  {
+    const std::lock_guard<std::mutex> lock(plan.mutex);
+    if (!plan.free_contexts.empty()) {
+      context.reset(plan.free_contexts.back());
+      plan.free_contexts.pop_back();
+      plan.held_bytes -= bytes_of(*context);
+    }
+  }
+  if (!context) context = std::make_unique<Context>();
+  context->grids.resize(plan.grids.size());
+  context->images = images;
+  const int64_t counters = int64_t(plan.steps.size()) * kPhases * sizeof(std::atomic<int64_t>);
+  if (!context->arena.reserve(plan.data.arena_bytes * images + kSlack) || !context->counters.reserve(counters + 64) ||
+      !place_masks(plan, *context, images))
+    return nullptr;
+  return context.release();
+} catch (const std::bad_alloc&) {
+  return nullptr;
+}
+
+void dynaconv_plan_release(void* handle, void* context) {
+  Plan& plan = *static_cast<Plan*>(handle);
+  std::unique_ptr<Context> owned(static_cast<Context*>(context));
+  const std::lock_guard<std::mutex> lock(plan.mutex);
+  plan.free_contexts.push_back(owned.get());
+  plan.held_bytes += bytes_of(*owned);
+  owned.release();
+}
+
+void* dynaconv_plan_value(void* handle, void* context, int32_t value) {
+  const Plan& plan = *static_cast<Plan*>(handle);
+  const Context& own = *static_cast<Context*>(context);
+  if (value < 0 || value >= plan.data.value_count || plan.values[value].external >= 0) return nullptr;
+  return own.arena.data() + plan.values[value].offset * own.images;
+}
+
+int64_t dynaconv_plan_memory(void* handle) {
+  Plan& plan = *static_cast<Plan*>(handle);
+  const std::lock_guard<std::mutex> lock(plan.mutex);
+  return plan.held_bytes;
+}
+
+int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char* error, int64_t error_size) {
+  const Plan& plan = *static_cast<Plan*>(handle);
+  Context& context = *static_cast<Context*>(context_handle);
+  const std::string reason = check_call(plan, context, *call);
+  if (!reason.empty()) {
+    say(error, error_size, reason);
+    return 1;
+  }
+  const int threads = call->threads;
+  const int64_t scratch = scratch_bytes(plan), zeros = (widest(plan) * 4 + 63) / 64 * 64;
+  if (!context.scratch.reserve(scratch * threads + zeros)) {
+    say(error, error_size, "out of memory");
+    return 1;
+  }
+  auto* counters = reinterpret_cast<std::atomic<int64_t>*>(context.counters.data());
+  for (int64_t i = int64_t(call->first) * kPhases; i < int64_t(call->last) * kPhases; ++i) new (counters + i) std::atomic<int64_t>(0);
+  char* const blocks = context.scratch.data();
+  float* const zero = reinterpret_cast<float*>(blocks + scratch * threads);
+  std::memset(zero, 0, zeros);
+  Barrier barrier(threads);
+  Run run{plan, context, *call, barrier, counters};
+#ifdef _OPENMP
+  if (threads > 1) {
+    int granted = 1;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+      granted = omp_get_num_threads();
+      if (granted == threads) work(run, omp_get_thread_num(), threads, blocks + scratch * omp_get_thread_num(), zero);
+    }
+    if (granted == threads) {
+      if (call->open_rows)
+        for (size_t g = 0; g < plan.grids.size(); ++g) call->open_rows[g] = context.grids[g].open_count;
+      return 0;
+    }
+  }
+#endif
+  // Inside another parallel region OpenMP may give one thread only.
+  work(run, 0, 1, blocks, zero);
+  if (call->open_rows)
+    for (size_t g = 0; g < plan.grids.size(); ++g) call->open_rows[g] = context.grids[g].open_count;
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,156 @@
+// What a running plan is made of: contexts (arenas), workers (threads) and the functions of the steps.
+
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "plan.h"
+
+constexpr int kPhases = 4;        // parallel loops within one step
+constexpr int64_t kSlack = 256;   // bytes past every region that vector reads may touch
+
+// One output position: its row over the whole batch, and where that is.
+struct Position {
+  int32_t row, image;
+  int16_t y, x;
+};
+
+// A mask during a run. `need` and the lists live in the context.
+struct GridState {
+  uint8_t* need;
+  Position* open;
+  Position* closed;       // null unless Grid::closed
+  int32_t* image_counts;  // open positions of each image
+  int64_t open_count;
+};
+
+// Memory that frees itself; large regions ask for huge pages, which saves address translation.
+class Region {
+ public:
+  Region() = default;
+  ~Region();
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+  bool reserve(int64_t bytes);  // keeps what it has when that is enough; contents are lost otherwise
+  char* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+struct Context {
+  int64_t images = 0;
+  Region arena, masks, scratch, counters;
+  std::vector<GridState> grids;
+};
+
+struct Plan {
+  PlanData data;
+  std::vector<Value> values;
+  std::vector<Conv> convs;
+  std::vector<Grid> grids;
+  std::vector<Step> steps;
+  std::mutex mutex;
+  std::vector<Context*> free_contexts;
+  int64_t held_bytes = 0;
+  ~Plan();
+};
+
+// All threads meet here between steps. Spins, since steps are short; yields when that takes long.
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void wait();
+
+ private:
+  const int threads_;
+  std::atomic<int> arrived_{0};
+  std::atomic<int> round_{0};
+};
+
+struct Run {
+  const Plan& plan;
+  Context& context;
+  const Call& call;
+  Barrier& barrier;
+  std::atomic<int64_t>* counters;  // [steps][kPhases]
+
+  const Value& value(int32_t id) const { return plan.values[id]; }
+  const Conv& conv(int32_t id) const { return plan.convs[id]; }
+  char* data(int32_t id) const {
+    const Value& v = plan.values[id];
+    if (v.external >= 0) return static_cast<char*>(call.externals[v.external]);
+    return context.arena.data() + v.offset * call.images;
+  }
+  bool planes(int32_t id) const {
+    const Value& v = plan.values[id];
+    return v.external >= 0 && call.external_planes[v.external] != 0;
+  }
+  int64_t rows(int32_t id) const {
+    const Value& v = plan.values[id];
+    return call.images * v.height * v.width;
+  }
+};
+
+inline int64_t element_bytes(int dtype) { return dtype == kBfloat16 ? 2 : 4; }
+
+// One thread of a run.
+struct Worker {
+  Run& run;
+  const int id, threads;
+  char* const scratch;
+  const float* const zeros;  // as long as the widest value, all 0 (of any dtype)
+  int step = 0, phase = 0;
+
+  // Calls f(task) for every task once, on whichever thread is free.
+  template <typename F>
+  void share(int64_t tasks, F&& f) {
+    std::atomic<int64_t>& next = run.counters[step * kPhases + phase++];
+    if (threads == 1) {
+      for (int64_t task = 0; task < tasks; ++task) f(task);
+      return;
+    }
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(task);
+  }
+  void barrier() {
+    if (threads > 1) run.barrier.wait();
+  }
+};
+
+using StepFunction = void (*)(Worker&, const Step&);
+
+void step_layout(Worker&, const Step&);
+void step_conv(Worker&, const Step&);
+void step_stem(Worker&, const Step&);
+void step_depthwise(Worker&, const Step&);
+void step_inverted(Worker&, const Step&);
+void step_pool(Worker&, const Step&);
+void step_mean(Worker&, const Step&);
+void step_pairwise(Worker&, const Step&);
+void step_activate(Worker&, const Step&);
+void step_gate(Worker&, const Step&);
+void step_threshold(Worker&, const Step&);
+void step_dilate(Worker&, const Step&);
+void step_mask_value(Worker&, const Step&);
+void step_layer_norm(Worker&, const Step&);
+void step_softmax(Worker&, const Step&);
+void step_copy(Worker&, const Step&);
+void step_dynamic_conv(Worker&, const Step&);
+void step_channel_fusion(Worker&, const Step&);
+
+// Bytes of scratch that a thread needs for a step.
+int64_t scratch_conv(const Plan&, const Step&);
+int64_t scratch_stem(const Plan&, const Step&);
+int64_t scratch_inverted(const Plan&, const Step&);
+int64_t scratch_dynamic(const Plan&, const Step&);
+int64_t scratch_gate(const Plan&, const Step&);
+
+// Why a plan cannot be run, or an empty text. Looks at everything that does not depend on the input.
+std::string check_plan(const PlanData& data);

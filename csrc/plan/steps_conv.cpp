@@ -1,0 +1,202 @@
+// Convolutions as indirect GEMMs: ordinary, grouped, masked, and the stem that reads the picture itself.
+
+#include <algorithm>
+#include <cstring>
+
+#include "../kernels/gemm.h"
+#include "run.h"
+
+namespace {
+
+constexpr int64_t kCacheBytes = 384 << 10;   // of a block's activations, or of its weights: both fit the L2 cache
+constexpr int64_t kMostTiles = 48;           // of a block
+constexpr double kTaskMacs = 1.5e6;          // of the smallest task that is worth sharing
+
+// How one convolution is cut: blocks of rows times groups of panels.
+struct Cut {
+  int64_t rows, row_blocks, panels, panel_groups;
+
+  int64_t tasks() const { return row_blocks * panel_groups; }
+  // Whole tiles where blocks are large, equal shares where they are small.
+  int64_t first_row(int64_t block) const {
+    const int64_t exact = rows * block / row_blocks;
+    return block < row_blocks && rows / row_blocks >= 8 * kMaxRows ? exact / kMaxRows * kMaxRows : exact;
+  }
+  int64_t first_panel(int64_t group) const { return panels * group / panel_groups; }
+};
+
+Cut cut(int64_t rows, int64_t row_bytes, int64_t panels, int64_t panel_bytes, double panel_macs, int threads) {
+  Cut c{rows, 1, panels, 1};
+  const double macs = panel_macs * rows * panels;
+  const int64_t useful = std::max<int64_t>(1, std::min<int64_t>(64, static_cast<int64_t>(macs / kTaskMacs)));
+  const int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(useful, 8 * threads) / threads * threads;
+  const int64_t cached = std::max((rows * row_bytes + kCacheBytes - 1) / kCacheBytes,
+                                  (rows + kMaxRows * kMostTiles - 1) / (kMaxRows * kMostTiles));
+  const bool heavy = panels * panel_bytes > kCacheBytes;
+  if (heavy) c.panel_groups = std::min(panels, (panels * panel_bytes + kCacheBytes - 1) / kCacheBytes);
+  if (heavy || rows < kMaxRows * threads)
+    c.panel_groups = std::max(c.panel_groups, std::min(panels, std::max<int64_t>(1, wanted)));
+  const int64_t missing = (std::max<int64_t>(wanted, 1) + c.panel_groups - 1) / c.panel_groups;
+  const int64_t most = std::max<int64_t>(1, rows / (heavy ? 4 * kMaxRows : kMaxRows / 2));
+  c.row_blocks = std::max(cached, std::min(missing, most));
+  if (threads > 1 && c.panel_groups == 1 && c.row_blocks > 1 && c.row_blocks < rows)
+    c.row_blocks = std::min(rows, (c.row_blocks + threads - 1) / threads * threads);
+  return c;
+}
+
+// Walks the output positions of a block: a list, or every row from some row on.
+struct Walk {
+  const Position* list;
+  int64_t row;
+  int32_t height, width, image, y, x;
+
+  Walk(const Position* list_, int64_t first, const Value& out)
+      : list(list_ ? list_ + first : nullptr), row(first), height(out.height), width(out.width) {
+    const int64_t area = int64_t{height} * width;
+    image = static_cast<int32_t>(row / area);
+    y = static_cast<int32_t>(row % area / width);
+    x = static_cast<int32_t>(row % width);
+  }
+  Position next() {
+    if (list) return *list++;
+    const Position at{static_cast<int32_t>(row), image, static_cast<int16_t>(y), static_cast<int16_t>(x)};
+    ++row;
+    if (++x == width) {
+      x = 0;
+      if (++y == height) {
+        y = 0;
+        ++image;
+      }
+    }
+    return at;
+  }
+};
+
+bool pointwise(const Conv& conv) {
+  return conv.kernel[0] == 1 && conv.kernel[1] == 1 && conv.stride[0] == 1 && conv.stride[1] == 1 &&
+         conv.padding[0] == 0 && conv.padding[1] == 0;
+}
+
+// Pointers to the taps of one position, a column of taps[t * kMaxRows].
+void point(const Position& at, const Conv& conv, const Value& in, const char* base, int64_t row_bytes, const void* zeros,
+           const void** taps) {
+  if (pointwise(conv)) {
+    taps[0] = base + at.row * row_bytes;
+    return;
+  }
+  const int32_t y0 = at.y * conv.stride[0] - conv.padding[0], x0 = at.x * conv.stride[1] - conv.padding[1];
+  const char* image = base + int64_t{at.image} * in.height * in.width * row_bytes;
+  for (int i = 0; i < conv.kernel[0]; ++i) {
+    const int32_t y = y0 + i * conv.dilation[0];
+    const bool inside = static_cast<uint32_t>(y) < static_cast<uint32_t>(in.height);
+    const char* line = image + (int64_t{y} * in.width + x0) * row_bytes;
+    for (int j = 0; j < conv.kernel[1]; ++j, taps += kMaxRows) {
+      const int32_t x = x0 + j * conv.dilation[1];
+      taps[0] = inside && static_cast<uint32_t>(x) < static_cast<uint32_t>(in.width)
+                    ? line + int64_t{j} * conv.dilation[1] * row_bytes
+                    : zeros;
+    }
+  }
+}
+
+struct Output {
+  char* base;
+  int64_t row_bytes;
+  const char* residual;
+  int64_t residual_bytes;
+};
+
+// The panels [from, to) of one tile whose taps are known.
+struct PanelLoop {
+  const Conv& conv;
+  int64_t depth, per_group, element;
+  int activation, final_activation, dtype;
+
+  void run(TileCall& call, int rows, int64_t panel) const {
+    const int64_t group = panel / per_group, within = panel % per_group;
+    const int64_t outputs = conv.out_channels / conv.groups;
+    call.tap_offset = group * (conv.in_channels / conv.groups);
+    call.weight = static_cast<const char*>(conv.weight) + panel * depth * kPanel * element;
+    call.bias = conv.bias + panel * kPanel;
+    call.column = group * outputs + within * kPanel;
+    call.columns = static_cast<int>(std::min<int64_t>(kPanel, outputs - within * kPanel));
+    gemm_tile(dtype, rows, call.columns)(call);
+  }
+};
+
+int64_t panels_of(const Conv& conv) {
+  return conv.groups * ((conv.out_channels / conv.groups + kPanel - 1) / kPanel);
+}
+
+}  // namespace
+
+int64_t scratch_conv(const Plan& plan, const Step& step) {
+  const Conv& conv = plan.convs[step.conv[0]];
+  const int64_t taps = int64_t{conv.kernel[0]} * conv.kernel[1];
+  return (kMostTiles + 2) * kMaxRows * (taps + 2) * int64_t{sizeof(void*)};
+}
+
+void step_conv(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Conv& conv = run.conv(step.conv[0]);
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const Position* list = nullptr;
+  int64_t count = run.rows(step.out);
+  if (step.grid >= 0) {
+    const GridState& grid = run.context.grids[step.grid];
+    const int64_t listed = step.closed ? count - grid.open_count : grid.open_count;
+    if (listed < count && (step.closed || double(listed) <= double(step.run_all_above) * count)) {
+      list = step.closed ? grid.closed : grid.open;
+      count = listed;
+    }
+  }
+  if (count == 0) return;
+  const int64_t element = element_bytes(in.dtype), taps = int64_t{conv.kernel[0]} * conv.kernel[1];
+  const int64_t depth = taps * conv.in_channels / conv.groups;
+  const int64_t per_group = (conv.out_channels / conv.groups + kPanel - 1) / kPanel;
+  const int64_t in_bytes = in.stride * element;
+  // A strided kernel touches more input rows than it makes output rows.
+  const int64_t touched = taps == 1 ? 1 : int64_t{conv.stride[0]} * conv.stride[1];
+  const Cut c = cut(count, in_bytes * touched, panels_of(conv), depth * kPanel * element,
+                    double(depth) * std::min<int64_t>(kPanel, conv.out_channels / conv.groups), worker.threads);
+  const char* base = run.data(step.in);
+  char* result = run.data(step.out);
+  const int64_t out_bytes = out.stride * element_bytes(out.dtype);
+  const char* residual = step.in2 >= 0 ? run.data(step.in2) : nullptr;
+  const int64_t residual_bytes = step.in2 >= 0 ? run.value(step.in2).stride * element_bytes(out.dtype) : 0;
+  const PanelLoop loop{conv, depth, per_group, element, step.activation[0], step.final_activation, in.dtype};
+
+  worker.share(c.tasks(), [&](int64_t task) {
+    const int64_t block = task % c.row_blocks, group = task / c.row_blocks;
+    const int64_t first = c.first_row(block), last = c.first_row(block + 1), rows = last - first;
+    if (rows <= 0) return;
+    const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+    auto** table = reinterpret_cast<const void**>(worker.scratch);
+    auto** outs = const_cast<void**>(table + tiles * kMaxRows * taps);
+    auto** adds = const_cast<const void**>(outs + tiles * kMaxRows);
+    Walk walk(list, first, out);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t from = rows * tile / tiles, to = rows * (tile + 1) / tiles;
+      for (int64_t r = 0; r < to - from; ++r) {
+        const Position at = walk.next();
+        point(at, conv, in, base, in_bytes, worker.zeros, table + tile * kMaxRows * taps + r);
+        outs[tile * kMaxRows + r] = result + at.row * out_bytes;
+        adds[tile * kMaxRows + r] = residual + at.row * residual_bytes;
+      }
+    }
+    TileCall call{};
+    call.taps_count = static_cast<int>(taps);
+    call.channels = conv.in_channels / conv.groups;
+    call.activation = step.activation[0];
+    call.final_activation = step.final_activation;
+    const int64_t end = c.first_panel(group + 1);
+    for (int64_t panel = c.first_panel(group); panel < end; ++panel) {
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        call.taps = table + tile * kMaxRows * taps;
+        call.out = outs + tile * kMaxRows;
+        call.residual = residual ? adds + tile * kMaxRows : nullptr;
+        loop.run(call, static_cast<int>(rows * (tile + 1) / tiles - rows * tile / tiles), panel);
+      }
+    }
+  });
+}

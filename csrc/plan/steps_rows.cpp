@@ -1,0 +1,179 @@
+// Steps that move or combine rows: layout, pooling, means, sums, products, normalisation, softmax, copies.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "../kernels/rowwise.h"
+#include "run.h"
+
+namespace {
+
+constexpr int64_t kChunkBytes = 32 << 10;  // of one task of a step that is bound by memory
+
+int64_t rows_of_chunk(int64_t row_bytes) { return std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, row_bytes)); }
+
+// f(first, last) over chunks of `rows` rows.
+template <typename F>
+void share_rows(Worker& worker, int64_t rows, int64_t row_bytes, F&& f) {
+  const int64_t chunk = rows_of_chunk(row_bytes);
+  worker.share((rows + chunk - 1) / chunk,
+               [&](int64_t task) { f(task * chunk, std::min(rows, (task + 1) * chunk)); });
+}
+
+struct Rows {
+  char* base;
+  int64_t bytes;
+  char* operator[](int64_t row) const { return base + row * bytes; }
+};
+
+Rows rows_at(const Run& run, int32_t id) {
+  const Value& v = run.value(id);
+  return {run.data(id), v.stride * element_bytes(v.dtype)};
+}
+
+}  // namespace
+
+void step_layout(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value& out = run.value(step.out);
+  const Rows to = rows_at(run, step.out), from = rows_at(run, step.in);
+  const int64_t area = int64_t{out.height} * out.width, channels = out.channels;
+  const RowKernels& kernels = row_kernels(out.dtype);
+  if (run.planes(step.in)) {
+    const float* planes = reinterpret_cast<const float*>(from.base);
+    const int64_t chunk = std::min<int64_t>(area, 256), chunks = (area + chunk - 1) / chunk;
+    worker.share(run.call.images * chunks, [&](int64_t task) {
+      const int64_t image = task / chunks, first = task % chunks * chunk;
+      kernels.interleave(planes + image * channels * area + first, area, std::min(chunk, area - first), channels,
+                         to[image * area + first], out.stride);
+    });
+    return;
+  }
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) kernels.activate(from[row], channels, kNone, to[row]);
+  });
+}
+
+void step_pool(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Conv& conv = run.conv(step.conv[0]);
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(in.dtype);
+  const bool maximum = step.kind == kMaxPool, padding_counts = step.ints[0] != 0;
+  worker.share(run.call.images * out.height, [&](int64_t task) {
+    const int64_t image = task / out.height, oy = task % out.height;
+    const auto** taps = reinterpret_cast<const void**>(worker.scratch);
+    for (int64_t ox = 0; ox < out.width; ++ox) {
+      int count = 0, window = 0;
+      for (int i = 0; i < conv.kernel[0]; ++i) {
+        const int64_t y = oy * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
+        for (int j = 0; j < conv.kernel[1]; ++j) {
+          const int64_t x = ox * conv.stride[1] - conv.padding[1] + int64_t{j} * conv.dilation[1];
+          // As in PyTorch, a window that ceil_mode lets hang over the padding counts no further.
+          window += y < in.height + conv.padding[0] && x < in.width + conv.padding[1];
+          if (y < 0 || y >= in.height || x < 0 || x >= in.width) continue;
+          taps[count++] = from[(image * in.height + y) * in.width + x];
+        }
+      }
+      char* row = to[(image * out.height + oy) * out.width + ox];
+      if (maximum) kernels.max(taps, count, in.channels, row);
+      else kernels.average(taps, count, in.channels, 1.0f / static_cast<float>(padding_counts ? window : count), row);
+    }
+  });
+}
+
+void step_mean(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(in.dtype);
+  const int64_t area = int64_t{in.height} * in.width;
+  const GridState* grid = step.grid >= 0 ? &run.context.grids[step.grid] : nullptr;
+  constexpr int64_t kBlock = 64;
+  const int64_t blocks = (in.channels + kBlock - 1) / kBlock;
+  worker.share(run.call.images * blocks, [&](int64_t task) {
+    const int64_t image = task / blocks, first = task % blocks * kBlock;
+    const int64_t channels = std::min<int64_t>(kBlock, in.channels - first), skip = first * element_bytes(in.dtype);
+    float sums[kBlock] = {};
+    int64_t count = area;
+    if (grid) {
+      count = grid->image_counts[image];
+      for (int64_t p = 0; p < area; ++p)
+        if (grid->need[image * area + p]) kernels.sum(from[image * area + p] + skip, 1, in.stride, channels, sums);
+    } else {
+      kernels.sum(from[image * area] + skip, area, in.stride, channels, sums);
+    }
+    // An image without open rows has no mean; 0 is what training gives it.
+    const float scale = count ? 1.0f / static_cast<float>(count) : 0.0f;
+    for (int64_t c = 0; c < channels; ++c) sums[c] *= scale;
+    row_kernels(out.dtype).activate(sums, channels, kNone, to[image] + first * element_bytes(out.dtype));
+  });
+}
+
+void step_pairwise(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value &out = run.value(step.out), &second = run.value(step.in2);
+  const Rows a = rows_at(run, step.in), b = rows_at(run, step.in2), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(out.dtype);
+  const Pairing op = step.kind == kAdd ? Pairing::kAdd : Pairing::kMultiply;
+  const bool single = second.channels == 1 && out.channels != 1;
+  const int64_t area = int64_t{out.height} * out.width;
+  const bool each_image = second.height * second.width == 1 && area != 1;
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row)
+      kernels.pair(op, a[row], b[each_image ? row / area : row], single, out.channels, step.activation[0], to[row]);
+  });
+}
+
+void step_activate(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value& out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(out.dtype);
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) kernels.activate(from[row], out.channels, step.activation[0], to[row]);
+  });
+}
+
+void step_layer_norm(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Conv& conv = run.conv(step.conv[0]);
+  const Value& out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(out.dtype);
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row)
+      kernels.normalize(from[row], out.channels, static_cast<const float*>(conv.weight), conv.bias, step.floats[0], to[row]);
+  });
+}
+
+void step_softmax(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value& out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const int64_t group = step.ints[0];
+  worker.share(run.rows(step.out), [&](int64_t row) {
+    const float* x = reinterpret_cast<const float*>(from[row]);
+    float* y = reinterpret_cast<float*>(to[row]);
+    for (int64_t start = 0; start < out.channels; start += group) {
+      float most = x[start], sum = 0;
+      for (int64_t i = 1; i < group; ++i) most = std::max(most, x[start + i]);
+      for (int64_t i = 0; i < group; ++i) sum += y[start + i] = std::exp((x[start + i] - most) * step.floats[0]);
+      for (int64_t i = 0; i < group; ++i) y[start + i] /= sum;
+    }
+  });
+}
+
+void step_copy(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const int64_t element = element_bytes(in.dtype);
+  const int64_t count = std::min(in.channels - step.ints[1], out.channels - step.ints[0]);
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row)
+      std::memcpy(to[row] + step.ints[0] * element, from[row] + step.ints[1] * element, count * element);
+  });
+}
