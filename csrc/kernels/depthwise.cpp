@@ -26,32 +26,33 @@ struct Piece {
 
 // Every loaded input is used by all output pixels that it touches; sums and one kernel row of weights stay in registers.
 template <typename Vector, int Kernel, int Stride, int Pixels, bool Table>
-DYNACONV_INLINE void piece_channels(const DepthwiseRun& run, const Piece& piece, int64_t c) {
+DYNACONV_INLINE void piece_channels(const DepthwiseRun& run, const Piece& piece, Vector low, Vector high, int64_t c) {
   constexpr int kColumns = (Pixels - 1) * Stride + Kernel;
+  const int64_t step = run.weight_stride, pixel = run.pixel;
   Vector sums[Pixels];
   const Vector start = load<Vector>(run.bias + c);
 #pragma GCC unroll 8
   for (int p = 0; p < Pixels; ++p) sums[p] = start;
   const float* weight = run.weight + c;
-  const float* const* columns = piece.lines;
-  for (int line = 0; line < run.line_count; ++line, weight += Kernel * run.weight_stride) {
+  const float* const* lines = piece.lines;
+  for (int line = 0; line < run.line_count; ++line, lines += Table ? kColumns : 1) {
     Vector w[Kernel];
 #pragma GCC unroll 8
-    for (int k = 0; k < Kernel; ++k) w[k] = load<Vector>(weight + k * run.weight_stride);
-    const float* from = Table ? nullptr : piece.lines[line] + piece.first + c;
+    for (int k = 0; k < Kernel; ++k, weight += step) w[k] = load<Vector>(weight);
+    const float* from = lines[0] + piece.first + c;
 #pragma GCC unroll 32
-    for (int column = 0; column < kColumns; ++column) {
-      const Vector value = Table ? load<Vector>(columns[column] + c) : load<Vector>(from + column * run.pixel);
+    for (int column = 0; column < kColumns; ++column, from += pixel) {
+      hold(from);
+      Vector value = load<Vector>(Table ? lines[column] + c : from);
+      hold(value);
 #pragma GCC unroll 8
       for (int p = 0; p < Pixels; ++p)
         if (column >= p * Stride && column < p * Stride + Kernel) sums[p] += value * w[column - p * Stride];
     }
-    if (Table) columns += kColumns;
   }
-  const Bounds bounds = clamp_bounds(is_clamp(run.activation) ? run.activation : kNone);
-  const Vector low = broadcast<Vector>(bounds.low), high = broadcast<Vector>(bounds.high);
+  float* out = piece.out + c;
 #pragma GCC unroll 8
-  for (int p = 0; p < Pixels; ++p) store<Vector>(piece.out + p * run.out_pixel + c, at_most(at_least(sums[p], low), high));
+  for (int p = 0; p < Pixels; ++p, out += run.out_pixel) store<Vector>(out, at_most(at_least(sums[p], low), high));
 }
 
 // What is left of the channels after the whole vectors, and kernels of other sizes: one pixel at a time.
@@ -109,11 +110,16 @@ void rest_channels(const DepthwiseRun& run, const Piece& piece, PixelFunction fu
 }
 
 template <typename Vector, int Kernel, int Stride, int Pixels, bool Table, PixelFunction Rest>
-DYNACONV_INLINE void whole_piece(const DepthwiseRun& run, const Piece& piece) {
-  constexpr int kLanes = kLanesOf<Vector>;
+DYNACONV_INLINE void whole_piece(const DepthwiseRun& shared, const Piece& given) {
+  // Copies of its own, since a store could otherwise change any of these numbers.
+  const DepthwiseRun run = shared;
+  const Piece piece = given;
+  const Bounds bounds = clamp_bounds(is_clamp(run.activation) ? run.activation : kNone);
+  const Vector low = broadcast<Vector>(bounds.low), high = broadcast<Vector>(bounds.high);
   int64_t c = 0;
-  for (; c + kLanes <= run.channels; c += kLanes) piece_channels<Vector, Kernel, Stride, Pixels, Table>(run, piece, c);
-  if (c < run.channels) rest_channels(run, piece, Rest, Kernel, Stride, Pixels, Table, c);
+  for (; c + kLanesOf<Vector> <= run.channels; c += kLanesOf<Vector>)
+    piece_channels<Vector, Kernel, Stride, Pixels, Table>(run, piece, low, high, c);
+  if (c < run.channels) rest_channels(shared, given, Rest, Kernel, Stride, Pixels, Table, c);
 }
 
 // Everything after a bounded activation: other activations, then the residual and the last activation.

@@ -31,7 +31,28 @@ DYNACONV_INLINE void store(float* to, const Vector& value) {
   __builtin_memcpy(to, &value, sizeof(value));
 }
 
+// The sum makes GCC broadcast once; of `value - Vector{}` and of a loop over lanes it makes one insertion for each lane.
 template <typename Vector>
 DYNACONV_INLINE Vector broadcast(float value) {
-  return value - Vector{};
+  return Vector{} + value;
+}
+
+// Keeps a loaded value in a register: GCC would load it again for every use.
+template <typename Vector>
+DYNACONV_INLINE void hold(Vector& value) {
+#if defined(DYNACONV_X86) && defined(__GNUC__)
+  if constexpr (sizeof(Vector) == 64)
+    asm("" : "+v"(value));
+  else
+    asm("" : "+x"(value));
+#else
+  static_cast<void>(value);
+#endif
+}
+
+// Keeps a pointer that walks from being rewritten as many pointers that stand still and do not fit the registers.
+DYNACONV_INLINE void hold(const float*& pointer) {
+#ifdef __GNUC__
+  asm("" : "+r"(pointer));
+#endif
 }
