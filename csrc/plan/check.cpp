@@ -80,6 +80,17 @@ struct Checker {
   bool float_value(int32_t id, const char* what) {
     return value(id, what) && (at(id).dtype == kFloat32 || fail(std::string(what) + " must be float32"));
   }
+  bool winograd(const Step& s, const Value& in, const Value& out) {
+    const Conv& c = data.convs[s.conv[0]];
+    if (!c.winograd) return true;
+    for (int i = 0; i < 2; ++i)
+      if (c.kernel[i] != 3 || c.stride[i] != 1 || c.dilation[i] != 1) return fail("Winograd weights are for 3x3, stride 1");
+    if (c.groups != 1 || in.dtype != kFloat32 || s.closed) return fail("Winograd weights are for one group, float32, open rows");
+    if (out.height != in.height + 2 * c.padding[0] - 2 || out.width != in.width + 2 * c.padding[1] - 2)
+      return fail("an output size does not follow from kernel, stride and padding");
+    if (s.grid2 >= 0 && !lies_on(s.grid2, in)) return false;
+    return s.grid < 0 || data.grids[s.grid].tiles || fail("a masked Winograd convolution needs the tiles of its grid");
+  }
   bool inverted(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);
     if (!conv(s.conv[1]) || !conv(s.conv[2])) return false;
@@ -149,7 +160,7 @@ struct Checker {
     const Value& out = at(s.out);
     switch (s.kind) {
       case kLayout: return rows_like(s) && in.external >= 0;
-      case kConv: return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out);
+      case kConv: return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) && winograd(s, in, out);
       case kStem:
         return convolution(s, s.conv[0], in, out) && in.external >= 0 && data.convs[s.conv[0]].groups == 1 &&
                float_value(s.in, "a picture");

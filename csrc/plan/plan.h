@@ -34,7 +34,7 @@ struct Value {
 struct Conv {
   const void* weight;
   const float* bias;
-  const void* winograd;  // 3x3, stride 1, groups 1: transformed weights, or null
+  const void* winograd;  // 3x3, stride 1, groups 1, float32: [panels][16 points][in_channels][32] of F(2x2, 3x3), or null
   int32_t in_channels, out_channels, groups;
   int32_t kernel[2], stride[2], padding[2], dilation[2];
   int32_t reserved;
@@ -45,12 +45,13 @@ struct Conv {
 struct Grid {
   int32_t height, width;
   int32_t closed;    // 1: some step walks the closed rows
-  int32_t reserved;
+  int32_t tiles;     // 1: some step walks tiles of 2x2 positions (Winograd)
 };
 
 enum Kind : int32_t {
   kLayout = 0,    // external image(s), planes or rows -> rows `out`, converted to its dtype
-  kConv,          // out = act(conv(in) [+ in2]); groups allowed; a Linear is a 1x1 on a 1x1 grid
+  kConv,          // out = act(conv(in) [+ in2]); groups allowed; a Linear is a 1x1 on a 1x1 grid. Where the convolution has
+                  // Winograd weights they are used when cheaper; with a grid, grid2 then says which inputs hold something
   kStem,          // conv from an external image of few channels (planes or rows), out rows
   kDepthwise,     // out = act(depthwise(in) [+ in2])
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion)

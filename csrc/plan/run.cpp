@@ -38,7 +38,7 @@ int64_t scratch_bytes(const Plan& plan) {
   for (const Step& step : plan.steps) {
     int64_t bytes = 0;
     switch (step.kind) {
-      case kConv: bytes = scratch_conv(plan, step); break;
+      case kConv: bytes = std::max(scratch_conv(plan, step), scratch_winograd(plan, step)); break;
       case kStem: bytes = scratch_stem(plan, step); break;
       case kInverted: bytes = scratch_inverted(plan, step); break;
       case kGate: bytes = scratch_gate(plan, step); break;
@@ -73,7 +73,11 @@ bool place_masks(const Plan& plan, Context& context, int64_t images) {
       state.open = reinterpret_cast<Position*>(take(count * sizeof(Position)));
       state.closed = plan.grids[g].closed ? reinterpret_cast<Position*>(take(count * sizeof(Position))) : nullptr;
       state.image_counts = reinterpret_cast<int32_t*>(take(images * sizeof(int32_t)));
-      state.open_count = 0;
+      const Grid& grid = plan.grids[g];
+      const int64_t tiles = images * ((grid.height + 1) / 2) * ((grid.width + 1) / 2);
+      state.tiles = grid.tiles ? reinterpret_cast<Position*>(take(tiles * sizeof(Position))) : nullptr;
+      state.tile_counts = reinterpret_cast<int32_t*>(take(images * sizeof(int32_t)));
+      state.open_count = state.tile_count = 0;
     }
     if (pass == 0 && !context.masks.reserve(at + kSlack)) return false;
   }

@@ -27,6 +27,9 @@ struct GridState {
   Position* closed;       // null unless Grid::closed
   int32_t* image_counts;  // open positions of each image
   int64_t open_count;
+  Position* tiles;        // tiles of 2x2 positions with an open one; null unless Grid::tiles
+  int32_t* tile_counts;   // of each image
+  int64_t tile_count;
 };
 
 // Memory that frees itself; large regions ask for huge pages, which saves address translation.
@@ -128,6 +131,8 @@ using StepFunction = void (*)(Worker&, const Step&);
 
 void step_layout(Worker&, const Step&);
 void step_conv(Worker&, const Step&);
+// A kConv step whose convolution has Winograd weights: all tiles of 2x2 outputs, or the listed ones.
+void step_winograd(Worker&, const Step&, const Position* list, int64_t tiles);
 void step_stem(Worker&, const Step&);
 void step_depthwise(Worker&, const Step&);
 void step_inverted(Worker&, const Step&);
@@ -147,6 +152,7 @@ void step_channel_fusion(Worker&, const Step&);
 
 // Bytes of scratch that a thread needs for a step.
 int64_t scratch_conv(const Plan&, const Step&);
+int64_t scratch_winograd(const Plan&, const Step&);
 int64_t scratch_stem(const Plan&, const Step&);
 int64_t scratch_inverted(const Plan&, const Step&);
 int64_t scratch_dynamic(const Plan&, const Step&);

@@ -10,7 +10,9 @@ namespace {
 
 constexpr int64_t kCacheBytes = 384 << 10;   // of a block's activations, or of its weights: both fit the L2 cache
 constexpr int64_t kMostTiles = 48;           // of a block
-constexpr double kTaskMacs = 1.5e6;          // of the smallest task that is worth sharing
+// A Winograd tile costs 16 products and its transforms, an output position 9 products.
+constexpr double kTilePositions = 2.3;
+constexpr double kTaskMacs = 4e5;          // of the smallest task that is worth sharing
 
 // How one convolution is cut: blocks of rows times groups of panels.
 struct Cut {
@@ -142,8 +144,9 @@ void step_conv(Worker& worker, const Step& step) {
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const Position* list = nullptr;
   int64_t count = run.rows(step.out);
-  if (step.grid >= 0) {
-    const GridState& grid = run.context.grids[step.grid];
+  const GridState* mask = step.grid >= 0 ? &run.context.grids[step.grid] : nullptr;
+  if (mask) {
+    const GridState& grid = *mask;
     const int64_t listed = step.closed ? count - grid.open_count : grid.open_count;
     if (listed < count && (step.closed || double(listed) <= double(step.run_all_above) * count)) {
       list = step.closed ? grid.closed : grid.open;
@@ -151,6 +154,11 @@ void step_conv(Worker& worker, const Step& step) {
     }
   }
   if (count == 0) return;
+  if (conv.winograd) {
+    const int64_t all = run.call.images * ((out.height + 1) / 2) * ((out.width + 1) / 2);
+    const int64_t tiles = list ? mask->tile_count : all;
+    if (double(tiles) * kTilePositions < double(count)) return step_winograd(worker, step, list ? mask->tiles : nullptr, tiles);
+  }
   const int64_t element = element_bytes(in.dtype), taps = int64_t{conv.kernel[0]} * conv.kernel[1];
   const int64_t depth = taps * conv.in_channels / conv.groups;
   const int64_t per_group = (conv.out_channels / conv.groups + kPanel - 1) / kPanel;

@@ -24,6 +24,32 @@ int64_t list_image(const uint8_t* need, uint8_t wanted, int32_t image, int32_t h
   return count;
 }
 
+// Tiles of 2x2 positions of one image that hold an open one: counts them, and lists them where `list` is given.
+int32_t walk_tiles(const uint8_t* need, int32_t image, const Grid& grid, Position* list) {
+  int32_t count = 0;
+  for (int32_t y = 0; y < grid.height; y += 2) {
+    const uint8_t* line = need + int64_t{y} * grid.width;
+    const uint8_t* below = y + 1 < grid.height ? line + grid.width : line;
+    for (int32_t x = 0; x < grid.width; x += 2) {
+      const int32_t right = x + 1 < grid.width ? x + 1 : x;
+      if (!(line[x] | line[right] | below[x] | below[right])) continue;
+      if (list) list[count] = {0, image, static_cast<int16_t>(y / 2), static_cast<int16_t>(x / 2)};
+      ++count;
+    }
+  }
+  return count;
+}
+
+// What the lists of an image need to know of the images before it.
+void count_image(const Grid& grid, GridState& state, int64_t image) {
+  const int64_t area = int64_t{grid.height} * grid.width;
+  const uint8_t* need = state.need + image * area;
+  int32_t sum = 0;
+  for (int64_t p = 0; p < area; ++p) sum += need[p];
+  state.image_counts[image] = sum;
+  if (state.tiles) state.tile_counts[image] = walk_tiles(need, static_cast<int32_t>(image), grid, nullptr);
+}
+
 // The lists of a grid whose `need` and `image_counts` are there.
 void list_grid(Worker& worker, int32_t id) {
   Run& run = worker.run;
@@ -39,13 +65,12 @@ void list_grid(Worker& worker, int32_t id) {
     list_image(need, 1, own, grid.height, grid.width, open, state.open + before);
     if (state.closed) list_image(need, 0, own, grid.height, grid.width, area - open, state.closed + image * area - before);
     if (image == run.call.images - 1) state.open_count = before + open;
+    if (!state.tiles) return;
+    int64_t tiles_before = 0;
+    for (int64_t i = 0; i < image; ++i) tiles_before += state.tile_counts[i];
+    const int32_t tiles = walk_tiles(need, own, grid, state.tiles + tiles_before);
+    if (image == run.call.images - 1) state.tile_count = tiles_before + tiles;
   });
-}
-
-int32_t count_open(const uint8_t* need, int64_t area) {
-  int32_t sum = 0;
-  for (int64_t p = 0; p < area; ++p) sum += need[p];
-  return sum;
 }
 
 // Marks what a convolution reads for the open outputs of one image.
@@ -162,7 +187,7 @@ void step_threshold(Worker& worker, const Step& step) {
     } else {
       for (int64_t p = 0; p < area; ++p) need[p] = logits[image * area + p] >= threshold;
     }
-    state.image_counts[image] = count_open(need, area);
+    count_image(grid, state, image);
   });
   worker.barrier();
   list_grid(worker, step.grid);
@@ -177,7 +202,7 @@ void step_dilate(Worker& worker, const Step& step) {
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = to.need + image * in_area;
     dilate_image(from.need + image * out_area, out, run.conv(step.conv[0]), need, in);
-    to.image_counts[image] = count_open(need, in_area);
+    count_image(in, to, image);
   });
   worker.barrier();
   list_grid(worker, step.grid2);

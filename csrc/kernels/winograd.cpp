@@ -1,0 +1,117 @@
+// The transforms of F(2x2, 3x3), a vector of channels at a time.
+
+#include "winograd.h"
+
+#include "activations.h"
+#include "gemm.h"
+#include "isa.h"
+#include "vectors.h"
+
+namespace {
+
+// B^T d B with B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1].
+template <typename Vector>
+DYNACONV_INLINE void transform_input(const Vector (&d)[4][4], Vector (&v)[4][4]) {
+  Vector half[4][4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    half[0][j] = d[0][j] - d[2][j];
+    half[1][j] = d[1][j] + d[2][j];
+    half[2][j] = d[2][j] - d[1][j];
+    half[3][j] = d[1][j] - d[3][j];
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i][0] = half[i][0] - half[i][2];
+    v[i][1] = half[i][1] + half[i][2];
+    v[i][2] = half[i][2] - half[i][1];
+    v[i][3] = half[i][1] - half[i][3];
+  }
+}
+
+template <typename Vector>
+DYNACONV_INLINE void input(const void* const* patch, int64_t channels, float* transformed, int64_t step) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const auto* const* rows = reinterpret_cast<const float* const*>(patch);
+  Vector d[4][4], v[4][4];
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) d[p / 4][p % 4] = load<Vector>(rows[p] + c);
+    transform_input<Vector>(d, v);
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) store<Vector>(transformed + p * step + c, v[p / 4][p % 4]);
+  }
+  for (; c < channels; ++c) {
+    for (int p = 0; p < 16; ++p) d[p / 4][p % 4] = broadcast<Vector>(rows[p][c]);
+    transform_input<Vector>(d, v);
+    for (int p = 0; p < 16; ++p) transformed[p * step + c] = v[p / 4][p % 4][0];
+  }
+}
+
+// A^T m A with A^T = [1 1 1 0; 0 1 -1 -1].
+template <typename Vector>
+DYNACONV_INLINE void output(const float* products, int64_t step, const float* bias, float* sums) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  for (int c = 0; c < kPanel; c += kLanes) {
+    Vector half[2][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vector m1 = load<Vector>(products + (4 + j) * step + c), m2 = load<Vector>(products + (8 + j) * step + c);
+      half[0][j] = load<Vector>(products + j * step + c) + m1 + m2;
+      half[1][j] = m1 - m2 - load<Vector>(products + (12 + j) * step + c);
+    }
+    const Vector start = load<Vector>(bias + c);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      store<Vector>(sums + (2 * i) * kPanel + c, Vector(half[i][0] + half[i][1] + half[i][2] + start));
+      store<Vector>(sums + (2 * i + 1) * kPanel + c, Vector(half[i][1] - half[i][2] - half[i][3] + start));
+    }
+  }
+}
+
+template <typename Vector>
+DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int final_activation, const float* residual,
+                            float* out) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  int c = 0;
+  for (; c + kLanes <= columns; c += kLanes) {
+    Vector v = activate<Vector>(load<Vector>(sums + c), activation);
+    if (residual) v += load<Vector>(residual + c);
+    store<Vector>(out + c, activate<Vector>(v, final_activation));
+  }
+  for (; c < columns; ++c) {
+    float v = activate_scalar(sums[c], activation);
+    if (residual) v += residual[c];
+    out[c] = activate_scalar(v, final_activation);
+  }
+}
+
+#define DYNACONV_WINOGRAD(NAME, TARGET, VECTOR)                                                                     \
+  TARGET void input_##NAME(const void* const* patch, int64_t channels, float* transformed, int64_t step) {         \
+    input<VECTOR>(patch, channels, transformed, step);                                                             \
+  }                                                                                                                 \
+  TARGET void output_##NAME(const float* products, int64_t step, const float* bias, float* sums) {                 \
+    output<VECTOR>(products, step, bias, sums);                                                                    \
+  }                                                                                                                 \
+  TARGET void finish_##NAME(const float* sums, int columns, int activation, int final_activation,                  \
+                            const float* residual, float* out) {                                                   \
+    finish<VECTOR>(sums, columns, activation, final_activation, residual, out);                                    \
+  }                                                                                                                 \
+  constexpr WinogradKernels kWinograd_##NAME = {input_##NAME, output_##NAME, finish_##NAME};
+
+DYNACONV_WINOGRAD(plain, , float4)
+#ifdef DYNACONV_X86
+DYNACONV_WINOGRAD(avx2, DYNACONV_TARGET_AVX2, float8)
+DYNACONV_WINOGRAD(avx512, DYNACONV_TARGET_AVX512, float16)
+#endif
+
+}  // namespace
+
+const WinogradKernels& winograd_kernels() {
+#ifdef DYNACONV_X86
+  if (best_isa_level() == Isa::kAvx512) return kWinograd_avx512;
+  if (best_isa_level() == Isa::kAvx2) return kWinograd_avx2;
+#endif
+  return kWinograd_plain;
+}

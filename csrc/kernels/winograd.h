@@ -1,0 +1,18 @@
+// Winograd's minimal filtering F(2x2, 3x3): 16 products instead of 36 for four outputs. Source: arXiv 1509.09308, section 4.1.
+
+#pragma once
+
+#include <cstdint>
+
+constexpr int kWinogradPoints = 16;
+
+struct WinogradKernels {
+  // patch[16]: rows of `channels` floats of a 4x4 input patch; writes transformed[point * step + c].
+  void (*input)(const void* const* patch, int64_t channels, float* transformed, int64_t step);
+  // products[point * step + c] for c < kPanel -> sums of the four outputs, [4][kPanel], bias added.
+  void (*output)(const float* products, int64_t step, const float* bias, float* sums);
+  // One output row of `columns` channels: out = final_activation(activation(sums) + residual), residual may be null.
+  void (*finish)(const float* sums, int columns, int activation, int final_activation, const float* residual, float* out);
+};
+
+const WinogradKernels& winograd_kernels();

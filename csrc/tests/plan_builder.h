@@ -1,0 +1,89 @@
+// Builds small plans for tests and keeps their memory.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../plan/plan.h"
+
+struct PlanBuilder {
+  std::vector<Value> values;
+  std::vector<Conv> convs;
+  std::vector<Grid> grids;
+  std::vector<Step> steps;
+  std::deque<std::vector<float>> floats;
+  int64_t arena = 0;
+  int32_t externals = 0;
+
+  int32_t value(int32_t h, int32_t w, int32_t c, bool external = false, int32_t stride = 0) {
+    Value v{};
+    v.height = h, v.width = w, v.channels = c, v.stride = stride ? stride : c, v.dtype = kFloat32, v.external = -1;
+    if (external) {
+      v.external = externals++;
+    } else {
+      v.offset = arena;
+      arena += (int64_t{h} * w * v.stride * 4 + 63) / 64 * 64;
+    }
+    values.push_back(v);
+    return static_cast<int32_t>(values.size()) - 1;
+  }
+  int32_t grid(int32_t h, int32_t w, bool closed = false) {
+    grids.push_back({h, w, closed, 0});
+    return static_cast<int32_t>(grids.size()) - 1;
+  }
+  float* keep(std::vector<float> data) {
+    floats.push_back(std::move(data));
+    return floats.back().data();
+  }
+  // weight [O][I / groups][kh][kw], packed as plan.h says.
+  int32_t conv(const std::vector<float>& weight, const std::vector<float>& bias, int32_t in, int32_t out, int32_t groups,
+               int32_t kernel, int32_t stride, int32_t padding, int32_t dilation = 1) {
+    const int64_t per = in / groups, outs = out / groups, panels = (outs + 31) / 32, taps = int64_t{kernel} * kernel;
+    std::vector<float> packed(groups * panels * taps * per * 32), padded(groups * panels * 32);
+    for (int64_t o = 0; o < out; ++o) {
+      const int64_t g = o / outs, panel = g * panels + o % outs / 32, column = o % outs % 32;
+      padded[panel * 32 + column] = bias[o];
+      for (int64_t k = 0; k < per; ++k)
+        for (int64_t t = 0; t < taps; ++t)
+          packed[((panel * taps + t) * per + k) * 32 + column] = weight[(o * per + k) * taps + t];
+    }
+    Conv c{};
+    c.weight = keep(packed), c.bias = keep(padded), c.in_channels = in, c.out_channels = out, c.groups = groups;
+    for (int i = 0; i < 2; ++i) c.kernel[i] = kernel, c.stride[i] = stride, c.padding[i] = padding, c.dilation[i] = dilation;
+    convs.push_back(c);
+    return static_cast<int32_t>(convs.size()) - 1;
+  }
+  Step& step(int32_t kind, int32_t in, int32_t out, int32_t conv = -1) {
+    Step s{};
+    s.kind = kind, s.in = in, s.in2 = -1, s.out = out, s.grid = s.grid2 = -1, s.run_all_above = 2;
+    for (int i = 0; i < 3; ++i) s.conv[i] = -1;
+    for (int i = 0; i < 4; ++i) s.aux[i] = -1;
+    s.conv[0] = conv;
+    steps.push_back(s);
+    return steps.back();
+  }
+  void* create() {
+    PlanData data{};
+    data.abi = kPlanAbi, data.value_count = values.size(), data.conv_count = convs.size(), data.grid_count = grids.size();
+    data.step_count = steps.size(), data.external_count = externals, data.arena_bytes = arena;
+    data.values = values.data(), data.convs = convs.data(), data.grids = grids.data(), data.steps = steps.data();
+    char error[256] = "";
+    void* plan = dynaconv_plan_create(&data, error, sizeof error);
+    if (!plan) std::fprintf(stderr, "refused: %s\n", error);
+    return plan;
+  }
+};
+
+inline std::vector<float> noise(std::mt19937& random, int64_t count, float scale = 1) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> data(count);
+  for (float& v : data) v = normal(random);
+  return data;
+}
