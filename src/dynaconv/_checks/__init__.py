@@ -21,6 +21,7 @@ from dynaconv._checks.cli import (
     cli_rules_not_json,
     cli_target_range,
 )
+from dynaconv._checks.engine import engine_mutates, engine_not_exportable
 from dynaconv._checks.general import (
     count,
     finite_mask,
@@ -66,6 +67,7 @@ from dynaconv._checks.kernels import (
 )
 from dynaconv._checks.measure import (
     measure_deviates,
+    measure_disagree,
     measure_failed,
     measure_no_bfloat16,
     measure_no_compiler,
@@ -171,6 +173,7 @@ __all__ = [
     "layer_used_twice",
     "mask_for",
     "measure_deviates",
+    "measure_disagree",
     "measure_failed",
     "measure_no_bfloat16",
     "measure_no_compiler",

@@ -48,7 +48,7 @@ def images(x: Tensor, channels: int | None = None, who: str = "this layer") -> N
 
 def mask_for(mask: Tensor, size: Sequence[int]) -> None:
     """Raise unless mask is [N, 1, h, w] on the output grid `size` = (N, h, w)."""
-    n, h, w = (int(v) for v in size)
+    n, h, w = size
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor [N, 1, H, W] = [{n}, 1, {h}, {w}], got {type(mask).__name__}")
     if tuple(mask.shape) != (n, 1, h, w):

@@ -29,3 +29,11 @@ def measure_failed(error: BaseException) -> str:
 def measure_deviates(deviation: float, allowed: float) -> str:
     """Why an engine is left out that computes something else."""
     return f"its output differs from PyTorch's by {deviation:.1e} (allowed {allowed:.0e}), so its time means nothing"
+
+
+def measure_disagree(engine: str, what: str, deviation: float, allowed: float) -> str:
+    """Why nothing was timed: our engine is wrong."""
+    return (
+        f"{engine} on {what} differs from eager PyTorch by {deviation:.1e} (allowed {allowed:.0e}); nothing was timed, "
+        "please report this with the output of `dynaconv doctor`"
+    )

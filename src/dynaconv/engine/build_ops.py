@@ -1,0 +1,269 @@
+"""Handlers: convolutions, norms, pooling, activations, arithmetic, masks. Views are in build_views.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from dynaconv.engine.build import Builder, channel_vector, handles
+from dynaconv.engine.ir import Constant, View
+
+_ACTIVATIONS = {
+    "relu": "relu", "relu6": "relu6", "silu": "silu", "hardswish": "hardswish", "sigmoid": "sigmoid",
+    "hardsigmoid": "hardsigmoid", "gelu": "gelu", "leaky_relu": "leaky_relu", "hardtanh": "hardtanh", "clamp": "clamp",
+    "clamp_min": "clamp",
+}  # fmt: skip
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """One number or two as two."""
+    value = [value] if isinstance(value, int) else list(value)
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def is_map(view: Any, *layouts: str) -> bool:
+    """A view of a map in one of the layouts."""
+    return (
+        isinstance(view, View) and view.node.size is not None and view.layout in (layouts or ("nchw", "nhwc", "nc"))
+    )
+
+
+@handles("conv2d", "convolution")
+def convolution(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """x, weight, bias, stride, padding, dilation, (transposed, output_padding,) groups."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation")
+    long = node.target._schema.name == "aten::convolution"
+    names += ("transposed", "output_padding", "groups") if long else ("groups",)
+    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "transposed": False}
+    call = defaults | dict(zip(names, args, strict=False)) | kwargs
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    if call["transposed"]:
+        return "transposed convolutions have no kernel"
+    if not isinstance(weight, Constant) or not (bias is None or isinstance(bias, Constant)):
+        return "its weight depends on the input"
+    size = b.map_size(node, "nchw")
+    if not is_map(x, "nchw") or size is None or weight.tensor.dim() != 4:
+        return "only 2-d convolutions in float32 over images of a fixed size have kernels"
+    kernel, dilation = tuple(weight.tensor.shape[2:]), pair(call["dilation"])
+    padding = call["padding"]
+    if isinstance(padding, str):
+        reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if padding == "same" and any(r % 2 for r in reach):
+            return "its padding is asymmetric"
+        padding = [r // 2 for r in reach] if padding == "same" else 0
+    return b.add(
+        "conv", node, size, "nchw", {"x": x.node},
+        weight=weight.tensor.float(), bias=None if bias is None else bias.tensor.float(),
+        stride=pair(call["stride"]), padding=pair(padding), dilation=dilation, groups=call["groups"], act="none",
+    )  # fmt: skip
+
+
+@handles("linear", "addmm")
+def linear(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """A 1x1 convolution; over a flattened map, one whose kernel covers the map."""
+    if node.target._schema.name == "aten::addmm":
+        return None
+    x, weight, bias = (*args, None)[:3]
+    if not isinstance(weight, Constant) or not (bias is None or isinstance(bias, Constant)):
+        return "its weight depends on the input"
+    flat = is_map(x, "flat")
+    layout = "nc" if flat else x.layout if isinstance(x, View) else "raw"
+    size = b.map_size(node, layout)
+    if size is None or not (flat or is_map(x, "nhwc", "nc")):
+        return "only linear layers over the channels of an image have kernels"
+    w = weight.tensor.float()
+    if flat:
+        h, wide, c = x.node.size
+        w = w.reshape(-1, c, h, wide)
+    else:
+        w = w[:, :, None, None]
+    return b.add(
+        "conv", node, size, layout, {"x": x.node}, weight=w, bias=None if bias is None else bias.tensor.float(),
+        stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, act="none",
+    )  # fmt: skip
+
+
+@handles("batch_norm", "_native_batch_norm_legit_no_training")
+def batch_norm(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """In evaluation mode: scale and shift of each channel."""
+    x, weight, bias, mean, var = args[:5]
+    short = node.target._schema.name == "aten::batch_norm"
+    if short and args[5]:
+        return "a batch norm that normalises by the batch has no kernel"
+    eps = args[7] if short else args[6]
+    if not is_map(x) or not all(isinstance(t, Constant) or t is None for t in args[1:5]) or mean is None:
+        return None
+    scale = torch.rsqrt(var.tensor.double() + eps)
+    scale = scale if weight is None else scale * weight.tensor.double()
+    shift = -mean.tensor.double() * scale
+    shift = shift if bias is None else shift + bias.tensor.double()
+    return b.add("affine", node, x.node.size, x.layout, {"x": x.node}, scale=scale.float(), shift=shift.float())
+
+
+@handles(*_ACTIVATIONS)
+def activation(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """Those with a kernel; bounds and slopes other than the usual ones go to ATen."""
+    name = _ACTIVATIONS[node.target._schema.name.removeprefix("aten::")]
+    x, rest = args[0], [*args[1:], *kwargs.values()]
+    if name == "hardtanh":
+        name = "relu6" if [float(v) for v in rest] == [0.0, 6.0] else ""
+    elif name == "clamp":
+        bounds = (*rest, None)[:2]
+        name = {(0, None): "relu", (0, 6): "relu6"}.get(bounds, "")
+    elif name == "gelu":
+        name = "gelu" if rest in ([], ["none"]) else ""
+    elif name == "leaky_relu":
+        name = "leaky_relu" if not rest or math.isclose(rest[0], 0.01) else ""
+    if not name or not is_map(x):
+        return None
+    return b.add("act", node, x.node.size, x.layout, {"x": x.node}, act=name)
+
+
+@handles("add", "sub", "mul", "div")
+def arithmetic(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """Two maps of one size (or one broadcast), or a map with a constant for each channel."""
+    name = node.target._schema.name.removeprefix("aten::")
+    a, c = args[:2]
+    if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") or len(args) > 2:
+        return None
+    if is_map(a) and is_map(c):
+        return _of_two(b, node, name, a, c)
+    if not is_map(a) and name in ("add", "mul"):
+        a, c = c, a
+    if not is_map(a):
+        return None
+    vector = channel_vector(a, c)
+    if vector is None or b.map_size(node, a.layout) != a.node.size:
+        return None
+    one, zero = torch.ones_like(vector), torch.zeros_like(vector)
+    scale, shift = {
+        "add": (one, vector), "sub": (one, -vector), "mul": (vector, zero), "div": (1 / vector, zero)
+    }[name]  # fmt: skip
+    return b.add("affine", node, a.node.size, a.layout, {"x": a.node}, scale=scale, shift=shift)
+
+
+def _of_two(b: Builder, node: fx.Node, name: str, a: View, c: View) -> View | str | None:
+    if name not in ("add", "mul"):
+        return None
+    # Masks and vectors may be written first.
+    size = b.map_size(node, a.layout)
+    if c.node.size == size and a.node.size != size or (a.node.is_grid and not c.node.is_grid):
+        a, c = c, a
+    h, w, channels = a.node.size
+    fits = c.node.size in ((h, w, channels), (1, 1, channels), (h, w, 1))
+    same_layout = a.layout == c.layout or (c.node.size[:2] == (1, 1) and c.layout == "nc1" and a.layout == "nchw")
+    if size != a.node.size or not fits or not same_layout or (c.node.size == (1, 1, 1) and channels > 1):
+        return None
+    return b.add(name, node, size, a.layout, {"x": a.node, "y": c.node}, act="none")
+
+
+@handles("max_pool2d", "max_pool2d_with_indices")
+def max_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Padding counts as -inf."""
+    x, kernel = args[:2]
+    call = {"stride": [], "padding": 0, "dilation": 1}
+    call |= dict(zip(("stride", "padding", "dilation"), args[2:], strict=False)) | kwargs
+    size = b.map_size(node, "nchw") if node.target._schema.name == "aten::max_pool2d" else None
+    if not is_map(x, "nchw") or size is None:
+        return None
+    return b.add(
+        "max_pool", node, size, "nchw", {"x": x.node}, kernel=pair(kernel), stride=pair(call["stride"] or kernel),
+        padding=pair(call["padding"]), dilation=pair(call["dilation"]), act="none",
+    )  # fmt: skip
+
+
+@handles("avg_pool2d")
+def avg_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """With the divisors of PyTorch."""
+    x, kernel = args[:2]
+    names = ("stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    call = {"stride": [], "padding": 0, "count_include_pad": True, "divisor_override": None}
+    call |= dict(zip(names, args[2:], strict=False)) | kwargs
+    size = b.map_size(node, "nchw")
+    if not is_map(x, "nchw") or size is None or call["divisor_override"] is not None:
+        return None
+    return b.add(
+        "avg_pool", node, size, "nchw", {"x": x.node}, kernel=pair(kernel), stride=pair(call["stride"] or kernel),
+        padding=pair(call["padding"]), dilation=(1, 1), include_pad=bool(call["count_include_pad"]),
+    )  # fmt: skip
+
+
+@handles("adaptive_avg_pool2d")
+def adaptive_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """To 1x1, or to a size that divides the map."""
+    x, size = args[0], b.map_size(node, "nchw")
+    if not is_map(x, "nchw") or size is None:
+        return None
+    (h, w, c), (oh, ow, _) = x.node.size, size
+    if (oh, ow) == (1, 1):
+        return b.add("mean", node, (1, 1, c), "nchw", {"x": x.node})
+    if h % oh or w % ow:
+        return "the windows of this adaptive pooling differ in size"
+    kernel = (h // oh, w // ow)
+    if kernel == (1, 1):
+        return x
+    return b.add(
+        "avg_pool", node, size, "nchw", {"x": x.node}, kernel=kernel, stride=kernel, padding=(0, 0), dilation=(1, 1),
+        include_pad=True,
+    )  # fmt: skip
+
+
+@handles("mean")
+def mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Over both axes of the grid."""
+    x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
+    keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    if not is_map(x, "nchw", "nhwc") or not dims:
+        return None
+    first = 2 if x.layout == "nchw" else 1
+    if sorted(d % 4 for d in dims) != [first, first + 1] or kwargs.get("dtype") is not None:
+        return None
+    return b.add("mean", node, (1, 1, x.node.size[2]), x.layout if keep else "nc", {"x": x.node})
+
+
+@handles("layer_norm")
+def layer_norm(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Over channels."""
+    x, shape = args[:2]
+    call = {"weight": None, "bias": None, "eps": 1e-5}
+    call |= dict(zip(("weight", "bias", "eps"), args[2:], strict=False)) | kwargs
+    if not is_map(x, "nhwc", "nc") or list(shape) != [x.node.size[2]]:
+        return None
+    weight, bias = call["weight"], call["bias"]
+    if not all(t is None or isinstance(t, Constant) for t in (weight, bias)):
+        return None
+    c = x.node.size[2]
+    return b.add(
+        "layer_norm", node, x.node.size, x.layout, {"x": x.node}, eps=call["eps"],
+        weight=torch.ones(c) if weight is None else weight.tensor.float(),
+        bias=torch.zeros(c) if bias is None else bias.tensor.float(),
+    )  # fmt: skip
+
+
+@handles("softmax", "_softmax")
+def softmax(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Over channels."""
+    x, dim = args[:2]
+    if not is_map(x) or b.map_size(node, x.layout) is None:
+        return None
+    axes, axis = (2, 1) if x.layout == "nc" else (4, 1 if x.layout == "nchw" else 3)
+    if dim % axes != axis:
+        return None
+    return b.add("softmax", node, x.node.size, x.layout, {"x": x.node}, group=x.node.size[2], scale=1.0)
+
+
+@handles("cat")
+def concat(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Along channels."""
+    parts, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if not parts or not all(is_map(p) and p.layout == parts[0].layout for p in parts):
+        return None
+    layout = parts[0].layout
+    axes, axis = (2, 1) if layout == "nc" else (4, 1 if layout == "nchw" else 3)
+    size = b.map_size(node, layout)
+    if dim % axes != axis or size is None or any(p.node.is_grid for p in parts):
+        return None
+    return b.add("concat", node, size, layout, {str(i): p.node for i, p in enumerate(parts)})

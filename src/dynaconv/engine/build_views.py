@@ -1,0 +1,123 @@
+"""Handlers of operations that only look at a map in another way, and of those that make masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from dynaconv.engine.build import GETITEM, Builder, handles
+from dynaconv.engine.build_ops import is_map
+from dynaconv.engine.ir import Constant, View
+
+
+@handles("permute")
+def permute(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Between [N, C, H, W] and [N, H, W, C]."""
+    x, order = args[:2]
+    if not is_map(x):
+        return None
+    turns = {("nchw", (0, 2, 3, 1)): "nhwc", ("nhwc", (0, 3, 1, 2)): "nchw"}
+    layout = turns.get((x.layout, tuple(d % 4 for d in order)))
+    return None if layout is None else View(x.node, layout)
+
+
+@handles("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
+def reshape(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Of maps on a 1x1 grid (any arrangement of ones), and a map flattened to [N, C * H * W]."""
+    x, shape = args[0], b.shape(node)
+    if not isinstance(x, View) or x.node.size is None or x.layout == "raw" or shape is None:
+        return None
+    h, w, c = x.node.size
+    before = b.shape(node.args[0])
+    if shape == before:
+        return x
+    if (h, w) == (1, 1):
+        layouts = {(1, 1, c): "nhwc", (c,): "nc", (c, 1): "nc1"}
+        if c > 1 or x.layout != "nhwc":
+            layouts[(c, 1, 1)] = "nchw"
+        return View(x.node, layouts[shape]) if shape in layouts else None
+    return View(x.node, "flat") if x.layout == "nchw" and shape == (c * h * w,) else None
+
+
+@handles("slice")
+def slice_(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Everything, or the corner that crops an upsampled mask."""
+    x = args[0]
+    if not isinstance(x, View) or b.shape(node) is None:
+        return None
+    if b.shape(node) == b.shape(node.args[0]):
+        return x
+    start, step = (*args[2:], 0)[0] or 0, args[4] if len(args) > 4 else 1
+    size = b.map_size(node, x.layout)
+    if not x.node.is_grid or x.node.op != "upsample" or start or step != 1 or size is None or size[2] != 1:
+        return None
+    return b.add("upsample", node, size, x.layout, dict(x.node.inputs), **x.node.attrs)
+
+
+@handles("dropout", "contiguous", "clone", "detach", "alias", "feature_dropout", "lift_fresh_copy", "dropout_")
+def same(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | Constant | None:
+    """What changes nothing in evaluation."""
+    x = args[0]
+    if "dropout" in node.target._schema.name and args[2] and args[1]:
+        return None
+    return x if isinstance(x, (View, Constant)) else None
+
+
+@handles("expand")
+def expand(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """To the same shape."""
+    x = args[0]
+    same_shape = isinstance(x, View) and b.shape(node) is not None and b.shape(node) == b.shape(node.args[0])
+    return x if same_shape else None
+
+
+@handles("to", "_to_copy", "type_as")
+def cast(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """To float32: nothing for a float, and a mask for a comparison with a threshold."""
+    x, value, source = args[0], node.meta["val"], node.args[0].meta["val"]
+    if not isinstance(x, View) or value.dtype != torch.float32 or value.device != source.device:
+        return None
+    if source.dtype == torch.float32:
+        return x
+    bits = x.node.attrs.get("comparison")
+    if source.dtype != torch.bool or bits is None:
+        return None
+    logits, threshold = bits
+    return b.add("threshold", node, logits.node.size, "nchw", {"x": logits.node}, threshold=threshold)
+
+
+@handles("ge")
+def greater_equal(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """Runs through ATen unless it is only cast to a mask."""
+    x, threshold = args[:2]
+    result = b.aten(node, "a comparison that is no mask has no kernel")
+    if isinstance(threshold, Constant) and threshold.tensor.numel() == 1:
+        threshold = float(threshold.tensor)
+    if is_map(x, "nchw") and x.node.size[2] == 1 and isinstance(threshold, (int, float)):
+        result.node.attrs["comparison"] = (x, float(threshold))
+    return result
+
+
+@handles("repeat_interleave", "upsample_nearest2d")
+def upsample(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """Of a mask: one decision for several positions."""
+    x, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim")
+    size = b.map_size(node, "nchw")
+    if node.target._schema.name != "aten::repeat_interleave" or not isinstance(args[1], int):
+        return None
+    if not is_map(x, "nchw") or not x.node.is_grid or size is None or dim not in (2, 3, -1, -2):
+        return None
+    factors = list(x.node.attrs.get("factors", (1, 1)))
+    factors[dim % 4 - 2] *= args[1]
+    source = x.node.x if x.node.op == "upsample" else x.node
+    return b.add("upsample", node, size, "nchw", {"x": source}, factors=tuple(factors))
+
+
+@handles("getitem")
+def getitem(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+    """The first result of a batch norm in evaluation mode."""
+    x: Any = args[0]
+    assert node.target is GETITEM
+    return x if isinstance(x, View) and x.node.op == "affine" and args[1] == 0 else None

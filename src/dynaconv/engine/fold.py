@@ -1,0 +1,54 @@
+"""Passes that remove per-channel scales and shifts: into the convolution before them, or as a 1x1 depthwise one."""
+
+from __future__ import annotations
+
+import torch
+
+from dynaconv.engine.ir import Graph, Node
+
+
+def fold(graph: Graph) -> None:
+    """Batch norm, layer scale and constants in evaluation mode; the graph computes the same afterwards."""
+    for node in list(graph.nodes):
+        if node.op == "affine":
+            users = graph.users()
+            source = node.x
+            if source.op == "affine" and len(users[source]) == 1:
+                _into_affine(graph, source, node)
+            elif source.op == "conv" and len(users[source]) == 1 and source.attrs["act"] == "none":
+                _into_conv(graph, source, node)
+    for node in graph.nodes:
+        if node.op == "affine":
+            _as_depthwise(node)
+    graph.tidy()
+
+
+def _into_conv(graph: Graph, conv: Node, node: Node) -> None:
+    scale, shift = node.attrs["scale"].double(), node.attrs["shift"].double()
+    weight, bias = conv.attrs["weight"].double(), conv.attrs["bias"]
+    conv.attrs["weight"] = (weight * scale[:, None, None, None]).float()
+    conv.attrs["bias"] = (shift if bias is None else shift + bias.double() * scale).float()
+    graph.replace(node, conv)
+
+
+def _into_affine(graph: Graph, first: Node, second: Node) -> None:
+    scale = second.attrs["scale"]
+    first.attrs["shift"] = first.attrs["shift"] * scale + second.attrs["shift"]
+    first.attrs["scale"] = first.attrs["scale"] * scale
+    graph.replace(second, first)
+
+
+def _as_depthwise(node: Node) -> None:
+    channels = node.size[2]
+    scale, shift = node.attrs["scale"], node.attrs["shift"]
+    node.op = "conv"
+    node.attrs = {
+        "weight": scale.reshape(channels, 1, 1, 1).clone(), "bias": shift.clone(), "stride": (1, 1), "padding": (0, 0),
+        "dilation": (1, 1), "groups": channels, "act": "none",
+    }  # fmt: skip
+
+
+def zero_bias(node: Node) -> torch.Tensor:
+    """The bias of a convolution, or zeros."""
+    bias = node.attrs["bias"]
+    return torch.zeros(node.attrs["weight"].shape[0]) if bias is None else bias

@@ -1,0 +1,353 @@
+"""From the compiler's graph to the flat plan: values, grids, convolutions and steps in order of execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dynaconv.engine import pack
+from dynaconv.engine.aten import encode, slot_ref, target_text
+from dynaconv.engine.fold import zero_bias
+from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
+from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
+
+# Open share above which a needed but not masked convolution computes every row, until it is measured.
+RUN_ALL_ABOVE = 0.75
+STEM_CHANNELS = 4
+_ALIASING_BYTES, _ALIASING_ELEMENTS = 4096, 16
+
+
+def lower(graph: Graph, batch: int | None = None) -> Plan:
+    """The plan of a graph whose passes are done; offsets in the arena come later (arena.py)."""
+    return _Lowering(graph, batch).run()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, batch: int | None) -> None:
+        self.graph = graph
+        self.plan = Plan(batch=batch)
+        self.values: dict[Node, int] = {}
+        self.slots: dict[Node, int] = {}
+        self.grids: dict[Node, int] = {}
+        self.users = graph.users()
+        self.place = {node: i for i, node in enumerate(graph.nodes)}
+        self.first_native = 0
+
+    def run(self) -> Plan:
+        plan = self.plan
+        for node in self.graph.nodes:
+            emit: Callable[[Node], None] = getattr(self, f"_{node.op}")
+            emit(node)
+        plan.outputs = [encode(self._argument(o), plan.constants) for o in self.graph.outputs]
+        self._cut()
+        for grid in {s.grid for s in plan.steps if s.closed}:
+            plan.grids[grid].closed = 1
+        plan.slots = max(plan.slots, 1)
+        return plan
+
+    # Values
+
+    def _new(self, size: tuple[int, int, int], name: str, share: int = -1, external: str = "") -> int:
+        h, w, c = size
+        stride = c if external or (c * 4) % _ALIASING_BYTES else c + _ALIASING_ELEMENTS
+        index = len(self.plan.values)
+        storage = index if share < 0 else self.plan.values[share].storage
+        value = Value(h, w, c, stride, storage, name=name)
+        self.plan.values.append(value)
+        if external:
+            value.external = len(self.plan.externals)
+            self.plan.externals.append(External(index, external))
+        return index
+
+    def _slot(self, node: Node) -> int:
+        if node not in self.slots:
+            self.slots[node] = self.plan.slots
+            self.plan.slots += 1
+        return self.slots[node]
+
+    def _is_made(self, node: Node) -> bool:
+        """ATen or the caller reads the value, so it lies outside of the arena."""
+        return any(user is None or user.op == "aten" for user in self.users[node])
+
+    def _out(self, node: Node, share: int = -1) -> int:
+        """The value of a node's result."""
+        made = self._is_made(node)
+        index = self._new(node.size, node.layer, -1 if made else share, "made" if made else "")
+        if made:
+            external = self.plan.externals[-1]
+            external.slot = self._slot(node)
+        self.values[node] = index
+        return index
+
+    def _value(self, node: Node) -> int:
+        """Rows that hold a node's value, for a native reader."""
+        if node not in self.values:
+            if node.is_grid:
+                out = self._out(node)
+                self._step("mask_value", node, grid=self.grids[node], out=out)
+            else:
+                assert node.op in ("aten", "input")
+                source = self._external(node)
+                self.values[node] = source
+                if node.op == "input":
+                    self.values[node] = self._new(node.size, node.layer)
+                    self._step("layout", node, input=source, out=self.values[node])
+        return self.values[node]
+
+    def _external(self, node: Node) -> int:
+        """An external value that holds the image, or what an ATen step made."""
+        source = "input" if node.op == "input" else "slot"
+        index = self._new(node.size, node.layer, external=source)
+        self.plan.externals[-1].slot = self._slot(node)
+        self.plan.externals[-1].layout = node.attrs.get("held", "nchw")
+        return index
+
+    def _step(self, kind: str, node: Node, **fields: Any) -> Step:
+        step = Step(kind, layer=node.layer, **fields)
+        self.plan.steps.append(step)
+        return step
+
+    def _conv_data(self, conv: Conv) -> list[int]:
+        self.plan.convs.append(conv)
+        return [len(self.plan.convs) - 1, -1, -1]
+
+    # Operations
+
+    def _input(self, node: Node) -> None:
+        index = node.attrs["index"]
+        assert index < 1000
+        self.slots[node] = index
+        self.plan.slots = max(self.plan.slots, index + 1)
+        if node.size is not None:
+            h, w, c = node.size
+            self.plan.image = (c, h, w)
+
+    def _conv(self, node: Node) -> None:
+        form = self._form(node)
+        if form == "stem":
+            source = self._external(node.x)
+        else:
+            source = self._value(node.x)
+        residual, grid = node.inputs.get("residual"), node.inputs.get("grid")
+        in2 = -1 if residual is None else self._value(residual)
+        share = in2 if self._may_overwrite(node) else -1
+        out = self._out(node, share)
+        final = node.attrs.get("final_act", "none")
+        fields: dict[str, Any] = {
+            "input": source, "input2": in2, "out": out, "conv": self._packed(node, form), "final_activation": final,
+            "activation": [node.attrs["act"], "none", "none"],
+        }  # fmt: skip
+        if grid is not None:
+            fields["grid"] = self.grids[grid]
+        kind = {"conv": "conv", "stem": "stem", "depthwise": "depthwise"}[form]
+        if node.attrs.get("masked"):
+            self._closed_rows(node, in2, out, final, fields["grid"])
+        elif "closed_act" in node.attrs:
+            closed = {**fields, "activation": [node.attrs["closed_act"], "none", "none"], "closed": 1}
+            self._step(kind, node, **closed)
+        elif grid is not None:
+            fields["run_all_above"] = RUN_ALL_ABOVE
+        self._step(kind, node, **fields)
+
+    def _closed_rows(self, node: Node, in2: int, out: int, final: str, grid: int) -> None:
+        """What becomes of the rows that the masked convolution leaves alone."""
+        in_place = self.plan.values[in2].storage == self.plan.values[out].storage
+        act = final if node.attrs["closed"] == "activate" else "none"
+        if act != "none" or not in_place:
+            acts = [act, "none", "none"]
+            self._step("activate", node, input=in2, out=out, activation=acts, grid=grid, closed=1)
+
+    def _may_overwrite(self, node: Node) -> bool:
+        """The result may take the place of the residual: nobody reads it later, and the convolution does not read it."""
+        residual = node.inputs.get("residual")
+        if residual is None or residual.is_grid or residual not in self.values:
+            return False
+        values = self.plan.values
+        value = values[self.values[residual]]
+        if value.external >= 0 or any(u is None or self.place[u] > self.place[node] for u in self.users[residual]):
+            return False
+        return node.x not in self.values or values[self.values[node.x]].storage != value.storage
+
+    def _form(self, node: Node) -> str:
+        weight, groups = node.attrs["weight"], node.attrs["groups"]
+        if groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1:
+            return "depthwise"
+        image = node.x.op == "input" and node.x.size[2] <= STEM_CHANNELS and groups == 1
+        plain = not {"grid", "residual"} & set(node.inputs) and node.attrs["dilation"] == (1, 1)
+        return "stem" if image and plain and node.x.size[:2] != (1, 1) else "conv"
+
+    def _packed(self, node: Node, form: str) -> list[int]:
+        weight, bias, groups = node.attrs["weight"], zero_bias(node), node.attrs["groups"]
+        if form == "depthwise":
+            packed = pack.pack_depthwise(weight, bias)
+        else:
+            packed = pack.pack_stem(weight, bias) if form == "stem" else pack.pack_conv(weight, bias, groups)
+        return self._conv_data(
+            Conv(
+                form, weight.shape[1] * groups, weight.shape[0], groups, tuple(weight.shape[2:]),
+                *(node.attrs[k] for k in ("stride", "padding", "dilation")), *packed,
+            )
+        )  # fmt: skip
+
+    def _geometry(self, node: Node) -> list[int]:
+        channels, attrs = node.x.size[2] if "x" in node.inputs else 1, node.attrs
+        return self._conv_data(
+            Conv("none", channels, channels, 1, *(attrs[k] for k in ("kernel", "stride", "padding", "dilation")))
+        )
+
+    def _max_pool(self, node: Node) -> None:
+        source = self._value(node.x)
+        self._step("max_pool", node, input=source, out=self._out(node), conv=self._geometry(node))
+
+    def _avg_pool(self, node: Node) -> None:
+        ints = [int(node.attrs["include_pad"])] + [0] * 7
+        source = self._value(node.x)
+        self._step("avg_pool", node, input=source, out=self._out(node), conv=self._geometry(node), ints=ints)
+
+    def _mean(self, node: Node) -> None:
+        source = self._value(node.x)
+        self._step("mean", node, input=source, out=self._out(node))
+
+    def _act(self, node: Node) -> None:
+        source = self._value(node.x)
+        acts = [node.attrs["act"], "none", "none"]
+        self._step("activate", node, input=source, out=self._out(node), activation=acts)
+
+    def _pairwise(self, node: Node, kind: str) -> None:
+        first, second = self._value(node.x), self._value(node.inputs["y"])
+        acts = [node.attrs.get("act", "none"), "none", "none"]
+        self._step(kind, node, input=first, input2=second, out=self._out(node), activation=acts)
+
+    def _add(self, node: Node) -> None:
+        self._pairwise(node, "add")
+
+    def _mul(self, node: Node) -> None:
+        self._pairwise(node, "multiply")
+
+    def _layer_norm(self, node: Node) -> None:
+        c, source = node.size[2], self._value(node.x)
+        conv = self._conv_data(Conv("norm", c, c, weight=node.attrs["weight"], bias=node.attrs["bias"]))
+        floats = [float(node.attrs["eps"]), 0.0, 0.0, 0.0]
+        self._step("layer_norm", node, input=source, out=self._out(node), conv=conv, floats=floats)
+
+    def _softmax(self, node: Node) -> None:
+        ints, floats = [node.attrs["group"]] + [0] * 7, [node.attrs["scale"], 0.0, 0.0, 0.0]
+        source = self._value(node.x)
+        self._step("softmax", node, input=source, out=self._out(node), ints=ints, floats=floats)
+
+    def _concat(self, node: Node) -> None:
+        sources = [self._value(part) for part in node.inputs.values()]
+        out, channel = self._out(node), 0
+        for source in sources:
+            self._step("copy", node, input=source, out=out, ints=[channel] + [0] * 7)
+            channel += self.plan.values[source].channels
+
+    # Masks
+
+    def _gate(self, node: Node) -> None:
+        source, weight = self._value(node.x), node.attrs["weight"]
+        packed = pack.pack_gate(weight, node.attrs.get("linear"), node.attrs["bias"])
+        geometry = (node.attrs[k] for k in ("stride", "padding", "dilation"))
+        conv = Conv("gate", weight.shape[1], 1, 1, tuple(weight.shape[2:]), *geometry, *packed)
+        ints = [int(node.attrs["squeeze"])] + [0] * 7
+        self._step("gate", node, input=source, out=self._out(node), conv=self._conv_data(conv), ints=ints)
+
+    def _grid(self, node: Node, gate: str = "") -> int:
+        h, w, _ = node.size
+        self.plan.grids.append(Grid(h, w, gate=gate))
+        self.grids[node] = len(self.plan.grids) - 1
+        return self.grids[node]
+
+    def _threshold(self, node: Node) -> None:
+        logits = self._value(node.x)
+        grid = self._grid(node, node.attrs.get("gate", ""))
+        floats = [float(node.attrs["threshold"]), 0.0, 0.0, 0.0]
+        self._step("threshold", node, input=logits, grid=grid, floats=floats)
+        if node.attrs.get("gate") is not None:
+            budgets = node.attrs.get("budgets", [])
+            self.plan.gates.append(GateInfo(node.attrs["gate"], grid, len(self.plan.steps) - 1, budgets))
+        self._mask_out(node)
+
+    def _upsample(self, node: Node) -> None:
+        factors = node.attrs["factors"]
+        conv = self._conv_data(Conv("none", 1, 1, 1, factors, factors))
+        source = self.grids[node.x]
+        grid = self._grid(node, self.plan.grids[source].gate)
+        # Forced masks have the size of the gate's result, which is this one.
+        for gate in self.plan.gates:
+            if gate.grid == source:
+                gate.grid = grid
+        self._step("dilate", node, grid=source, grid2=grid, conv=conv)
+        self._mask_out(node)
+
+    def _dilate(self, node: Node) -> None:
+        source = self.grids[node.inputs["grid"]]
+        grid = self._grid(node)
+        self._step("dilate", node, grid=source, grid2=grid, conv=self._geometry(node))
+
+    def _mask_out(self, node: Node) -> None:
+        if self._is_made(node):
+            self._value(node)
+
+    # ATen
+
+    def _aten(self, node: Node) -> None:
+        attrs = node.attrs
+        self._close_segment()
+        args = encode(_map(attrs["args"], lambda v: self._filled(node, v)), self.plan.constants)
+        kwargs = encode(_map(attrs["kwargs"], lambda v: self._filled(node, v)), self.plan.constants)
+        step = AtenStep(target_text(attrs["target"]), args, kwargs, self._slot(node), node.layer, attrs["reason"])
+        self.plan.aten.append(step)
+        self.plan.segments.append(Segment(aten=len(self.plan.aten) - 1))
+
+    def _filled(self, node: Node, arg: Any) -> Any:
+        return self._argument(View(node.inputs[arg.role], arg.layout) if isinstance(arg, Ref) else arg)
+
+    def _argument(self, arg: Any) -> Any:
+        """A reference to what a view looks at; constants as tensors; others as they are."""
+        if isinstance(arg, Constant):
+            return arg.tensor
+        if not isinstance(arg, View):
+            return arg
+        node = arg.node
+        if node.op in ("aten", "input"):
+            held = node.attrs.get("held", "nchw" if node.size is not None else "raw")
+            return slot_ref(self._slot(node), held, arg.layout)
+        return slot_ref(self._slot(node), "rows", arg.layout)
+
+    def _close_segment(self) -> None:
+        if len(self.plan.steps) > self.first_native:
+            self.plan.segments.append(Segment(self.first_native, len(self.plan.steps)))
+            self.first_native = len(self.plan.steps)
+
+    def _cut(self) -> None:
+        self._close_segment()
+        last: dict[int, int] = {}
+        for i, step in enumerate(self.plan.aten):
+            for slot in _slots_in([step.args, step.kwargs]):
+                last[slot] = i
+        keep = set(_slots_in(self.plan.outputs)) | {e.slot for e in self.plan.externals}
+        for slot, i in last.items():
+            if slot not in keep:
+                self.plan.aten[i].frees.append(slot)
+
+
+def _map(arg: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(arg, Ref):
+        return change(arg)
+    if isinstance(arg, list):
+        return [_map(a, change) for a in arg]
+    if isinstance(arg, dict):
+        return {k: _map(v, change) for k, v in arg.items()}
+    return change(arg)
+
+
+def _slots_in(tree: Any) -> list[int]:
+    if isinstance(tree, list):
+        return [s for t in tree for s in _slots_in(t)]
+    if isinstance(tree, dict):
+        return [tree["slot"]] if tree.get("$") == "slot" else [s for t in tree.values() for s in _slots_in(t)]
+    return []
+
+
+__all__ = ["NEVER", "RUN_ALL_ABOVE", "lower"]

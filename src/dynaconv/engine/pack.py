@@ -1,0 +1,73 @@
+"""Weights in the order in which the kernels read them (csrc/plan/plan.h), and back.
+
+`pack_*` returns (weight, bias); `unpack` gives the [O, I / groups, kh, kw] weight and [O] bias for the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaconv.engine.plan import Conv
+
+PANEL = 32
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // PANEL) * PANEL
+
+
+def pack_conv(weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """[O, I/g, kh, kw] -> [g][panels][kh * kw * I/g][32] and [g][panels * 32], zero padded."""
+    out_channels, depth = weight.shape[0] // groups, weight[0].numel()
+    rows = weight.permute(0, 2, 3, 1).reshape(groups, out_channels, depth)
+    return _panels(rows, bias.reshape(groups, out_channels))
+
+
+def pack_stem(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As pack_conv for one group, with depth over (channel, ky, kx) and padded to a multiple of 4."""
+    rows = weight.reshape(1, weight.shape[0], -1)
+    rows = torch.nn.functional.pad(rows, (0, -rows.shape[2] % 4))
+    return _panels(rows, bias.reshape(1, -1))
+
+
+def _panels(rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    groups, out_channels, depth = rows.shape
+    full = torch.zeros(groups, _padded(out_channels), depth, dtype=rows.dtype)
+    full[:, :out_channels] = rows
+    shifts = torch.zeros(groups, _padded(out_channels))
+    shifts[:, :out_channels] = bias
+    panels = full.reshape(groups, -1, PANEL, depth).transpose(2, 3)
+    return panels.contiguous(), shifts.contiguous()
+
+
+def pack_depthwise(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """[C, 1, kh, kw] -> [kh * kw][C] and [C]."""
+    return weight.reshape(weight.shape[0], -1).t().contiguous(), bias.clone()
+
+
+def pack_gate(weight: Tensor, linear: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """[1, C, 3, 3] and [C] -> [9 + 1][C]; [1, C, 1, 1] -> [1][C]; bias [1]."""
+    taps = weight[0].reshape(weight.shape[1], -1).t()
+    return (taps if linear is None else torch.cat([taps, linear[None]])).contiguous(), bias.clone()
+
+
+def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
+    """The weight [O, I/g, kh, kw] and bias [O] behind a packed convolution, in float32."""
+    weight, bias = conv.weight.float(), conv.bias.float()
+    (kh, kw), per_group = conv.kernel, conv.out_channels // conv.groups
+    if conv.form == "depthwise":
+        return weight.t().reshape(conv.out_channels, 1, kh, kw), bias
+    inner = conv.in_channels // conv.groups
+    rows = weight.transpose(2, 3).flatten(1, 2)[:, :per_group]
+    shifts = bias[:, :per_group].reshape(-1)
+    if conv.form == "stem":
+        return rows[0, :, : inner * kh * kw].reshape(-1, inner, kh, kw), shifts
+    return rows.reshape(conv.out_channels, kh, kw, inner).permute(0, 3, 1, 2), shifts
+
+
+def unpack_gate(conv: Conv, squeeze: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Convolution weight [1, C, k, k], weight of the average [C] or None, and bias [1]."""
+    taps = conv.weight[:9] if squeeze else conv.weight
+    weight = taps.t().reshape(1, conv.in_channels, *conv.kernel)
+    return weight, conv.weight[9] if squeeze else None, conv.bias[:1]

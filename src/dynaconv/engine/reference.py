@@ -1,0 +1,278 @@
+"""The plan, interpreted with PyTorch operations: this defines what each native step computes.
+
+One function for each kind of step. Rows that a grid leaves out keep what they held: with `poison` the arena starts as
+NaN, so a result that depends on them shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynaconv.engine import pack
+from dynaconv.engine.plan import Conv, Plan, Step
+from dynaconv.ops.mask_ops import reference as mask_ops
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "gelu": F.gelu, "leaky_relu": F.leaky_relu,
+}  # fmt: skip
+STEPS: dict[str, Callable[[Run, Step], None]] = {}
+
+
+def step_kind(kind: str) -> Callable:
+    """Register the function of a kind of step."""
+
+    def register(function: Callable[[Run, Step], None]) -> Callable[[Run, Step], None]:
+        STEPS[kind] = function
+        return function
+
+    return register
+
+
+@dataclass
+class Run:
+    """One forward: the arena, external tensors [N, h, w, C] (the image [N, C, H, W]), masks decided so far."""
+
+    plan: Plan
+    n: int
+    externals: list[Tensor | None]
+    forced: dict[int, Tensor]
+    weights: dict[int, tuple[Tensor, ...]]
+    poison: bool = False
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    arena: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = self.plan.arena_bytes * self.n
+        self.arena = torch.empty(size, dtype=torch.uint8)
+        self.arena.view(torch.float32).fill_(float("nan") if self.poison else 0.0)
+
+    def steps(self, first: int, last: int) -> None:
+        """Run native steps [first, last)."""
+        for step in self.plan.steps[first:last]:
+            STEPS[step.kind](self, step)
+
+    def value(self, index: int) -> Tensor:
+        """A writable view [N, h, w, C] of a value."""
+        value = self.plan.values[index]
+        if value.external >= 0:
+            return self.externals[value.external]
+        dtype = getattr(torch, value.dtype)
+        start = value.offset * self.n // dtype.itemsize
+        rows = value.height * value.width
+        shape, strides = (self.n, *value.size, value.channels), (rows, value.width, 1)
+        strides = (rows * value.stride, value.width * value.stride, value.stride, 1)
+        return self.arena.view(dtype).as_strided(shape, strides, start)
+
+    def planes(self, index: int) -> Tensor:
+        """A value as [N, C, h, w] in float32."""
+        return self.value(index).permute(0, 3, 1, 2).float()
+
+    def conv(self, index: int) -> Conv:
+        """A convolution of the plan."""
+        return self.plan.convs[index]
+
+    def weight(self, index: int) -> tuple[Tensor, ...]:
+        """Unpacked weight and bias, kept for the next run."""
+        if index not in self.weights:
+            self.weights[index] = pack.unpack(self.conv(index))
+        return self.weights[index]
+
+    def rows(self, step: Step) -> Tensor | None:
+        """Which rows a step writes, [N, h, w] of bool; None for all of them."""
+        if step.grid < 0:
+            return None
+        mask = self.masks[step.grid]
+        if step.closed:
+            return ~mask
+        above = mask.numel() > 0 and mask.double().mean().item() > step.run_all_above
+        return None if above else mask
+
+    def write(self, step: Step, planes: Tensor) -> None:
+        """Put a result [N, C, h, w] into the rows that the step writes."""
+        out, rows = self.value(step.out), self.rows(step)
+        result = planes.permute(0, 2, 3, 1).to(out.dtype)
+        if rows is None:
+            out.copy_(result)
+        else:
+            out[rows] = result[rows]
+
+
+def convolve(x: Tensor, conv: Conv, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """x [N, C, H, W] -> [N, O, h, w]; `size` is (h, w)."""
+    y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    assert tuple(y.shape[2:]) == tuple(size)
+    return y
+
+
+def _finish(run: Run, step: Step, y: Tensor) -> Tensor:
+    """Residual, then the last activation."""
+    if step.input2 >= 0:
+        y = y + run.planes(step.input2)
+    return _ACTIVATIONS[step.final_activation](y)
+
+
+@step_kind("layout")
+def layout(run: Run, step: Step) -> None:
+    """The image as rows."""
+    run.write(step, run.externals[run.plan.values[step.input].external])
+
+
+@step_kind("conv")
+@step_kind("depthwise")
+def conv(run: Run, step: Step) -> None:
+    """out = final(act(conv(in)) [+ in2])."""
+    size = run.plan.values[step.out].size
+    y = convolve(run.planes(step.input), run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
+    run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](y)))
+
+
+@step_kind("stem")
+def stem(run: Run, step: Step) -> None:
+    """As conv, from the image."""
+    size = run.plan.values[step.out].size
+    image = run.externals[run.plan.values[step.input].external]
+    y = convolve(image.float(), run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
+    run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](y)))
+
+
+@step_kind("inverted")
+def inverted(run: Run, step: Step) -> None:
+    """out = final([in2 +] project(act2(depthwise(act1(expand(in)))))); without expand when conv[0] is -1."""
+    x, size = run.planes(step.input), run.plan.values[step.out].size
+    grids = [run.plan.values[step.input].size, size, size]
+    for index, act, grid in zip(step.conv, step.activation, grids, strict=True):
+        if index >= 0:
+            x = _ACTIVATIONS[act](convolve(x, run.conv(index), *run.weight(index), grid))
+    run.write(step, _finish(run, step, x))
+
+
+@step_kind("max_pool")
+def max_pool(run: Run, step: Step) -> None:
+    """Padding, also the one on the far side that a rounded-up size needs, counts as -inf."""
+    c, x, out = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out]
+    x = _pad_to(x, c, out.size, float("-inf"))
+    run.write(step, _ACTIVATIONS[step.activation[0]](F.max_pool2d(x, c.kernel, c.stride, 0, c.dilation)))
+
+
+@step_kind("avg_pool")
+def avg_pool(run: Run, step: Step) -> None:
+    """ints[0] = 1: padding (but not what lies behind it) counts in the average."""
+    c, x, out = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out]
+    ones = torch.ones_like(x[:1, :1])
+    if step.ints[0]:
+        ones = F.pad(ones, (c.padding[1],) * 2 + (c.padding[0],) * 2, value=1.0)
+    count = _pad_to(ones, c, out.size, 0.0, 0 if step.ints[0] else None)
+    total, area = _pad_to(x, c, out.size, 0.0), c.kernel[0] * c.kernel[1]
+    sums = F.avg_pool2d(total, c.kernel, c.stride) * area
+    run.write(step, sums / (F.avg_pool2d(count, c.kernel, c.stride) * area))
+
+
+def _pad_to(x: Tensor, c: Conv, size: tuple[int, int], fill: float, padding: int | None = None) -> Tensor:
+    """Padding before and behind so that windows give exactly `size` results."""
+    before = c.padding if padding is None else (padding, padding)
+    pads = []
+    for axis in (1, 0):
+        reach = (size[axis] - 1) * c.stride[axis] + c.dilation[axis] * (c.kernel[axis] - 1) + 1
+        pads += [before[axis], reach - x.shape[2 + axis] - before[axis]]
+    return F.pad(x, pads, value=fill)
+
+
+@step_kind("mean")
+def mean(run: Run, step: Step) -> None:
+    """Over the grid; over open rows only where there is a mask (0 when none is open)."""
+    x = run.value(step.input).float()
+    if step.grid < 0:
+        y = x.mean((1, 2), keepdim=True)
+    else:
+        mask = run.masks[step.grid][..., None]
+        y = torch.where(mask, x, 0.0).sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True).clamp(min=1)
+    run.value(step.out).copy_(_ACTIVATIONS[step.activation[0]](y))
+
+
+@step_kind("add")
+def add(run: Run, step: Step) -> None:
+    """out = act(in + in2), in2 broadcast over positions or channels."""
+    y = run.planes(step.input) + run.planes(step.input2)
+    run.write(step, _ACTIVATIONS[step.activation[0]](y))
+
+
+@step_kind("multiply")
+def multiply(run: Run, step: Step) -> None:
+    """out = act(in * in2), in2 broadcast over positions or channels."""
+    y = run.planes(step.input) * run.planes(step.input2)
+    run.write(step, _ACTIVATIONS[step.activation[0]](y))
+
+
+@step_kind("activate")
+def activate(run: Run, step: Step) -> None:
+    """out = act(in)."""
+    run.write(step, _ACTIVATIONS[step.activation[0]](run.planes(step.input)))
+
+
+@step_kind("gate")
+def gate(run: Run, step: Step) -> None:
+    """Logits [N, h, w, 1]; ints[0] = 1 adds the weighted average over the grid."""
+    c, x = run.conv(step.conv[0]), run.planes(step.input)
+    weight, linear, bias = pack.unpack_gate(c, bool(step.ints[0]))
+    z = F.conv2d(x, weight, bias, c.stride, c.padding)
+    if linear is not None:
+        z = z + (x.mean((2, 3)) @ linear)[:, None, None, None]
+    run.write(step, z)
+
+
+@step_kind("threshold")
+def threshold(run: Run, step: Step) -> None:
+    """A logit opens its row when it is at least the threshold; NaN leaves it closed."""
+    mask = run.value(step.input)[..., 0].float() >= step.floats[0]
+    run.masks[step.grid] = run.forced.get(step.grid, mask)
+
+
+@step_kind("dilate")
+def dilate(run: Run, step: Step) -> None:
+    """Rows of grid2 that conv[0] reads for the open rows of grid."""
+    c, target = run.conv(step.conv[0]), run.plan.grids[step.grid2]
+    size = (target.height, target.width)
+    source = run.masks[step.grid][:, None].float()
+    need = mask_ops.dilate(source, size, c.kernel, c.stride, c.padding, c.dilation)[:, 0] > 0.5
+    run.masks[step.grid2] = run.forced.get(step.grid2, need)
+
+
+@step_kind("mask_value")
+def mask_value(run: Run, step: Step) -> None:
+    """A mask as rows of 0 and 1."""
+    run.value(step.out).copy_(run.masks[step.grid][..., None])
+
+
+@step_kind("layer_norm")
+def layer_norm(run: Run, step: Step) -> None:
+    """Over channels."""
+    c, x = run.conv(step.conv[0]), run.value(step.input).float()
+    y = F.layer_norm(x, x.shape[3:], c.weight.float(), c.bias.float(), step.floats[0])
+    run.write(step, _ACTIVATIONS[step.activation[0]](y).permute(0, 3, 1, 2))
+
+
+@step_kind("softmax")
+def softmax(run: Run, step: Step) -> None:
+    """Over groups of ints[0] channels, of in * floats[0]."""
+    x = run.value(step.input).float()
+    y = (x.unflatten(3, (-1, step.ints[0])) * step.floats[0]).softmax(4).flatten(3)
+    run.write(step, y.permute(0, 3, 1, 2))
+
+
+@step_kind("copy")
+def copy(run: Run, step: Step) -> None:
+    """Channels ints[1].. of in into channels ints[0].. of out, as many as fit in both."""
+    source, out, rows = run.value(step.input), run.value(step.out), run.rows(step)
+    to, start = step.ints[0], step.ints[1]
+    count = min(source.shape[3] - start, out.shape[3] - to)
+    part, result = out[..., to : to + count], source[..., start : start + count].to(out.dtype)
+    if rows is None:
+        part.copy_(result)
+    else:
+        part[rows] = result[rows]
