@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from dynaconv.convert.fuse import fuse_
+
+LEAST_ROUNDS = 3
 
 
 def compare_latency(
@@ -21,12 +24,14 @@ def compare_latency(
     min_round_ms: float = 20.0,
     threads: int | None = None,
     progress: Callable[[], None] | None = None,
+    seconds: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Time several functions against each other, interleaved, so that a noisy machine disturbs all alike.
 
     Args:
         functions: name -> function without arguments.
         rounds: measurements of each function; every round times each function once.
+        seconds: no further round begins after so long, once there are three.
         min_round_ms: a fast function is repeated within a round until it takes about this long.
         threads: intra-op threads, default torch's current number.
     Returns:
@@ -36,11 +41,15 @@ def compare_latency(
     timers = {name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in functions.items()}
     repeats = {}
     for name, timer in timers.items():
-        timer.timeit(2)
-        once_ms = timer.timeit(3).mean * 1e3
+        once_ms = timer.timeit(1).mean * 1e3
+        if once_ms < min_round_ms:
+            once_ms = timer.timeit(3).mean * 1e3
         repeats[name] = max(1, round(min_round_ms / max(once_ms, 1e-3)))
     times: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(rounds):
+    started = time.monotonic()
+    for done in range(rounds):
+        if seconds is not None and done >= LEAST_ROUNDS and time.monotonic() - started > seconds:
+            break
         for name, timer in timers.items():
             times[name].append(timer.timeit(repeats[name]).mean * 1e3)
         if progress is not None:

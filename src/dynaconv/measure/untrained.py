@@ -1,0 +1,39 @@
+"""Networks without trained weights, made fit for checks and timing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def settle_norms_(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
+    """Give every batch norm a scale, a shift and statistics as a trained network has them, in place.
+
+    Fresh residual networks begin with scales of zero: their branches compute nothing but zeros, and a comparison of
+    outputs would not see a branch that is wrong.
+
+    Args:
+        x: [N, C, H, W], N >= 2, pictures that the statistics come from; noise will do.
+    Returns:
+        The model, in evaluation mode.
+
+    >>> import dynaconv as dc
+    >>> model = settle_norms_(dc.create_model("resnet8_cifar"), torch.randn(4, 3, 32, 32))
+    >>> 0.1 < float(model(torch.randn(1, 3, 32, 32)).std()) < 10
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        if norm.affine:
+            norm.weight.uniform_(0.5, 1.0, generator=generator)
+            norm.bias.normal_(0, 0.2, generator=generator)
+        norm.momentum = 1.0
+    model.train()
+    model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
