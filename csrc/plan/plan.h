@@ -64,7 +64,7 @@ enum Kind : int32_t {
   kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: convolution only;
                   // squeeze keeps its sums in aux[0], float32 [N, in.height, 1, 1]
   kThreshold,     // logits `in` >= floats[0] -> grid `grid`; Call::forced replaces the decision
-  kDilate,        // grid `grid` -> grid `grid2`: what conv[0] reads for the open rows of `grid`
+  kDilate,        // grid `grid` -> grid `grid2`: what conv[0] reads for the open rows of `grid`; Call::forced[grid2] replaces it
   kMaskValue,     // grid -> float rows [N, h, w, 1]
   kLayerNorm,     // over channels: weight/bias in conv[0] (weight [C], bias [C]), floats[0] = eps
   kSoftmax,       // over channels in groups of ints[0], of in * floats[0]

@@ -199,9 +199,14 @@ void step_dilate(Worker& worker, const Step& step) {
   const GridState& from = run.context.grids[step.grid];
   GridState& to = run.context.grids[step.grid2];
   const int64_t out_area = int64_t{out.height} * out.width, in_area = int64_t{in.height} * in.width;
+  const uint8_t* forced = run.call.forced ? run.call.forced[step.grid2] : nullptr;
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = to.need + image * in_area;
-    dilate_image(from.need + image * out_area, out, run.conv(step.conv[0]), need, in);
+    if (forced) {
+      for (int64_t p = 0; p < in_area; ++p) need[p] = forced[image * in_area + p] != 0;
+    } else {
+      dilate_image(from.need + image * out_area, out, run.conv(step.conv[0]), need, in);
+    }
     count_image(in, to, image);
   });
   worker.barrier();
