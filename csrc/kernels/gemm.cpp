@@ -100,42 +100,52 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column) {
   finish<Vector, Rows>(call, block, row, column, width);
 }
 
-// Rows in pieces of at most `Most`, columns in pieces of one or two vectors.
-template <typename Vector, int Most, int Rows>
+template <typename Vector, int Most, int Rows, int Columns>
+DYNACONV_INLINE void all_rows(const TileCall& call, int column) {
+  constexpr int kWhole = Rows / Most * Most;
+  for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, Columns>(call, row, column);
+  if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, Columns>(call, kWhole, column);
+}
+
+// Rows in pieces of at most `Most`, columns in pieces of two vectors, one, or half of one at the end of a panel.
+template <typename Vector, typename Half, int Most, int Rows>
 DYNACONV_INLINE void tile(const TileCall& call) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
-  constexpr int kWhole = Rows / Most * Most;
-  for (int column = 0; column < call.columns; column += 2 * kLanes) {
-    if (call.columns - column > kLanes) {
-      for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, 2>(call, row, column);
-      if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, 2>(call, kWhole, column);
+  for (int column = 0; column < call.columns;) {
+    const int left = call.columns - column;
+    if (left > kLanes + kLanes / 2) {
+      all_rows<Vector, Most, Rows, 2>(call, column);
+      column += 2 * kLanes;
+    } else if (left > kLanes / 2) {
+      all_rows<Vector, Most, Rows, 1>(call, column);
+      column += kLanes;
     } else {
-      for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, 1>(call, row, column);
-      if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, 1>(call, kWhole, column);
+      all_rows<Half, Most, Rows, 1>(call, column);
+      column += kLanes / 2;
     }
   }
 }
 
-#define DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, ROWS) \
-  TARGET void tile_##NAME##_##ROWS(const TileCall& call) { tile<VECTOR, MOST, ROWS>(call); }
+#define DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, ROWS) \
+  TARGET void tile_##NAME##_##ROWS(const TileCall& call) { tile<VECTOR, HALF, MOST, ROWS>(call); }
 
-#define DYNACONV_TILES(NAME, TARGET, VECTOR, MOST)                                                                \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 2)                      \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 4)                      \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 6)                      \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 7) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 8)                      \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 9) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 10)                     \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 11) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 12)                    \
-  DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 13) DYNACONV_TILE(NAME, TARGET, VECTOR, MOST, 14)                    \
+#define DYNACONV_TILES(NAME, TARGET, VECTOR, HALF, MOST)                                                                \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 2)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 4)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 6)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 7) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 8)                      \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 9) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 10)                     \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 11) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 12)                    \
+  DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 13) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 14)                    \
   constexpr std::array<GemmTile, kMaxRows> kTiles_##NAME = {                                                     \
       tile_##NAME##_1, tile_##NAME##_2,  tile_##NAME##_3,  tile_##NAME##_4,  tile_##NAME##_5,  tile_##NAME##_6,  \
       tile_##NAME##_7, tile_##NAME##_8,  tile_##NAME##_9,  tile_##NAME##_10, tile_##NAME##_11, tile_##NAME##_12, \
       tile_##NAME##_13, tile_##NAME##_14};
 
-DYNACONV_TILES(plain, , float4, 4)
+DYNACONV_TILES(plain, , float4, float4, 4)
 #ifdef DYNACONV_X86
-DYNACONV_TILES(avx2, DYNACONV_TARGET_AVX2, float8, 6)
-DYNACONV_TILES(avx512, DYNACONV_TARGET_AVX512, float16, 14)
+DYNACONV_TILES(avx2, DYNACONV_TARGET_AVX2, float8, float4, 6)
+DYNACONV_TILES(avx512, DYNACONV_TARGET_AVX512, float16, float8, 14)
 #endif
 
 }  // namespace
