@@ -217,8 +217,8 @@ def _calls(timing: KernelTiming, x: Tensor, routing: Tensor, experts: int) -> It
 
     if not timing.training and compiled.cannot_run(x, layer.weight, shape.groups) is None:
         panels, geometry = layer.packed.panels(layer.weight), layer.geometry(layer.padding)
-        size = layer.weight.shape
-        yield "compiled", lambda: compiled.dynamic_conv(x, panels, size, routing, None, None, geometry)
+        given = x, layer.weight, routing, None, None, None, geometry, panels
+        yield "compiled", lambda: compiled.dynamic_conv(*given)
     yield "auto", _with(layer, "auto", x, routing)
     rival = _timm(made, options, experts, layer)
     if rival is not None:

@@ -90,6 +90,7 @@ def race(
     threads: int | None = None,
     rounds: int = 25,
     seconds: float | None = None,
+    executor: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Race:
     """Time a static network with every dense engine, and dynamic ones with our engine and in eager, interleaved.
@@ -100,6 +101,7 @@ def race(
         rivals: names of `dynaconv.measure.rivals.RIVALS`; None takes all that start quickly.
         precisions: that our engine computes in.
         threads: for every engine. rounds, seconds: see `compare_latency`.
+        executor: time dynamic networks in eager PyTorch as well.
         progress: called with one line before everything that takes a while.
     Raises:
         EnginesDisagree: our engine does not compute what eager PyTorch computes.
@@ -119,6 +121,10 @@ def race(
             _add_ours(result, calls, None, static, precision, batches[:1], expected, stack)
         for runner in runners:
             _add_dynamic(result, calls, runner, precisions, batches, stack)
+        if not executor:
+            calls = {
+                (label, name): run for (label, name), run in calls.items() if label is None or name != EAGER
+            }
         tell("timing")
         times = compare_latency(
             {f"{label}/{name}": run for (label, name), run in calls.items()}, rounds=rounds, seconds=seconds
