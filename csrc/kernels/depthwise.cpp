@@ -93,7 +93,7 @@ DYNACONV_INLINE void pixel(const DepthwiseRun& run, const float* const* taps, in
 
 using PieceFunction = void (*)(const DepthwiseRun&, const Piece&);
 using PixelFunction = void (*)(const DepthwiseRun&, const float* const*, int, float*, int64_t);
-using FinishFunction = void (*)(float*, int64_t, const float*, int, int);
+using FinishFunction = void (*)(const float*, float*, int64_t, const float*, int, int);
 
 // The channels from `c` on, which fill no whole vector.
 void rest_channels(const DepthwiseRun& run, const Piece& piece, PixelFunction function, int kernel, int stride, int pixels,
@@ -124,16 +124,17 @@ DYNACONV_INLINE void whole_piece(const DepthwiseRun& shared, const Piece& given)
 
 // Everything after a bounded activation: other activations, then the residual and the last activation.
 template <typename Vector>
-DYNACONV_INLINE void finish_row(float* out, int64_t channels, const float* residual, int activation, int final_activation) {
+DYNACONV_INLINE void finish_row(const float* from, float* out, int64_t channels, const float* residual, int activation,
+                                int final_activation) {
   constexpr int kLanes = kLanesOf<Vector>;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
-    Vector value = activate<Vector>(load<Vector>(out + c), activation);
+    Vector value = activate<Vector>(load<Vector>(from + c), activation);
     if (residual) value += load<Vector>(residual + c);
     store<Vector>(out + c, activate<Vector>(value, final_activation));
   }
   for (; c < channels; ++c) {
-    const float value = activate_scalar(out[c], activation) + (residual ? residual[c] : 0.0f);
+    const float value = activate_scalar(from[c], activation) + (residual ? residual[c] : 0.0f);
     out[c] = activate_scalar(value, final_activation);
   }
 }
@@ -154,9 +155,9 @@ struct Kernels {
   TARGET void piece_##NAME(const DepthwiseRun& run, const Piece& piece) {                                            \
     whole_piece<VECTOR, Kernel, Stride, Pixels, Table, pixel_##NAME>(run, piece);                                    \
   }                                                                                                                  \
-  TARGET void finish_##NAME(float* out, int64_t channels, const float* residual, int activation,                     \
+  TARGET void finish_##NAME(const float* from, float* out, int64_t channels, const float* residual, int activation,  \
                             int final_activation) {                                                                  \
-    finish_row<VECTOR>(out, channels, residual, activation, final_activation);                                       \
+    finish_row<VECTOR>(from, out, channels, residual, activation, final_activation);                                 \
   }                                                                                                                  \
   template <int Kernel, int Stride, bool Table, int... Pixels>                                                       \
   constexpr PieceTable pieces_##NAME(std::integer_sequence<int, Pixels...>) {                                        \
@@ -194,9 +195,7 @@ const PieceTable* pieces_of(int lines, int kernel, int stride, int dilation, boo
   return &best().pieces[kernel / 2 - 1][stride - 1][table];
 }
 
-bool bounded(const DepthwiseArgs& args) {
-  return is_clamp(args.activation) && !args.residual && args.final_activation == kNone;
-}
+constexpr int64_t kBlockChannels = 256;  // of a run that waits for its residual on the stack
 
 // Where an output row reads: its kernel rows inside the image.
 struct Lines {
@@ -249,17 +248,45 @@ void row_pixels(const DepthwiseArgs& args, const Lines& lines, DepthwiseRun& run
   }
 }
 
-DepthwiseRun run_of(const DepthwiseArgs& args, const Lines& lines, int64_t out_pixel) {
+DepthwiseRun run_of(const DepthwiseArgs& args, const Lines& lines, int64_t weight_stride, int64_t out_pixel) {
   DepthwiseRun run{};
   run.line_count = lines.count;
   run.pixel = args.in_stride;
   run.channels = args.channels;
-  run.weight = args.weight + lines.first * args.kernel[1] * args.channels;
-  run.weight_stride = args.channels;
+  run.weight = args.weight + lines.first * args.kernel[1] * weight_stride;
+  run.weight_stride = weight_stride;
   run.bias = args.bias;
   run.out_pixel = out_pixel;
   run.activation = args.activation;
   return run;
+}
+
+// `out` may be the residual itself, so sums wait in a buffer until they have met it.
+void residual_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int32_t last) {
+  float sums[kMostPixels * kBlockChannels];
+  for (int64_t c = 0; c < args.channels; c += kBlockChannels) {
+    DepthwiseArgs block = args;
+    block.channels = std::min(kBlockChannels, args.channels - c);
+    block.in += c;
+    block.weight += c;
+    block.bias += c;
+    const Lines lines(block, row);
+    DepthwiseRun run = run_of(block, lines, args.channels, kBlockChannels);
+    for (int32_t x = first; x < last; x += kMostPixels) {
+      const int32_t count = std::min(kMostPixels, last - x);
+      row_pixels(block, lines, run, x, x + count, sums);
+      for (int32_t p = 0; p < count; ++p) {
+        const int64_t pixel = row * args.out_width + x + p;
+        best().finish(sums + p * kBlockChannels, args.out + pixel * args.out_stride + c, block.channels,
+                      args.residual + pixel * args.residual_stride + c, args.activation, args.final_activation);
+      }
+    }
+  }
+}
+
+void finish_pixels(float* out, int64_t pixel, int32_t count, int64_t channels, int activation, int final_activation) {
+  if (is_clamp(activation) && final_activation == kNone) return;
+  for (int32_t p = 0; p < count; ++p, out += pixel) best().finish(out, out, channels, nullptr, activation, final_activation);
 }
 
 }  // namespace
@@ -281,37 +308,26 @@ void depthwise_run(const DepthwiseRun& run) {
       best().pixel(run, taps, run.line_count * run.kernel, run.out + p * run.out_pixel, 0);
     }
   }
-  if (is_clamp(run.activation)) return;
-  for (int32_t p = 0; p < run.count; ++p)
-    best().finish(run.out + p * run.out_pixel, run.channels, nullptr, run.activation, kNone);
+  finish_pixels(run.out, run.out_pixel, run.count, run.channels, run.activation, kNone);
 }
 
 void depthwise_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int32_t last, float* out, int64_t out_pixel) {
   const Lines lines(args, row);
-  DepthwiseRun run = run_of(args, lines, out_pixel);
+  DepthwiseRun run = run_of(args, lines, args.channels, out_pixel);
   row_pixels(args, lines, run, first, last, out);
-  if (is_clamp(args.activation)) return;
-  for (int32_t x = first; x < last; ++x)
-    best().finish(out + (x - first) * out_pixel, args.channels, nullptr, args.activation, kNone);
+  finish_pixels(out, out_pixel, last - first, args.channels, args.activation, args.final_activation);
 }
 
 void depthwise_rows(const DepthwiseArgs& args, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const uint8_t* need = args.need ? args.need + row * args.out_width : nullptr;
     int32_t x = next_open(need, 0, args.out_width);
-    if (x == args.out_width) continue;
-    const Lines lines(args, row);
-    DepthwiseRun run = run_of(args, lines, args.out_stride);
     while (x < args.out_width) {
       const int32_t end = next_closed(need, x, args.out_width);
-      const int64_t pixel = row * args.out_width + x;
-      row_pixels(args, lines, run, x, end, args.out + pixel * args.out_stride);
-      if (!bounded(args)) {
-        for (int64_t p = pixel; p < pixel + end - x; ++p)
-          best().finish(args.out + p * args.out_stride, args.channels,
-                        args.residual ? args.residual + p * args.residual_stride : nullptr, args.activation,
-                        args.final_activation);
-      }
+      if (args.residual)
+        residual_pixels(args, row, x, end);
+      else
+        depthwise_pixels(args, row, x, end, args.out + (row * args.out_width + x) * args.out_stride, args.out_stride);
       x = next_open(need, end, args.out_width);
     }
   }

@@ -17,7 +17,7 @@ struct DepthwiseArgs {
   int64_t in_stride;      // elements from one row to the next
   const float* weight;    // [taps][channels]
   const float* bias;      // [channels]
-  float* out;             // [images * out_height * out_width] rows; aliases neither `in` nor `residual`
+  float* out;             // [images * out_height * out_width] rows; may be `residual`, but not `in`
   int64_t out_stride;
   const float* residual;  // rows as `out`, or null; added after `activation`
   int64_t residual_stride;

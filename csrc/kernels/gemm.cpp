@@ -68,16 +68,19 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column) {
   if (width == Columns * kLanes && is_clamp(call.activation) && is_clamp(call.final_activation)) {
     const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
     const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
+    const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
     if (!call.residual) {
+      // The bounds of one activation lie within those of the other.
+      const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
 #pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c) store<Vector>(out + c * kLanes, clamped<Vector>(sums[r][c], low, high));
+        for (int c = 0; c < Columns; ++c)
+          store<Vector>(out + c * kLanes, clamped<Vector>(sums[r][c], inner_low, inner_high));
       }
       return;
     }
-    const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       float* out = static_cast<float*>(call.out[row + r]) + call.column + column;

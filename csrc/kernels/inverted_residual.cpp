@@ -1,0 +1,299 @@
+// The walk of the fused inverted residual over bands of rows, or over panels of hidden channels.
+
+#include "inverted_residual.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../plan/plan.h"
+#include "depthwise.h"
+#include "gemm.h"
+
+namespace {
+
+constexpr int64_t kRingBytes = 400 << 10;  // of the ring and of the buffer behind the depthwise convolution
+constexpr int kMostBand = 16;              // output rows
+
+int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
+
+// Where things lie in a thread's scratch.
+struct Layout {
+  int64_t panels;         // of hidden channels
+  int64_t span;           // hidden rows that one output row reads
+  int64_t slots, pitch;   // of the ring: rows, and pixels of a row with its border
+  int64_t left;           // pixels of the border before a row
+  int64_t panel_floats;   // of the ring
+  int64_t hidden_stride;  // of the buffer behind the depthwise convolution
+  int64_t band;
+
+  explicit Layout(const InvertedArgs& args) {
+    panels = panels_of(args.hidden);
+    span = int64_t{args.kernel[0] - 1} * args.dilation[0] + 1;
+    left = args.padding[1];
+    const int64_t reach = int64_t{args.out_width - 1} * args.stride[1] + int64_t{args.kernel[1] - 1} * args.dilation[1] + 1;
+    const int64_t right = std::max<int64_t>(0, reach - left - args.width);
+    pitch = args.width + std::max(left, right);
+    // Rows that lie a multiple of 2 KiB apart would fight for the same lines of the L1 cache.
+    hidden_stride = args.hidden % 512 == 0 ? args.hidden + 16 : args.hidden;
+    band = args.band > 0 ? args.band : chosen_band(args);
+    slots = (band - 1) * args.stride[0] + span;
+    panel_floats = (slots * pitch + left + right) * kPanel;
+  }
+
+  int64_t chosen_band(const InvertedArgs& args) const {
+    const int64_t row = pitch * panels * kPanel * 4 * args.stride[0] + args.out_width * hidden_stride * 4;
+    const int64_t fixed = pitch * panels * kPanel * 4 * span;
+    const int64_t fits = (kRingBytes - fixed) / row;
+    return std::max<int64_t>(1, std::min<int64_t>({fits, kMostBand, args.out_height}));
+  }
+};
+
+int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Pixels of up to a band as pointers, cut into tiles of nearly equal rows.
+struct List {
+  const void** from;
+  void** to;
+  const void** add;
+  int64_t count;
+
+  int64_t tiles() const { return (count + kMaxRows - 1) / kMaxRows; }
+  int64_t start(int64_t tile) const { return count * tile / tiles(); }
+};
+
+// Open pixels of one output row that lie side by side.
+struct Span {
+  int32_t y, first, last;
+  int64_t index;  // of the first pixel in the buffer behind the depthwise convolution
+};
+
+struct Scratch {
+  float* ring;
+  float* buffer;  // behind the depthwise convolution
+  List expand, project;
+  Span* spans;
+
+  Scratch(const InvertedArgs& args, const Layout& layout, void* base, int64_t* bytes = nullptr) {
+    int64_t at = 0;
+    const auto take = [&at, base](int64_t size) {
+      char* from = base ? static_cast<char*>(base) + at : nullptr;
+      at += rounded(size);
+      return from;
+    };
+    const int64_t pixels = layout.band * args.out_width, inputs = layout.slots * args.width;
+    ring = reinterpret_cast<float*>(take(args.expand_weight ? layout.panels * layout.panel_floats * 4 : 0));
+    buffer = reinterpret_cast<float*>(take(pixels * layout.hidden_stride * 4 + 64));
+    expand.from = reinterpret_cast<const void**>(take(inputs * 8));
+    expand.to = reinterpret_cast<void**>(take(inputs * 8));
+    expand.add = nullptr;
+    project.from = reinterpret_cast<const void**>(take(pixels * 8));
+    project.to = reinterpret_cast<void**>(take(pixels * 8));
+    project.add = reinterpret_cast<const void**>(take(pixels * 8));
+    spans = reinterpret_cast<Span*>(take((pixels / 2 + layout.band) * sizeof(Span)));
+    if (bytes) *bytes = at;
+  }
+};
+
+void multiply(const List& list, const void* weight, const float* bias, int64_t depth, int64_t column, int columns,
+              int activation, int final_activation, bool residual) {
+  TileCall call{};
+  call.taps_count = 1;
+  call.channels = depth;
+  call.weight = weight;
+  call.bias = bias;
+  call.column = column;
+  call.columns = columns;
+  call.activation = activation;
+  call.final_activation = final_activation;
+  const int64_t tiles = list.tiles();
+  int64_t first = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t last = list.start(tile + 1);
+    call.taps = list.from + first;
+    call.out = list.to + first;
+    call.residual = residual ? list.add + first : nullptr;
+    gemm_tile(kFloat32, static_cast<int>(last - first), columns)(call);
+    first = last;
+  }
+}
+
+// One image in the hands of one thread.
+class Walk {
+ public:
+  Walk(const InvertedArgs& args, const Layout& layout, const Scratch& scratch, int64_t image)
+      : args_(args), layout_(layout), scratch_(scratch), image_(image) {}
+
+  void band(int64_t first, int64_t last) {
+    const int64_t spans = find_spans(first, last);
+    if (spans == 0) return;
+    if (args_.expand_weight) {
+      find_hidden(first, last);
+      for (int64_t panel = 0; panel < layout_.panels; ++panel) {
+        expand_panel(panel);
+        for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, scratch_.spans[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < spans; ++i) depthwise_span(scratch_.spans[i]);
+    }
+    const int64_t outs = panels_of(args_.out_channels);
+    for (int64_t panel = 0; panel < outs; ++panel) project_panel(scratch_.project, panel);
+  }
+
+  // Lists the open pixels of a band: spans for the depthwise convolution, pointers for the projection.
+  int64_t find_spans(int64_t first, int64_t last) {
+    int64_t spans = 0, index = 0;
+    for (int64_t y = first; y < last; ++y) {
+      const int64_t row = image_ * args_.out_height + y;
+      const uint8_t* need = args_.need ? args_.need + row * args_.out_width : nullptr;
+      int32_t x = next_open(need, 0, args_.out_width);
+      while (x < args_.out_width) {
+        const int32_t end = next_closed(need, x, args_.out_width);
+        scratch_.spans[spans++] = {static_cast<int32_t>(y), x, end, index};
+        for (; x < end; ++x, ++index) {
+          const int64_t pixel = row * args_.out_width + x;
+          scratch_.project.from[index] = scratch_.buffer + index * layout_.hidden_stride;
+          scratch_.project.to[index] = args_.out + pixel * args_.out_stride;
+          scratch_.project.add[index] = args_.residual ? args_.residual + pixel * args_.residual_stride : nullptr;
+        }
+        x = next_open(need, end, args_.out_width);
+      }
+    }
+    scratch_.project.count = index;
+    return spans;
+  }
+
+  // Lists the hidden pixels that the band needs and the ring lacks.
+  void find_hidden(int64_t first, int64_t last) {
+    const int64_t low = std::max<int64_t>(0, first * args_.stride[0] - args_.padding[0]);
+    const int64_t high = std::min<int64_t>(args_.height, (last - 1) * args_.stride[0] - args_.padding[0] + layout_.span);
+    int64_t count = 0;
+    for (int64_t y = std::max(low, ready_); y < high; ++y) {
+      const int64_t row = (image_ * args_.height + y) * args_.width;
+      const uint8_t* need = args_.need_hidden ? args_.need_hidden + row : nullptr;
+      float* to = scratch_.ring + (y % layout_.slots * layout_.pitch + layout_.left) * kPanel;
+      const float* from = args_.in + row * args_.in_stride;
+      for (int32_t x = 0; x < args_.width; ++x, to += kPanel, from += args_.in_stride) {
+        if (need && !need[x]) continue;
+        scratch_.expand.from[count] = from;
+        scratch_.expand.to[count++] = to;
+      }
+    }
+    ready_ = std::max(ready_, high);
+    scratch_.expand.count = count;
+  }
+
+  void expand_panel(int64_t panel) const {
+    const int columns = static_cast<int>(std::min<int64_t>(kPanel, args_.hidden - panel * kPanel));
+    multiply(scratch_.expand, args_.expand_weight + panel * args_.channels * kPanel, args_.expand_bias + panel * kPanel,
+             args_.channels, panel * layout_.panel_floats, columns, args_.activation[0], kNone, false);
+  }
+
+  void depthwise_panel(int64_t panel, const Span& span) const {
+    const float* lines[kMostTaps];
+    DepthwiseRun run{};
+    const int64_t top = int64_t{span.y} * args_.stride[0] - args_.padding[0];
+    int first = 0;
+    for (int i = 0; i < args_.kernel[0]; ++i) {
+      const int64_t y = top + i * args_.dilation[0];
+      if (y < 0) first = i + 1;
+      if (y < 0 || y >= args_.height) continue;
+      lines[run.line_count++] = scratch_.ring + panel * layout_.panel_floats +
+                                (y % layout_.slots * layout_.pitch + span.first * args_.stride[1]) * kPanel;
+    }
+    run.lines = lines;
+    run.pixel = kPanel;
+    run.channels = std::min<int64_t>(kPanel, args_.hidden - panel * kPanel);
+    run.weight = args_.depthwise_weight + int64_t{first} * args_.kernel[1] * args_.hidden + panel * kPanel;
+    run.weight_stride = args_.hidden;
+    run.bias = args_.depthwise_bias + panel * kPanel;
+    run.out = scratch_.buffer + span.index * layout_.hidden_stride + panel * kPanel;
+    run.out_pixel = layout_.hidden_stride;
+    run.count = span.last - span.first;
+    run.kernel = args_.kernel[1];
+    run.stride = args_.stride[1];
+    run.dilation = args_.dilation[1];
+    run.activation = args_.activation[1];
+    depthwise_run(run);
+  }
+
+  void depthwise_span(const Span& span) const {
+    DepthwiseArgs own{};
+    own.images = args_.images;
+    own.height = args_.height;
+    own.width = args_.width;
+    own.out_height = args_.out_height;
+    own.out_width = args_.out_width;
+    own.channels = args_.hidden;
+    for (int i = 0; i < 2; ++i) {
+      own.kernel[i] = args_.kernel[i];
+      own.stride[i] = args_.stride[i];
+      own.padding[i] = args_.padding[i];
+      own.dilation[i] = args_.dilation[i];
+    }
+    own.in = args_.in;
+    own.in_stride = args_.in_stride;
+    own.weight = args_.depthwise_weight;
+    own.bias = args_.depthwise_bias;
+    own.activation = args_.activation[1];
+    own.zeros = args_.zeros;
+    depthwise_pixels(own, image_ * args_.out_height + span.y, span.first, span.last,
+                     scratch_.buffer + span.index * layout_.hidden_stride, layout_.hidden_stride);
+  }
+
+  void project_panel(const List& list, int64_t panel) const {
+    const int columns = static_cast<int>(std::min<int64_t>(kPanel, args_.out_channels - panel * kPanel));
+    multiply(list, args_.project_weight + panel * args_.hidden * kPanel, args_.project_bias + panel * kPanel, args_.hidden,
+             panel * kPanel, columns, args_.activation[2], args_.final_activation, args_.residual != nullptr);
+  }
+
+ private:
+  const InvertedArgs& args_;
+  const Layout& layout_;
+  Scratch scratch_;
+  const int64_t image_;
+  int64_t ready_ = 0;  // hidden rows of this image before this one are in the ring or were given up
+};
+
+// Zeros on both sides of every ring row; the border behind a row is the one before the next.
+void clear_borders(const Layout& layout, float* ring, int64_t width, int64_t panels) {
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    float* const start = ring + panel * layout.panel_floats;
+    std::memset(start, 0, layout.left * kPanel * 4);
+    for (int64_t slot = 0; slot < layout.slots; ++slot) {
+      const int64_t from = slot * layout.pitch + layout.left + width;
+      const int64_t to = std::min((slot + 1) * layout.pitch + layout.left, layout.panel_floats / kPanel);
+      std::memset(start + from * kPanel, 0, (to - from) * kPanel * 4);
+    }
+  }
+}
+
+}  // namespace
+
+int inverted_phases(const InvertedArgs&) { return 1; }
+
+int64_t inverted_chunks(const InvertedArgs& args, int) {
+  return std::min<int64_t>(args.threads, args.images * args.out_height);
+}
+
+void inverted_run_chunk(const InvertedArgs& args, int, int64_t chunk, void* base) {
+  const Layout layout(args);
+  const Scratch scratch(args, layout, base);
+  if (args.expand_weight) clear_borders(layout, scratch.ring, args.width, layout.panels);
+  const int64_t rows = args.images * args.out_height, chunks = inverted_chunks(args, 0);
+  const int64_t first = rows * chunk / chunks, last = rows * (chunk + 1) / chunks;
+  for (int64_t image = first / args.out_height; image * args.out_height < last; ++image) {
+    const int64_t start = image * args.out_height;
+    const int64_t from = std::max(first - start, int64_t{0}), to = std::min<int64_t>(last - start, args.out_height);
+    Walk walk(args, layout, scratch, image);
+    for (int64_t y = from; y < to; y += layout.band) walk.band(y, std::min(y + layout.band, to));
+  }
+}
+
+int64_t inverted_scratch_bytes(const InvertedArgs& args) {
+  const Layout layout(args);
+  int64_t bytes = 0;
+  Scratch(args, layout, nullptr, &bytes);
+  return bytes;
+}
+
+int64_t inverted_shared_bytes(const InvertedArgs&) { return 0; }
