@@ -4,6 +4,10 @@ Convert a network with `dynamize_`, train it under a `MacBudget`, meet budgets e
 in `eval()` masked blocks compute only what their masks ask for, and dynamic layers use one kernel for each image.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from dynaconv import nn, ops
 from dynaconv._version import __version__
 from dynaconv.budget import MacBudget, calibrate_, calibrated_targets, set_budget_
@@ -25,6 +29,10 @@ from dynaconv.convert import (
 from dynaconv.cost import Profile, collect_masks, mac_density_map, ponder_map, profile
 from dynaconv.models import create_model, list_models, load, save
 
+if TYPE_CHECKING:
+    from dynaconv import engine
+    from dynaconv.engine import compile
+
 __all__ = [
     "CondConv",
     "DCDConv",
@@ -39,9 +47,11 @@ __all__ = [
     "calibrate_",
     "calibrated_targets",
     "collect_masks",
+    "compile",
     "create_model",
     "dynamic_layers",
     "dynamize_",
+    "engine",
     "fuse_",
     "gates",
     "list_models",
@@ -56,3 +66,13 @@ __all__ = [
     "save",
     "set_budget_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`compile` and `engine` load on first use: they need torch.export."""
+    if name not in ("compile", "engine"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    engine = importlib.import_module("dynaconv.engine")
+    return engine if name == "engine" else engine.compile

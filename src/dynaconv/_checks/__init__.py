@@ -21,7 +21,19 @@ from dynaconv._checks.cli import (
     cli_rules_not_json,
     cli_target_range,
 )
-from dynaconv._checks.engine import engine_mutates, engine_not_exportable
+from dynaconv._checks.engine import (
+    engine_damaged_file,
+    engine_device,
+    engine_dtype,
+    engine_example,
+    engine_inputs,
+    engine_model,
+    engine_mutates,
+    engine_not_exportable,
+    engine_not_verified,
+    engine_other_file,
+    engine_training,
+)
 from dynaconv._checks.general import (
     count,
     finite_mask,
@@ -157,6 +169,17 @@ __all__ = [
     "cli_rules_not_json",
     "cli_target_range",
     "count",
+    "engine_damaged_file",
+    "engine_device",
+    "engine_dtype",
+    "engine_example",
+    "engine_inputs",
+    "engine_model",
+    "engine_mutates",
+    "engine_not_exportable",
+    "engine_not_verified",
+    "engine_other_file",
+    "engine_training",
     "execution_cannot_run",
     "experts",
     "features",

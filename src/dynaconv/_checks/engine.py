@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def engine_mutates(names: Sequence[str]) -> ValueError:
     """Error for a forward that changes the network."""
     return ValueError(
-        f"this network changes {', '.join(map(repr, names[:3]))} in its forward, which a compiled one would not repeat; "
+        f"this network changes {', '.join(map(repr, names[:3]))} in its forward, which compiled code would not repeat; "
         "call model.eval() first, or take that out of forward"
     )
 
@@ -16,3 +20,93 @@ def engine_mutates(names: Sequence[str]) -> ValueError:
 def engine_not_exportable(model: str, error: object) -> ValueError:
     """Error for a network that torch.export cannot follow."""
     return ValueError(f"torch.export cannot follow the forward of {model}, so it cannot be compiled: {error}")
+
+
+def engine_inputs(inputs: Sequence[object], plan: Any) -> None:
+    """Raise unless a compiled model can take these inputs."""
+    channels, height, width = plan.image
+    want = f"[{'N' if plan.batch is None else plan.batch}, {channels}, {height}, {width}]"
+    if len(inputs) != plan.inputs:
+        raise TypeError(f"this compiled model takes {plan.inputs} inputs, got {len(inputs)}")
+    x = inputs[0]
+    if not isinstance(x, Tensor):
+        raise TypeError(f"a compiled model expects a tensor {want}, got {type(x).__name__}")
+    if plan.image == (0, 0, 0):
+        return
+    if x.device.type != "cpu":
+        raise ValueError(f"a compiled model runs on the CPU, got x on {x.device}; move it with x.cpu()")
+    if x.layout != torch.strided:
+        raise ValueError(
+            f"a compiled model expects a strided tensor, got layout {x.layout}; call x.to_dense()"
+        )
+    if x.dtype != torch.float32:
+        raise TypeError(
+            f"a compiled model expects x in torch.float32, got {x.dtype}; convert it with x.float()"
+        )
+    if x.dim() != 4 or tuple(x.shape[1:]) != (channels, height, width):
+        raise ValueError(
+            f"this model was compiled for x {want}, got {list(x.shape)}; compile it again with an example of that size"
+        )
+    if plan.batch is not None and x.shape[0] != plan.batch:
+        raise ValueError(
+            f"torch.export tied this network to batches of {plan.batch} images, got {x.shape[0]}; "
+            "its forward uses the batch size as a plain number"
+        )
+
+
+def engine_example(inputs: object) -> None:
+    """Raise unless `example_inputs` is a tuple that starts with images."""
+    if isinstance(inputs, Tensor) or not isinstance(inputs, (tuple, list)) or not inputs:
+        raise TypeError(f"compile expects example_inputs as a tuple (x,), got {type(inputs).__name__}")
+    x = inputs[0]
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"compile expects a tensor [N, C, H, W] as the first example input, got {type(x).__name__}"
+        )
+    if x.dim() and x.shape[0] == 0:
+        raise ValueError(f"compile needs an example with at least one image, got shape {list(x.shape)}")
+
+
+def engine_training(names: Sequence[str]) -> ValueError:
+    """Error for a network in training mode."""
+    what = "the model is" if not names[0] else f"{names[0]} is"
+    return ValueError(
+        f"compile needs a network in evaluation mode, but {what} in training mode; call model.eval()"
+    )
+
+
+def engine_dtype(dtype: object, reason: str) -> ValueError:
+    """Error for a precision without kernels."""
+    return ValueError(f"compile cannot use dtype={dtype}: {reason}; use dtype=None for float32")
+
+
+def engine_model(model: object) -> TypeError:
+    """Error for something that is no module."""
+    return TypeError(f"compile expects an nn.Module, got {type(model).__name__}")
+
+
+def engine_device(device: object) -> ValueError:
+    """Error for a network on another device."""
+    return ValueError(f"the engine runs on the CPU, but the model is on {device}; move it with model.cpu()")
+
+
+def engine_other_file(path: str, got: object, expected: int) -> ValueError:
+    """Error for a file that is no compiled model of this version."""
+    what = "is no compiled model" if got is None else f"is of format {got}"
+    return ValueError(
+        f"{path} {what}, expected a compiled model of format {expected}; compile and save it again"
+    )
+
+
+def engine_damaged_file(path: str, error: object) -> ValueError:
+    """Error for a file that cannot be read to its end."""
+    return ValueError(f"{path} is damaged or cut short ({error}); compile and save it again")
+
+
+def engine_not_verified(report: Mapping[str, Any]) -> RuntimeError:
+    """Error for a compiled model that computes something else."""
+    return RuntimeError(
+        f"the compiled model differs from the {report['reference']} result by {report['error']:.2e} (tolerance "
+        f"{report['tolerance']:.0e}); the worst step is {report['worst_kernel']} of {report['worst_layer'] or 'none'}, "
+        f"off by {report['worst_error']:.2e}"
+    )

@@ -110,25 +110,37 @@ def set_budget_(model: nn.Module, target: float | None) -> float | None:
         raise _checks.no_gates("set_budget_")
     if target is None:
         return _set_threshold(model, 0.0)
+    if _checks.fraction("target", target) == 1.0:
+        return _set_threshold(model, -math.inf)
+    thresholds = {name: threshold_for(gate.budget_table, target) for name, gate in found.items()}
+    for name, gate in found.items():
+        gate.threshold.fill_(thresholds[name])
+    return next(iter(thresholds.values()))
+
+
+def threshold_for(table: Tensor, target: float | None) -> float:
+    """The threshold at which a gate with this budget table meets a target (see `set_budget_`).
+
+    Raises:
+        ValueError: not calibrated, or a target outside the calibrated range.
+    """
+    if target is None:
+        return 0.0
     target = _checks.fraction("target", target)
     if target == 1.0:
-        return _set_threshold(model, -math.inf)
-    table = next(iter(found.values())).budget_table.double()
+        return -math.inf
     if len(table) == 0:
         raise ValueError(
             "this network is not calibrated yet; call dc.calibrate_(model, loader, targets=...) first"
         )
+    table = table.double()
     low, high = float(table[0, 0]), float(table[-1, 0])
     if not low - 1e-6 <= target <= high + 1e-6:
         raise ValueError(
             f"a budget of {target:g} lies outside the calibrated range {low:.3f}..{high:.3f}; "
             "calibrate with that target"
         )
-    thresholds = {}
-    for name, gate in found.items():
-        thresholds[name] = _interpolate(gate.budget_table.double(), target)
-        gate.threshold.fill_(thresholds[name])
-    return next(iter(thresholds.values()))
+    return _interpolate(table, target)
 
 
 def calibrated_targets(model: nn.Module) -> list[float]:

@@ -40,7 +40,9 @@ def touched(step: Step) -> list[int]:
     return [v for v in (step.input, step.input2, step.out, *step.aux) if v >= 0]
 
 
-def _best_fit(storage: int, placed: dict[int, int], sizes: dict[int, int], lives: dict[int, tuple[int, int]]) -> int:
+def _best_fit(
+    storage: int, placed: dict[int, int], sizes: dict[int, int], lives: dict[int, tuple[int, int]]
+) -> int:
     """The offset of the smallest hole between storages that live at the same time."""
     first, last = lives[storage]
     taken = sorted(

@@ -113,7 +113,9 @@ def target_of(text: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def run_aten(step: AtenStep, target: Callable[..., Any], constants: dict[str, Tensor], slots: list[Any]) -> None:
+def run_aten(
+    step: AtenStep, target: Callable[..., Any], constants: dict[str, Tensor], slots: list[Any]
+) -> None:
     """Run one step and put its result into its slot."""
     args, kwargs = decode(step.args, constants, slots), decode(step.kwargs, constants, slots)
     slots[step.out] = target(*args, **kwargs)

@@ -91,8 +91,9 @@ class Builder:
     def _placeholder(self, node: fx.Node) -> Any:
         if node.name in self.exported.constants:
             return Constant(self.exported.constants[node.name])
-        size = self.map_size(node, "nchw")
         index = self.exported.inputs.index(node)
+        # Only the first input takes the native path.
+        size = self.map_size(node, "nchw") if index == 0 else None
         return self.add("input", node, size, "nchw" if size else "raw", {}, index=index)
 
     def _call(self, node: fx.Node) -> Any:

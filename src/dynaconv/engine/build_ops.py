@@ -27,7 +27,9 @@ def pair(value: Any) -> tuple[int, int]:
 def is_map(view: Any, *layouts: str) -> bool:
     """A view of a map in one of the layouts."""
     return (
-        isinstance(view, View) and view.node.size is not None and view.layout in (layouts or ("nchw", "nhwc", "nc"))
+        isinstance(view, View)
+        and view.node.size is not None
+        and view.layout in (layouts or ("nchw", "nhwc", "nc"))
     )
 
 
@@ -100,7 +102,9 @@ def batch_norm(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | st
     scale = scale if weight is None else scale * weight.tensor.double()
     shift = -mean.tensor.double() * scale
     shift = shift if bias is None else shift + bias.tensor.double()
-    return b.add("affine", node, x.node.size, x.layout, {"x": x.node}, scale=scale.float(), shift=shift.float())
+    return b.add(
+        "affine", node, x.node.size, x.layout, {"x": x.node}, scale=scale.float(), shift=shift.float()
+    )
 
 
 @handles(*_ACTIVATIONS)
@@ -154,7 +158,9 @@ def _of_two(b: Builder, node: fx.Node, name: str, a: View, c: View) -> View | st
         a, c = c, a
     h, w, channels = a.node.size
     fits = c.node.size in ((h, w, channels), (1, 1, channels), (h, w, 1))
-    same_layout = a.layout == c.layout or (c.node.size[:2] == (1, 1) and c.layout == "nc1" and a.layout == "nchw")
+    same_layout = a.layout == c.layout or (
+        c.node.size[:2] == (1, 1) and c.layout == "nc1" and a.layout == "nchw"
+    )
     if size != a.node.size or not fits or not same_layout or (c.node.size == (1, 1, 1) and channels > 1):
         return None
     return b.add(name, node, size, a.layout, {"x": a.node, "y": c.node}, act="none")

@@ -56,7 +56,9 @@ def slice_(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     return b.add("upsample", node, size, x.layout, dict(x.node.inputs), **x.node.attrs)
 
 
-@handles("dropout", "contiguous", "clone", "detach", "alias", "feature_dropout", "lift_fresh_copy", "dropout_")
+@handles(
+    "dropout", "contiguous", "clone", "detach", "alias", "feature_dropout", "lift_fresh_copy", "dropout_"
+)
 def same(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | Constant | None:
     """What changes nothing in evaluation."""
     x = args[0]

@@ -4,20 +4,81 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.engine import arena, build_ops, build_views  # noqa: F401  the handlers register themselves
 from dynaconv.engine.build import Builder
+from dynaconv.engine.compiled import CompiledModel, choose_backend
 from dynaconv.engine.export import Exported, export
 from dynaconv.engine.fold import fold
 from dynaconv.engine.fuse import fuse_activations, fuse_gates, fuse_residuals, fuse_silu
 from dynaconv.engine.ir import Graph
 from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
+from dynaconv.engine.measure import measure_plan
 from dynaconv.engine.plan import Plan
 
 PASSES = (fold, fuse_silu, fuse_activations, fuse_gates, recognise_masks, fuse_residuals, place_shortcuts)
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    measure: bool = True,
+) -> CompiledModel:
+    """Turn a network in evaluation mode into a plan of native steps whose time follows the executed MACs.
+
+    What has no kernel runs through ATen and is listed, with the reason, in `fast.plan`. The network itself is not
+    changed, and later changes of it do not reach the compiled model.
+
+    Args:
+        model: on the CPU, in float32; static, or made dynamic by `dynamize_`.
+        example_inputs: (x,) with images [N, C, H, W]; N stays free, C, H and W are fixed.
+        dtype: of the computation; None is float32.
+        backend: "auto", "cpu" (compiled kernels), "triton" or "eager"; only "auto" falls back.
+        threads: for the native steps; None follows `torch.get_num_threads()` at every call.
+        measure: time masked convolutions on this machine, to know above which density they run densely.
+    Returns:
+        CompiledModel; `fast(x)`, `fast.plan`, `fast.verify((x,))`, `fast.save(path)`, `fast.set_budget(target)`.
+    Raises:
+        ValueError: training mode, a dtype without kernels, a network that torch.export cannot follow.
+        TypeError: no module, or example inputs that are no tuple of tensors. RuntimeError: an explicit backend that
+        cannot run.
+
+    >>> import torch, dynaconv as dc
+    >>> x = torch.randn(2, 3, 32, 32)
+    >>> fast = dc.compile(dc.create_model("resnet8_cifar").eval(), (x,))
+    >>> fast(x).shape
+    torch.Size([2, 10])
+    """
+    _check(model, example_inputs, dtype)
+    chosen, _ = choose_backend(backend)
+    example = tuple(example_inputs)
+    plan, exported = make_plan(model, example)
+    if measure and chosen == "cpu":
+        measure_plan(plan, example, threads)
+    return CompiledModel(plan, exported.out_spec, backend=backend, threads=threads, source=model)
+
+
+def _check(model: nn.Module, example_inputs: Any, dtype: torch.dtype | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise _checks.engine_model(model)
+    _checks.engine_example(example_inputs)
+    if dtype not in (None, torch.float32):
+        raise _checks.engine_dtype(dtype, "only float32 kernels are there")
+    training = [name for name, module in model.named_modules() if module.training]
+    if training:
+        raise _checks.engine_training(training)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type != "cpu":
+            raise _checks.engine_device(tensor.device)
 
 
 def make_plan(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Plan, Exported]:
@@ -27,7 +88,7 @@ def make_plan(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Plan, Expo
     name_gates(graph, model)
     for change in PASSES:
         change(graph)
-    plan = lower(graph, exported.fixed_batch)
+    plan = lower(graph, exported.fixed_batch, len(exported.inputs))
     arena.place(plan)
     return plan, exported
 

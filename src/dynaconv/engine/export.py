@@ -15,7 +15,8 @@ from dynaconv import _checks
 
 # They may return their input itself, or a view of it.
 _VIEWS = {
-    "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select", "expand", "dropout",
+    "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select", "expand",
+    "dropout",
     "contiguous", "to", "detach", "chunk", "split", "alias", "t", "unflatten", "movedim", "narrow", "split_with_sizes",
     "unbind", "_unsafe_view", "lift_fresh_copy", "diagonal", "expand_as", "view_as", "reshape_as", "feature_dropout",
 }  # fmt: skip
@@ -111,7 +112,13 @@ def functionalise(graph: fx.Graph) -> bool:
         if twin is None or not isinstance(node.args[0], fx.Node) or node.args[0].op == "placeholder":
             return False
         shared = _sharing(node.args[0])
-        if any(place[u] > place[node] for s in shared if s is not node.args[0] for u in s.users if u not in shared):
+        if any(
+            place[u] > place[node]
+            for s in shared
+            if s is not node.args[0]
+            for u in s.users
+            if u not in shared
+        ):
             return False
         twins[node] = twin
     for node in writers:

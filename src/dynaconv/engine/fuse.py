@@ -106,9 +106,13 @@ def _fuse_squeeze(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> No
 
 def _is_pointwise_gate(node: Node, users: dict[Node, list[Node]]) -> bool:
     weight = node.attrs["weight"]
-    plain = tuple(weight.shape[2:]) == (1, 1) and node.attrs["padding"] == (0, 0) and node.attrs["groups"] == 1
+    plain = (
+        tuple(weight.shape[2:]) == (1, 1) and node.attrs["padding"] == (0, 0) and node.attrs["groups"] == 1
+    )
     reads = [u for u in users[node] if u is not None]
-    only_masks = reads and len(reads) == len(users[node]) and all(u.op in ("threshold", "avg_pool") for u in reads)
+    only_masks = (
+        reads and len(reads) == len(users[node]) and all(u.op in ("threshold", "avg_pool") for u in reads)
+    )
     return weight.shape[0] == 1 and plain and bool(only_masks) and node.attrs["act"] == "none"
 
 

@@ -14,12 +14,14 @@ from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid
 # Open share above which a needed but not masked convolution computes every row, until it is measured.
 RUN_ALL_ABOVE = 0.75
 STEM_CHANNELS = 4
-_ALIASING_BYTES, _ALIASING_ELEMENTS = 4096, 16
+_ALIASING_BYTES, _ALIASING_ELEMENTS = 2048, 16
 
 
-def lower(graph: Graph, batch: int | None = None) -> Plan:
+def lower(graph: Graph, batch: int | None = None, inputs: int = 1) -> Plan:
     """The plan of a graph whose passes are done; offsets in the arena come later (arena.py)."""
-    return _Lowering(graph, batch).run()
+    lowering = _Lowering(graph, batch)
+    lowering.plan.inputs = lowering.plan.slots = inputs
+    return lowering.run()
 
 
 class _Lowering:
@@ -42,7 +44,6 @@ class _Lowering:
         self._cut()
         for grid in {s.grid for s in plan.steps if s.closed}:
             plan.grids[grid].closed = 1
-        plan.slots = max(plan.slots, 1)
         return plan
 
     # Values
@@ -115,10 +116,8 @@ class _Lowering:
 
     def _input(self, node: Node) -> None:
         index = node.attrs["index"]
-        assert index < 1000
         self.slots[node] = index
-        self.plan.slots = max(self.plan.slots, index + 1)
-        if node.size is not None:
+        if node.size is not None and index == 0:
             h, w, c = node.size
             self.plan.image = (c, h, w)
 
@@ -139,6 +138,11 @@ class _Lowering:
         }  # fmt: skip
         if grid is not None:
             fields["grid"] = self.grids[grid]
+            if self.plan.convs[fields["conv"][0]].winograd is not None:
+                self.plan.grids[fields["grid"]].tiles = 1
+        if _is_partial(node.x):
+            # Which rows of the input hold something.
+            fields["grid2"] = self.grids[node.x.inputs["grid"]]
         kind = {"conv": "conv", "stem": "stem", "depthwise": "depthwise"}[form]
         if node.attrs.get("masked"):
             self._closed_rows(node, in2, out, final, fields["grid"])
@@ -158,13 +162,15 @@ class _Lowering:
             self._step("activate", node, input=in2, out=out, activation=acts, grid=grid, closed=1)
 
     def _may_overwrite(self, node: Node) -> bool:
-        """The result may take the place of the residual: nobody reads it later, and the convolution does not read it."""
+        """The result may take the residual's place: nobody reads it later, nor does the convolution itself."""
         residual = node.inputs.get("residual")
         if residual is None or residual.is_grid or residual not in self.values:
             return False
         values = self.plan.values
         value = values[self.values[residual]]
-        if value.external >= 0 or any(u is None or self.place[u] > self.place[node] for u in self.users[residual]):
+        if value.external >= 0 or any(
+            u is None or self.place[u] > self.place[node] for u in self.users[residual]
+        ):
             return False
         return node.x not in self.values or values[self.values[node.x]].storage != value.storage
 
@@ -182,17 +188,24 @@ class _Lowering:
             packed = pack.pack_depthwise(weight, bias)
         else:
             packed = pack.pack_stem(weight, bias) if form == "stem" else pack.pack_conv(weight, bias, groups)
-        return self._conv_data(
-            Conv(
-                form, weight.shape[1] * groups, weight.shape[0], groups, tuple(weight.shape[2:]),
-                *(node.attrs[k] for k in ("stride", "padding", "dilation")), *packed,
-            )
+        conv = Conv(
+            form, weight.shape[1] * groups, weight.shape[0], groups, tuple(weight.shape[2:]),
+            *(node.attrs[k] for k in ("stride", "padding", "dilation")), *packed,
         )  # fmt: skip
+        if form == "conv" and pack.can_winograd(conv) and "closed_act" not in node.attrs:
+            conv.winograd = pack.pack_winograd(weight)
+        return self._conv_data(conv)
 
     def _geometry(self, node: Node) -> list[int]:
         channels, attrs = node.x.size[2] if "x" in node.inputs else 1, node.attrs
         return self._conv_data(
-            Conv("none", channels, channels, 1, *(attrs[k] for k in ("kernel", "stride", "padding", "dilation")))
+            Conv(
+                "none",
+                channels,
+                channels,
+                1,
+                *(attrs[k] for k in ("kernel", "stride", "padding", "dilation")),
+            )
         )
 
     def _max_pool(self, node: Node) -> None:
@@ -249,8 +262,12 @@ class _Lowering:
         packed = pack.pack_gate(weight, node.attrs.get("linear"), node.attrs["bias"])
         geometry = (node.attrs[k] for k in ("stride", "padding", "dilation"))
         conv = Conv("gate", weight.shape[1], 1, 1, tuple(weight.shape[2:]), *geometry, *packed)
-        ints = [int(node.attrs["squeeze"])] + [0] * 7
-        self._step("gate", node, input=source, out=self._out(node), conv=self._conv_data(conv), ints=ints)
+        ints, aux = [int(node.attrs["squeeze"])] + [0] * 7, [-1] * 4
+        if node.attrs["squeeze"]:
+            # One sum for each line of the map.
+            aux[0] = self._new((self.plan.values[source].height, 1, 1), f"{node.layer} sums")
+        out = self._out(node)
+        self._step("gate", node, input=source, out=out, conv=self._conv_data(conv), ints=ints, aux=aux)
 
     def _grid(self, node: Node, gate: str = "") -> int:
         h, w, _ = node.size
@@ -296,7 +313,9 @@ class _Lowering:
         self._close_segment()
         args = encode(_map(attrs["args"], lambda v: self._filled(node, v)), self.plan.constants)
         kwargs = encode(_map(attrs["kwargs"], lambda v: self._filled(node, v)), self.plan.constants)
-        step = AtenStep(target_text(attrs["target"]), args, kwargs, self._slot(node), node.layer, attrs["reason"])
+        step = AtenStep(
+            target_text(attrs["target"]), args, kwargs, self._slot(node), node.layer, attrs["reason"]
+        )
         self.plan.aten.append(step)
         self.plan.segments.append(Segment(aten=len(self.plan.aten) - 1))
 
@@ -330,6 +349,11 @@ class _Lowering:
         for slot, i in last.items():
             if slot not in keep:
                 self.plan.aten[i].frees.append(slot)
+
+
+def _is_partial(node: Node) -> bool:
+    """Only some rows of the node's value are computed."""
+    return "grid" in node.inputs and not node.attrs.get("masked") and "closed_act" not in node.attrs
 
 
 def _map(arg: Any, change: Callable[[Any], Any]) -> Any:

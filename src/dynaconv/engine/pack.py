@@ -41,6 +41,22 @@ def _panels(rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return panels.contiguous(), shifts.contiguous()
 
 
+def can_winograd(conv: Conv) -> bool:
+    """Whether Winograd's F(2x2, 3x3) computes this convolution."""
+    unit = conv.stride == conv.dilation == (1, 1) and conv.kernel == (3, 3)
+    return unit and conv.groups == 1 and max(conv.padding) <= 2
+
+
+def pack_winograd(weight: Tensor) -> Tensor:
+    """[O, I, 3, 3] -> G g G' as [panels][16 points][I][32]; source: arXiv 1509.09308, section 4.1."""
+    out_channels, inner = weight.shape[:2]
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    points = torch.einsum("ai,ocij,bj->abco", g, weight.double(), g).reshape(16, inner, out_channels)
+    full = torch.zeros(16, inner, _padded(out_channels))
+    full[:, :, :out_channels] = points.float()
+    return full.reshape(16, inner, -1, PANEL).permute(2, 0, 1, 3).contiguous()
+
+
 def pack_depthwise(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """[C, 1, kh, kw] -> [kh * kw][C] and [C]."""
     return weight.reshape(weight.shape[0], -1).t().contiguous(), bias.clone()

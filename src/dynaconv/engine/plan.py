@@ -23,6 +23,7 @@ KINDS = (
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16")
 NEVER = 2.0
+_TENSORS = ("weight", "bias", "winograd")
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Conv:
     dilation: tuple[int, int] = (1, 1)
     weight: Tensor | None = None
     bias: Tensor | None = None
+    winograd: Tensor | None = None
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Grid:
     height: int
     width: int
     closed: int = 0
+    tiles: int = 0
     gate: str = ""
 
 
@@ -154,6 +157,7 @@ class Plan:
     out_spec: str = ""
     constants: dict[str, Tensor] = field(default_factory=dict)
     slots: int = 1
+    inputs: int = 1
     arena_bytes: int = 0
     batch: int | None = None
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -161,12 +165,12 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Everything but tensors; `tensors` has those."""
         data = {k: v for k, v in asdict_shallow(self).items() if k not in ("convs", "constants")}
-        data["convs"] = [{k: v for k, v in vars(c).items() if k not in ("weight", "bias")} for c in self.convs]
+        data["convs"] = [{k: v for k, v in vars(c).items() if k not in _TENSORS} for c in self.convs]
         return data
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights by the name that `from_json` expects."""
-        found = {f"conv.{i}.{k}": t for i, c in enumerate(self.convs) for k in ("weight", "bias")
+        found = {f"conv.{i}.{k}": t for i, c in enumerate(self.convs) for k in _TENSORS
                  if (t := getattr(c, k)) is not None}  # fmt: skip
         return found | {f"constant.{k}": v.contiguous() for k, v in self.constants.items()}
 
@@ -179,7 +183,8 @@ class Plan:
         for name, kind in kinds.items():
             data[name] = [kind(**row) for row in data[name]]
         for i, conv in enumerate(data["convs"]):
-            conv.weight, conv.bias = tensors.get(f"conv.{i}.weight"), tensors.get(f"conv.{i}.bias")
+            for name in _TENSORS:
+                setattr(conv, name, tensors.get(f"conv.{i}.{name}"))
             conv.kernel, conv.stride = tuple(conv.kernel), tuple(conv.stride)
             conv.padding, conv.dilation = tuple(conv.padding), tuple(conv.dilation)
         data["image"] = tuple(data["image"])

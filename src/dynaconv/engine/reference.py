@@ -6,6 +6,7 @@ NaN, so a result that depends on them shows it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
     "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "gelu": F.gelu, "leaky_relu": F.leaky_relu,
 }  # fmt: skip
-STEPS: dict[str, Callable[[Run, Step], None]] = {}
+STEPS: dict[str, Callable] = {}
 
 
 def step_kind(kind: str) -> Callable:
@@ -45,6 +46,7 @@ class Run:
     weights: dict[int, tuple[Tensor, ...]]
     poison: bool = False
     masks: dict[int, Tensor] = field(default_factory=dict)
+    step_ns: dict[int, float] = field(default_factory=dict)
     arena: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,8 +56,18 @@ class Run:
 
     def steps(self, first: int, last: int) -> None:
         """Run native steps [first, last)."""
-        for step in self.plan.steps[first:last]:
-            STEPS[step.kind](self, step)
+        for i in range(first, last):
+            start = time.perf_counter_ns()
+            STEPS[self.plan.steps[i].kind](self, self.plan.steps[i])
+            self.step_ns[i] = float(time.perf_counter_ns() - start)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    @property
+    def open_rows(self) -> list[int]:
+        """Open rows of each grid over the batch, as far as they were decided."""
+        return [int(self.masks[g].sum()) if g in self.masks else 0 for g in range(len(self.plan.grids))]
 
     def value(self, index: int) -> Tensor:
         """A writable view [N, h, w, C] of a value."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
+
+if TYPE_CHECKING:
+    from dynaconv.engine import CompiledModel
 
 
 def blob_mask(n: int, size: tuple[int, int], density: float, seed: int = 0) -> Tensor:
@@ -36,36 +40,59 @@ def random_mask(n: int, size: tuple[int, int], density: float, seed: int = 0) ->
     return (torch.rand(n, 1, *size, generator=generator) < density).float()
 
 
+class ForcedMask:
+    """Replaces one gate's decision; a forward hook of the gate, which the engine recognises and honours, too.
+
+    Args:
+        name: of the block that the gate decides for; it makes the masks of different gates differ.
+    """
+
+    # The copy of a network that is compiled leaves such hooks behind.
+    forces_masks = True
+
+    def __init__(self, name: str, density: float, seed: int = 0) -> None:
+        self.density = density
+        self._salt = seed * 1_000_003 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+
+    def mask(self, n: int, size: tuple[int, int]) -> Tensor:
+        """The decision [n, 1, h, w] for `size` = (h, w), the same at every call."""
+        key = (n, *size)
+        if key not in self._masks:
+            self._masks[key] = blob_mask(n, size, self.density, self._salt)
+        return self._masks[key]
+
+    def __call__(self, _gate: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        """The forward hook."""
+        return self.mask(output.shape[0], tuple(output.shape[2:])).to(output)
+
+
 @contextmanager
-def force_masks(model: nn.Module, density: float, seed: int = 0) -> Iterator[None]:
+def force_masks(model: nn.Module | CompiledModel, density: float, seed: int = 0) -> Iterator[None]:
     """Replace every gate's decision by blob-like masks of the given density inside the `with` block.
 
-    Deterministic: the same model, density, seed and input shape give the same masks. The gates still compute.
+    Deterministic: the same names of blocks, density, seed and input shape give the same masks, in a network and in
+    what `dynaconv.compile` makes of it. The gates still compute. A compiled model follows the network that it was
+    compiled from while that network is forced, and can be forced by itself.
 
     Raises:
         ValueError: no gates, or density outside [0, 1].
     """
-    found = gates(model)
-    if not found:
+    compiled = None if isinstance(model, nn.Module) else model
+    names = list(gates(model)) if compiled is None else compiled.gates
+    if not names:
         raise _checks.no_gates("force_masks")
     blob_mask(1, (2, 2), density)
-    cache: dict[tuple, Tensor] = {}
-
-    def hook_for(name: str):
-        salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-
-        def hook(_gate: nn.Module, _args: tuple, output: Tensor) -> Tensor:
-            key = (name, tuple(output.shape))
-            if key not in cache:
-                cache[key] = blob_mask(
-                    output.shape[0], tuple(output.shape[2:]), density, seed * 1_000_003 + salt
-                )
-            return cache[key].to(output)
-
-        return hook
-
+    hooks = {name: ForcedMask(name, density, seed) for name in names}
+    if compiled is not None:
+        before = compiled.force(hooks)
+        try:
+            yield
+        finally:
+            compiled.force(before)
+        return
     # First in line, so that collectors see the forced masks.
-    handles = [g.register_forward_hook(hook_for(name), prepend=True) for name, g in found.items()]
+    handles = [g.register_forward_hook(hooks[name], prepend=True) for name, g in gates(model).items()]
     try:
         yield
     finally:

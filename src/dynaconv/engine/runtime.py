@@ -1,0 +1,154 @@
+"""The native executor: a plan handed to the compiled kernels, and one forward through it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+
+import torch
+from torch import Tensor
+
+from dynaconv.engine.plan import Plan
+from dynaconv.engine.structures import BYTE, Call, PlanData, plan_data
+from dynaconv.ops import _native
+
+_TEXT = 512
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels with the plan functions declared, or None."""
+    loaded, _ = _native.load()
+    if loaded is None or not hasattr(loaded, "dynaconv_plan_create"):
+        return None
+    pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    loaded.dynaconv_plan_create.argtypes = [ctypes.POINTER(PlanData), ctypes.c_char_p, i64]
+    loaded.dynaconv_plan_create.restype = pointer
+    loaded.dynaconv_plan_destroy.argtypes = [pointer]
+    loaded.dynaconv_plan_destroy.restype = None
+    loaded.dynaconv_plan_acquire.argtypes = [pointer, i64]
+    loaded.dynaconv_plan_acquire.restype = pointer
+    loaded.dynaconv_plan_release.argtypes = [pointer, pointer]
+    loaded.dynaconv_plan_release.restype = None
+    loaded.dynaconv_plan_value.argtypes = [pointer, pointer, i32]
+    loaded.dynaconv_plan_value.restype = pointer
+    loaded.dynaconv_plan_run.argtypes = [pointer, pointer, ctypes.POINTER(Call), ctypes.c_char_p, i64]
+    loaded.dynaconv_plan_memory.argtypes = [pointer]
+    loaded.dynaconv_plan_memory.restype = i64
+    return loaded
+
+
+def missing() -> str | None:
+    """Why the native executor cannot be used, or None when it can."""
+    reason = _native.missing()
+    if reason is None and library() is None:
+        return "the compiled kernels are from another version; run `make setup`"
+    return reason
+
+
+class NativePlan:
+    """A plan that the library has checked and keeps; safe to use from several threads.
+
+    Raises:
+        RuntimeError: the library refuses the plan, with its reason.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        found = library()
+        assert found is not None
+        self.plan = plan
+        data, self._keep = plan_data(plan)
+        text = ctypes.create_string_buffer(_TEXT)
+        handle = found.dynaconv_plan_create(ctypes.byref(data), text, _TEXT)
+        if not handle:
+            raise RuntimeError(f"the compiled kernels refuse this plan: {text.value.decode()}")
+        self.handle = handle
+        weakref.finalize(self, found.dynaconv_plan_destroy, handle)
+
+    def open(
+        self, n: int, externals: list[Tensor | None], forced: dict[int, Tensor], threads: int
+    ) -> NativeRun:
+        """A forward over n images."""
+        return NativeRun(self, n, externals, forced, threads)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the arenas that are kept for the next calls."""
+        return library().dynaconv_plan_memory(self.handle)
+
+
+class NativeRun:
+    """One forward: holds an arena until `close`."""
+
+    def __init__(
+        self,
+        native: NativePlan,
+        n: int,
+        externals: list[Tensor | None],
+        forced: dict[int, Tensor],
+        threads: int,
+    ) -> None:
+        self.native, self.n, self.externals, self.threads = native, n, externals, threads
+        self.plan = native.plan
+        self.forced = {g: mask.to(torch.uint8).contiguous() for g, mask in forced.items()}
+        self._forced = (ctypes.c_void_p * max(len(self.plan.grids), 1))()
+        for grid, mask in self.forced.items():
+            self._forced[grid] = mask.data_ptr()
+        self.open_rows = (ctypes.c_int64 * max(len(self.plan.grids), 1))()
+        self.step_ns = (ctypes.c_double * max(len(self.plan.steps), 1))()
+        self.timed = False
+        self.context = library().dynaconv_plan_acquire(native.handle, n)
+        if not self.context:
+            raise MemoryError(f"no memory for {n} images ({self.plan.arena_bytes * n} bytes of arena)")
+
+    def steps(self, first: int, last: int) -> None:
+        """Run native steps [first, last)."""
+        count = max(len(self.externals), 1)
+        pointers, planes = (ctypes.c_void_p * count)(), (ctypes.c_int32 * count)()
+        keep = []
+        for i, tensor in enumerate(self.externals):
+            if tensor is not None:
+                rows, planes[i] = _rows_or_planes(tensor, self.plan.externals[i].source)
+                pointers[i] = rows.data_ptr()
+                keep.append(rows)
+        call = Call(
+            self.n, self.threads, first, last, 0, pointers, planes,
+            ctypes.cast(self._forced, ctypes.POINTER(ctypes.c_void_p)) if self.forced else None,
+            self.open_rows, self.step_ns if self.timed else None,
+        )  # fmt: skip
+        text = ctypes.create_string_buffer(_TEXT)
+        failed = library().dynaconv_plan_run(
+            self.native.handle, self.context, ctypes.byref(call), text, _TEXT
+        )
+        if failed:
+            raise RuntimeError(f"the compiled kernels stopped: {text.value.decode()}")
+
+    def value(self, index: int) -> Tensor:
+        """A view [N, h, w, C] of a value, valid until `close`."""
+        value = self.plan.values[index]
+        if value.external >= 0:
+            return self.externals[value.external]
+        address = library().dynaconv_plan_value(self.native.handle, self.context, index)
+        dtype = getattr(torch, value.dtype)
+        rows = value.height * value.width
+        buffer = (BYTE * (self.n * rows * value.stride * dtype.itemsize)).from_address(address)
+        strides = (rows * value.stride, value.width * value.stride, value.stride, 1)
+        return torch.frombuffer(buffer, dtype=dtype).as_strided(
+            (self.n, *value.size, value.channels), strides
+        )
+
+    def close(self) -> None:
+        """Give the arena back."""
+        if self.context:
+            library().dynaconv_plan_release(self.native.handle, self.context)
+            self.context = None
+
+
+def _rows_or_planes(tensor: Tensor, source: str) -> tuple[Tensor, int]:
+    """The image [N, C, H, W] as it lies (planes: 1) or as rows (0); other tensors are rows."""
+    if source != "input":
+        return tensor, 0
+    if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1), 0
+    return tensor.contiguous(), 1
