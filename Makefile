@@ -53,6 +53,8 @@ build/native/%.o: csrc/%.cpp $(HEADERS)
 	@mkdir -p $(@D)
 	@$(CXX) $(KERNEL_FLAGS) -c $< -o $@
 
+include csrc/tests/rules.mk
+
 # torch goes first, by itself; what follows is told to keep it, or pip would fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(STAMP)
