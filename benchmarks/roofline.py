@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 
 import torch
 from tables import digits, markdown
 
 from dynaconv.measure.race import TITLES, Runner, compile_for, forced, race
-from dynaconv.measure.roofline import measure_peaks, step_work
+from dynaconv.measure.roofline import measure_peaks, timed_steps
 
 
 def roofline(name: str, dense, dynamic, batch: int, args: argparse.Namespace) -> dict:
@@ -26,17 +25,15 @@ def roofline(name: str, dense, dynamic, batch: int, args: argparse.Namespace) ->
     fast = compile_for(dynamic if masked else dense, x, precision)
     peaks = measure_peaks(torch.get_num_threads())
     with forced(fast, density if masked else None):
-        runs = [fast.run_with_stats(x)[1] for _ in range(args.rounds)]
-    plan, open_rows = fast.plan.raw, runs[-1].open_rows
+        timed = timed_steps(fast, x, args.rounds)
     steps = []
-    for i, step in enumerate(plan.steps):
-        work = step_work(plan, i, batch, open_rows)
-        seconds = statistics.median(r.step_ns[i] for r in runs) * 1e-9
-        roof = max(work.macs / peaks.macs[precision], work.bytes / peaks.bandwidth(work.bytes))
+    for step in timed:
+        computing = step.work.macs / peaks.macs[precision]
+        reading = step.work.bytes / peaks.bandwidth(step.work.bytes)
         steps.append({
-            "layer": step.layer, "kind": step.kind, "ms": seconds * 1e3, "macs": work.macs, "bytes": work.bytes,
-            "bound": "compute" if work.macs / peaks.macs[precision] >= roof else "memory",
-            "of_roof": roof / seconds if seconds else None,
+            "layer": step.layer, "kind": step.kind, "ms": step.seconds * 1e3, "macs": step.work.macs,
+            "bytes": step.work.bytes, "bound": "compute" if computing > reading else "memory",
+            "of_roof": max(computing, reading) / step.seconds if step.seconds else None,
         })  # fmt: skip
     row = {"network": name, "batch": batch, "precision": precision, "density": density if masked else None}
     row |= {"peak_macs": peaks.macs, "peak_read": {str(k): v for k, v in peaks.read.items()}, "steps": steps}

@@ -1,15 +1,14 @@
-"""Milliseconds of a dynamic network beside its dense rival, interleaved."""
+"""Milliseconds of a dynamic network beside its dense rivals, as results.json and `dynaconv bench --json` hold them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from dynaconv.convert import revert_
-from dynaconv.cost import latency_of
+from dynaconv.measure.race import EAGER, OURS, TITLES, Race
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
@@ -19,28 +18,41 @@ def dense_twin(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def latency_ratios(
-    dense: nn.Module,
-    dynamic: Mapping[str, nn.Module],
-    batches: Tensor | Sequence[Tensor],
-    *,
-    rounds: int = 25,
-    threads: int | None = None,
-    progress: Callable[[], None] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Time a dense network and several dynamic ones on the same batches [N, C, H, W], interleaved.
-
-    All are prepared alike (evaluation mode, channels-last, batch norm folded).
+def dense_latency(result: Race, precision: str = "float32") -> dict[str, Any]:
+    """The static network: its fastest engine of this precision, ours among them, and all others.
 
     Returns:
-        name -> {"min_ms", "median_ms", "runs"}, and for the dynamic ones "ratio_min" and "ratio_median": dynamic over
-        dense, below 1 is faster. The dense network's name is "dense".
+        {"min_ms", "median_ms", "runs", "engine": name, "engines": {name: {"min_ms", "median_ms", "runs"}}}.
     """
-    times = latency_of(
-        {"dense": dense, **dynamic}, batches, rounds=rounds, threads=threads, progress=progress
-    )
-    base = times["dense"]
-    for name in dynamic:
-        times[name]["ratio_min"] = times[name]["min_ms"] / base["min_ms"]
-        times[name]["ratio_median"] = times[name]["median_ms"] / base["median_ms"]
-    return times
+    name = result.fastest(precision)
+    return {**result.dense[name], "engine": name, "engines": result.dense}
+
+
+def dynamic_latency(result: Race, label: str, precision: str = "float32") -> dict[str, Any]:
+    """A dynamic network: our engine where it ran, else the eager executor, against the fastest dense engine.
+
+    Returns:
+        {"min_ms", "median_ms", "runs", "ratio_min", "ratio_median", "engine": name, "engines": {name: the same}}; a
+        ratio is dynamic over fastest dense, below 1 is faster.
+    """
+    base = result.dense[result.fastest(precision)]
+    engines = {
+        name: {
+            **times,
+            "ratio_min": times["min_ms"] / base["min_ms"],
+            "ratio_median": times["median_ms"] / base["median_ms"],
+        }
+        for name, times in result.dynamic[label].items()
+    }
+    name = OURS[precision] if OURS[precision] in engines else EAGER
+    return {**engines[name], "engine": name, "engines": engines}
+
+
+def left_out_line(left_out: dict[str, str]) -> str:
+    """One line that names the engines that were not timed, with the reasons; empty where all were."""
+    if not left_out:
+        return ""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(TITLES.get(name, name))
+    return "not timed: " + "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())

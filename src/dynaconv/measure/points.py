@@ -13,7 +13,8 @@ from dynaconv.budget import set_budget_
 from dynaconv.convert import gates
 from dynaconv.cost import collect_masks, mac_density_map, profile
 from dynaconv.data import DataBundle
-from dynaconv.measure.latency import dense_twin, latency_ratios
+from dynaconv.measure.latency import dense_latency, dense_twin, dynamic_latency
+from dynaconv.measure.race import Runner, race
 from dynaconv.train import evaluate
 
 PROFILED_IMAGES = 256
@@ -28,18 +29,22 @@ def measure_points(
     dense_name: str = "dense",
     batch_sizes: Sequence[int] = (1, 32),
     rounds: int = 25,
+    seconds: float | None = None,
+    rivals: Sequence[str] | None = None,
     latency: bool = True,
     batch_size: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The "dense" and "points" parts of results.json, measured on the test split.
+    """The "dense", "points" and "left_out" parts of results.json, measured on the test split.
 
     Args:
         model: calibrated for `targets`; left at the lowest of them.
         dense: the baseline to compare with, in accuracy and time; by default the network without its gates (timed
             only: weights trained with masks are not meant to run without them, so it gets no accuracy).
         batch_sizes: for the timing; pictures of the test split.
-        rounds: of the interleaved timing.
+        rounds, seconds: of the interleaved timing, for each batch size (see `compare_latency`).
+        rivals: dense engines beside ours, see `dynaconv.measure.rivals`; None takes those that start quickly.
+        latency: time at all.
         progress: called with one line before every stage.
     """
     tell = progress or (lambda _line: None)
@@ -54,12 +59,14 @@ def measure_points(
     base = _dense(rival, dense_name, bundle, batch_size, accuracy=dense is not None)
     for point in points:
         point["macs_ratio"] = point["executed_macs"] / base["macs"]
+    left_out: dict[str, str] = {}
     if latency:
         tell("milliseconds, interleaved")
-        _add_latency(base, points, rival, model, bundle, batch_sizes, rounds)
+        options = {"rounds": rounds, "seconds": seconds, "rivals": rivals}
+        left_out = _add_latency(base, points, rival, model, bundle, batch_sizes, options)
     if gates(model):
         set_budget_(model, targets[0])
-    return {"dense": base, "points": points}
+    return {"dense": base, "points": points, "left_out": left_out}
 
 
 def _dense(
@@ -158,14 +165,16 @@ def _add_latency(
     model: nn.Module,
     bundle: DataBundle,
     batch_sizes: Sequence[int],
-    rounds: int,
-) -> None:
+    options: dict[str, Any],
+) -> dict[str, str]:
+    """Enter the milliseconds of every batch size; the engines that were left out, with the reason."""
     base["latency"] = {}
-    dynamic = {}
+    runners = []
     for point in points:
         point["latency"] = {}
         set_budget_(model, point["target"])
-        dynamic[f"{point['target']:g}"] = copy.deepcopy(model)
+        runners.append(Runner(f"{point['target']:g}", copy.deepcopy(model)))
+    left_out: dict[str, str] = {}
     for batch in batch_sizes:
         # A dynamic network's time depends on its pictures, so small batches are timed on several.
         starts = range(0, len(bundle.test) - batch + 1, batch)
@@ -174,7 +183,9 @@ def _add_latency(
         ]
         if not batches:
             continue
-        times = latency_ratios(rival, dynamic, batches, rounds=rounds)
-        base["latency"][str(batch)] = times.pop("dense")
-        for point in points:
-            point["latency"][str(batch)] = times[f"{point['target']:g}"]
+        result = race(rival, runners, batches, **options)
+        left_out |= result.left_out
+        base["latency"][str(batch)] = dense_latency(result)
+        for point, runner in zip(points, runners, strict=True):
+            point["latency"][str(batch)] = dynamic_latency(result, runner.label)
+    return left_out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dynaconv.ops import _native
 
@@ -65,6 +67,32 @@ def measure_peaks(threads: int | None = None) -> Peaks:
             for size in SIZES
         },
     )
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """One step of a compiled network: where it comes from, its seconds (median of some runs), its work."""
+
+    layer: str
+    kind: str
+    seconds: float
+    work: StepWork
+
+
+def timed_steps(fast: Any, x: Tensor, rounds: int = 15) -> list[TimedStep]:
+    """Every native step of a `CompiledModel` on a batch x [N, C, H, W], with the masks that it decides."""
+    plan = fast._program.plan
+    runs = [fast._run((x,), timed=True)[1] for _ in range(rounds + 2)][2:]
+    open_rows = list(runs[-1].open_rows)
+    return [
+        TimedStep(
+            step.layer,
+            step.kind,
+            statistics.median(run.step_ns[i] for run in runs) * 1e-9,
+            step_work(plan, i, x.shape[0], open_rows),
+        )
+        for i, step in enumerate(plan.steps)
+    ]
 
 
 def step_work(plan: Any, index: int, images: int, open_rows: Sequence[int] | None = None) -> StepWork:
