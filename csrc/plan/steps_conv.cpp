@@ -39,8 +39,11 @@ Cut cut(int64_t rows, int64_t row_bytes, int64_t panels, int64_t panel_bytes, do
   if (heavy || rows < kMaxRows * threads)
     c.panel_groups = std::max(c.panel_groups, std::min(panels, std::max<int64_t>(1, wanted)));
   const int64_t missing = (std::max<int64_t>(wanted, 1) + c.panel_groups - 1) / c.panel_groups;
-  const int64_t most = std::max<int64_t>(1, rows / (heavy ? 4 * kMaxRows : kMaxRows / 2));
+  const int64_t most = std::max<int64_t>(1, rows / (heavy ? kMaxRows : kMaxRows / 2));
   c.row_blocks = std::max(cached, std::min(missing, most));
+  // Few groups of panels leave a thread idle at the end unless they can be dealt out evenly.
+  if (heavy && c.panel_groups < 4 * threads && c.panel_groups % threads && rows >= 2 * kMaxRows)
+    c.row_blocks = std::max<int64_t>(c.row_blocks, threads);
   if (threads > 1 && c.panel_groups == 1 && c.row_blocks > 1 && c.row_blocks < rows)
     c.row_blocks = std::min(rows, (c.row_blocks + threads - 1) / threads * threads);
   return c;
@@ -111,14 +114,14 @@ struct Output {
 // The panels [from, to) of one tile whose taps are known.
 struct PanelLoop {
   const Conv& conv;
-  int64_t depth, per_group, element;
-  int activation, final_activation, dtype;
+  int64_t per_group, panel_bytes;
+  int dtype;
 
   void run(TileCall& call, int rows, int64_t panel) const {
     const int64_t group = panel / per_group, within = panel % per_group;
     const int64_t outputs = conv.out_channels / conv.groups;
     call.tap_offset = group * (conv.in_channels / conv.groups);
-    call.weight = static_cast<const char*>(conv.weight) + panel * depth * kPanel * element;
+    call.weight = static_cast<const char*>(conv.weight) + panel * panel_bytes;
     call.bias = conv.bias + panel * kPanel;
     call.column = group * outputs + within * kPanel;
     call.columns = static_cast<int>(std::min<int64_t>(kPanel, outputs - within * kPanel));
@@ -161,18 +164,19 @@ void step_conv(Worker& worker, const Step& step) {
   }
   const int64_t element = element_bytes(in.dtype), taps = int64_t{conv.kernel[0]} * conv.kernel[1];
   const int64_t depth = taps * conv.in_channels / conv.groups;
+  const int64_t panel_bytes = panel_elements(in.dtype, taps, conv.in_channels / conv.groups) * element;
   const int64_t per_group = (conv.out_channels / conv.groups + kPanel - 1) / kPanel;
   const int64_t in_bytes = in.stride * element;
   // A strided kernel touches more input rows than it makes output rows.
   const int64_t touched = taps == 1 ? 1 : int64_t{conv.stride[0]} * conv.stride[1];
-  const Cut c = cut(count, in_bytes * touched, panels_of(conv), depth * kPanel * element,
+  const Cut c = cut(count, in_bytes * touched, panels_of(conv), panel_bytes,
                     double(depth) * std::min<int64_t>(kPanel, conv.out_channels / conv.groups), worker.threads);
   const char* base = run.data(step.in);
   char* result = run.data(step.out);
   const int64_t out_bytes = out.stride * element_bytes(out.dtype);
   const char* residual = step.in2 >= 0 ? run.data(step.in2) : nullptr;
   const int64_t residual_bytes = step.in2 >= 0 ? run.value(step.in2).stride * element_bytes(out.dtype) : 0;
-  const PanelLoop loop{conv, depth, per_group, element, step.activation[0], step.final_activation, in.dtype};
+  const PanelLoop loop{conv, per_group, panel_bytes, in.dtype};
 
   worker.share(c.tasks(), [&](int64_t task) {
     const int64_t block = task % c.row_blocks, group = task / c.row_blocks;
@@ -197,6 +201,7 @@ void step_conv(Worker& worker, const Step& step) {
     call.channels = conv.in_channels / conv.groups;
     call.activation = step.activation[0];
     call.final_activation = step.final_activation;
+    call.float_out = out.dtype == kFloat32;
     const int64_t end = c.first_panel(group + 1);
     for (int64_t panel = c.first_panel(group); panel < end; ++panel) {
       for (int64_t tile = 0; tile < tiles; ++tile) {

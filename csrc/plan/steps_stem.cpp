@@ -1,4 +1,5 @@
-// The first convolution reads the picture itself: few channels, so the taps of a position are copied into one short row.
+// The first convolution reads the picture itself. Its lines are copied once, padded, plane by plane; then every kernel line
+// is a tap whose channels are the pixels of that line.
 
 #include <algorithm>
 #include <cstring>
@@ -8,32 +9,9 @@
 
 namespace {
 
-constexpr int64_t kTilesOfTask = 8;
-
-int64_t depth_of(const Conv& conv) {
-  return (int64_t{conv.in_channels} * conv.kernel[0] * conv.kernel[1] + 3) / 4 * 4;
-}
-
-// Copies `Width` floats, or `width` where that is not known when compiling.
-template <int Width>
-void copy_taps(const float* from, int width, float* to) {
-  std::memcpy(to, from, (Width ? Width : width) * sizeof(float));
-}
-
-// One kernel line of one channel for `pixels` neighbouring outputs: rows[p][..width] = line[x0 + p * stride ..].
-template <int Width>
-void gather_line(const float* line, int32_t in_width, int32_t x0, int32_t stride, int32_t width, int pixels, float* row,
-                 int64_t depth) {
-  for (int p = 0; p < pixels; ++p, x0 += stride, row += depth) {
-    if (x0 >= 0 && x0 + width <= in_width) {
-      copy_taps<Width>(line + x0, width, row);
-    } else {
-      for (int32_t j = 0; j < width; ++j) {
-        const int32_t x = x0 + j;
-        row[j] = x >= 0 && x < in_width ? line[x] : 0.0f;
-      }
-    }
-  }
+// A padded line, and room for the vectors that read past its end.
+int64_t line_floats(const Conv& conv, const Value& out) {
+  return (int64_t{out.width} - 1) * conv.stride[1] + conv.kernel[1] + 16;
 }
 
 struct Picture {
@@ -42,48 +20,40 @@ struct Picture {
   int32_t height, width;
 };
 
-// The taps of `pixels` outputs of one line, each as a row of `depth` floats in the order (channel, ky, kx).
-void gather(const Picture& picture, const Conv& conv, int64_t image, int32_t oy, int32_t ox, int pixels, float* rows,
-            int64_t depth) {
-  const int32_t x0 = ox * conv.stride[1] - conv.padding[1], width = conv.kernel[1];
-  float* at = rows;
+// lines[(c * kernel + ky)] = the line that output row `oy` reads, zeros outside of the picture.
+void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, int64_t length, float* lines) {
+  const int64_t left = conv.padding[1];
+  const int64_t inside = std::max<int64_t>(0, std::min<int64_t>(picture.width, length - left));
   for (int32_t c = 0; c < conv.in_channels; ++c) {
-    for (int32_t i = 0; i < conv.kernel[0]; ++i, at += width) {
-      const int32_t y = oy * conv.stride[0] - conv.padding[0] + i * conv.dilation[0];
+    for (int32_t i = 0; i < conv.kernel[0]; ++i, lines += length) {
+      const int64_t y = oy * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
       if (y < 0 || y >= picture.height) {
-        for (int p = 0; p < pixels; ++p) std::memset(at + p * depth, 0, width * sizeof(float));
+        std::memset(lines, 0, length * sizeof(float));
         continue;
       }
-      const float* line = picture.base + image * picture.image_step + c * picture.channel_step + y * picture.row_step;
-      if (picture.x_step == 1 && conv.dilation[1] == 1) {
-        if (width == 7) gather_line<7>(line, picture.width, x0, conv.stride[1], width, pixels, at, depth);
-        else if (width == 3) gather_line<3>(line, picture.width, x0, conv.stride[1], width, pixels, at, depth);
-        else gather_line<0>(line, picture.width, x0, conv.stride[1], width, pixels, at, depth);
-        continue;
-      }
-      for (int p = 0; p < pixels; ++p) {
-        for (int32_t j = 0; j < width; ++j) {
-          const int32_t x = x0 + p * conv.stride[1] + j * conv.dilation[1];
-          at[p * depth + j] = x >= 0 && x < picture.width ? line[x * picture.x_step] : 0.0f;
-        }
-      }
+      const float* from = picture.base + image * picture.image_step + c * picture.channel_step + y * picture.row_step;
+      std::memset(lines, 0, left * sizeof(float));
+      if (picture.x_step == 1) std::memcpy(lines + left, from, inside * sizeof(float));
+      else
+        for (int64_t x = 0; x < inside; ++x) lines[left + x] = from[x * picture.x_step];
+      std::memset(lines + left + inside, 0, (length - left - inside) * sizeof(float));
     }
   }
-  const int64_t used = int64_t{conv.in_channels} * conv.kernel[0] * conv.kernel[1];
-  for (int p = 0; p < pixels; ++p) std::memset(rows + p * depth + used, 0, (depth - used) * sizeof(float));
 }
 
 }  // namespace
 
 int64_t scratch_stem(const Plan& plan, const Step& step) {
-  return (kMaxRows + 1) * (depth_of(plan.convs[step.conv[0]]) + 16) * int64_t{sizeof(float)};
+  const Conv& conv = plan.convs[step.conv[0]];
+  const int64_t taps = int64_t{conv.in_channels} * conv.kernel[0];
+  return taps * (line_floats(conv, plan.values[step.out]) * int64_t{sizeof(float)} + kMaxRows * int64_t{sizeof(void*)}) + 64;
 }
 
 void step_stem(Worker& worker, const Step& step) {
   Run& run = worker.run;
   const Conv& conv = run.conv(step.conv[0]);
   const Value &in = run.value(step.in), &out = run.value(step.out);
-  const int64_t area = int64_t{in.height} * in.width, depth = depth_of(conv);
+  const int64_t area = int64_t{in.height} * in.width, length = line_floats(conv, out);
   const bool planes = run.planes(step.in);
   const Picture picture{reinterpret_cast<const float*>(run.data(step.in)),
                         planes ? area : 1,
@@ -94,38 +64,34 @@ void step_stem(Worker& worker, const Step& step) {
                         in.width};
   char* result = run.data(step.out);
   const int64_t out_bytes = out.stride * element_bytes(out.dtype), panels = (conv.out_channels + kPanel - 1) / kPanel;
-  const int64_t tiles = (out.width + kMaxRows - 1) / kMaxRows;
-  const int64_t lines = std::max<int64_t>(1, kTilesOfTask / tiles);
-  const int64_t all = run.call.images * out.height;
-  worker.share((all + lines - 1) / lines, [&](int64_t task) {
-    float* rows = reinterpret_cast<float*>(worker.scratch);
-    for (int64_t line = task * lines; line < std::min(all, (task + 1) * lines); ++line) {
-      const int64_t image = line / out.height;
-      const auto oy = static_cast<int32_t>(line % out.height);
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const auto first = static_cast<int32_t>(out.width * tile / tiles);
-        const int pixels = static_cast<int>(out.width * (tile + 1) / tiles) - first;
-        gather(picture, conv, image, oy, first, pixels, rows, depth);
-        const void* taps[kMaxRows];
-        void* outs[kMaxRows];
-        for (int p = 0; p < pixels; ++p) {
-          taps[p] = rows + p * depth;
-          outs[p] = result + (line * out.width + first + p) * out_bytes;
-        }
-        TileCall call{};
-        call.taps = taps;
-        call.taps_count = 1;
-        call.channels = depth;
-        call.out = outs;
-        call.activation = step.activation[0];
-        call.final_activation = kNone;
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          call.weight = static_cast<const float*>(conv.weight) + panel * depth * kPanel;
-          call.bias = conv.bias + panel * kPanel;
-          call.column = panel * kPanel;
-          call.columns = static_cast<int>(std::min<int64_t>(kPanel, conv.out_channels - call.column));
-          gemm_tile(out.dtype, pixels, call.columns)(call);
-        }
+  const int64_t tiles = (out.width + kMaxRows - 1) / kMaxRows, taps_count = int64_t{conv.in_channels} * conv.kernel[0];
+  const int64_t depth = (taps_count * conv.kernel[1] + 3) / 4 * 4;
+  worker.share(run.call.images * out.height, [&](int64_t line) {
+    const int64_t image = line / out.height, oy = line % out.height;
+    auto** taps = reinterpret_cast<const void**>(worker.scratch);
+    float* lines = reinterpret_cast<float*>(worker.scratch + (taps_count * kMaxRows * sizeof(void*) + 63) / 64 * 64);
+    copy_lines(picture, conv, image, oy, length, lines);
+    for (int64_t t = 0; t < taps_count; ++t)
+      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines + t * length + p * conv.stride[1];
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = out.width * tile / tiles;
+      const int pixels = static_cast<int>(out.width * (tile + 1) / tiles - first);
+      void* outs[kMaxRows];
+      for (int p = 0; p < pixels; ++p) outs[p] = result + (line * out.width + first + p) * out_bytes;
+      TileCall call{};
+      call.taps = taps;
+      call.taps_count = static_cast<int>(taps_count);
+      call.channels = conv.kernel[1];
+      call.tap_offset = first * conv.stride[1];
+      call.out = outs;
+      call.activation = step.activation[0];
+      call.final_activation = kNone;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        call.weight = static_cast<const float*>(conv.weight) + panel * depth * kPanel;
+        call.bias = conv.bias + panel * kPanel;
+        call.column = panel * kPanel;
+        call.columns = static_cast<int>(std::min<int64_t>(kPanel, conv.out_channels - call.column));
+        gemm_tile(out.dtype, pixels, call.columns)(call);
       }
     }
   });
