@@ -5,6 +5,7 @@
 #include <array>
 
 #include "activations.h"
+#include "gemm_bfloat16.h"
 #include "isa.h"
 #include "vectors.h"
 
@@ -155,7 +156,8 @@ DYNACONV_TILES(avx512, DYNACONV_TARGET_AVX512, float16, float8, 14)
 
 GemmTile gemm_tile(int dtype, int rows, int columns) {
   (void)columns;
-  if (dtype != kFloat32 || rows < 1 || rows > kMaxRows) return nullptr;
+  if (rows < 1 || rows > kMaxRows) return nullptr;
+  if (dtype == kBfloat16) return gemm_tile_bfloat16(rows);
 #ifdef DYNACONV_X86
   if (best_isa_level() == Isa::kAvx512) return kTiles_avx512[rows - 1];
   if (best_isa_level() == Isa::kAvx2) return kTiles_avx2[rows - 1];

@@ -4,25 +4,35 @@
 
 #include <cstdint>
 
+#include "../plan/plan.h"
+
 constexpr int kMaxRows = 14;  // rows of the largest tile
 constexpr int kPanel = 32;    // output channels of a packed weight panel
 
 // For r < rows and c < columns, with sum over taps t and channels k of taps[t * kMaxRows + r][k] * weight[t * channels + k][c]:
 // out[r][c] = final_activation(activation(bias[c] + sum) + residual[r][c]).
+// bfloat16: sums, bias and activations are float32, and pairs of channels lie together in the weights.
 struct TileCall {
   const void* const* taps;      // [taps_count][kMaxRows]
   int taps_count;
   int64_t channels;             // elements at every tap
   int64_t tap_offset;           // elements to skip at every tap (groups)
-  const void* weight;           // [taps_count * channels][kPanel]
+  const void* weight;           // [taps_count * channels][kPanel]; bfloat16: see panel_elements()
   const float* bias;            // [kPanel]
   void* const* out;             // a pointer for each row, at column 0 of the tensor
   const void* const* residual;  // likewise, or null
   int64_t column;               // where the panel starts in out and residual, elements
   int columns;                  // valid columns, 1 .. kPanel
   int activation, final_activation;
+  bool float_out;               // of a bfloat16 tile: out and residual are float32
 };
 using GemmTile = void (*)(const TileCall&);
 
 // The kernel for exactly `rows` (1 .. kMaxRows) rows. dtype as in plan.h; null where the processor cannot run it.
 GemmTile gemm_tile(int dtype, int rows, int columns);
+
+// Elements of one packed panel over `taps` taps of `channels` channels. bfloat16: [taps][(channels + 1) / 2][kPanel][2],
+// where an odd last channel has a zero beside it.
+inline int64_t panel_elements(int dtype, int64_t taps, int64_t channels) {
+  return taps * (dtype == kBfloat16 ? (channels + 1) / 2 * 2 : channels) * kPanel;
+}

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <random>
 #include <string>
@@ -13,18 +14,33 @@
 
 #include "../plan/plan.h"
 
+// The nearest bfloat16, ties to even, as its 16 bits.
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return static_cast<uint16_t>(bits >> 16 | 64);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float from_bfloat16(uint16_t half) {
+  const uint32_t bits = uint32_t{half} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 struct PlanBuilder {
   std::vector<Value> values;
   std::vector<Conv> convs;
   std::vector<Grid> grids;
   std::vector<Step> steps;
   std::deque<std::vector<float>> floats;
+  std::deque<std::vector<uint16_t>> halves;
   int64_t arena = 0;
   int32_t externals = 0;
 
-  int32_t value(int32_t h, int32_t w, int32_t c, bool external = false, int32_t stride = 0) {
+  int32_t value(int32_t h, int32_t w, int32_t c, bool external = false, int32_t stride = 0, int32_t dtype = kFloat32) {
     Value v{};
-    v.height = h, v.width = w, v.channels = c, v.stride = stride ? stride : c, v.dtype = kFloat32, v.external = -1;
+    v.height = h, v.width = w, v.channels = c, v.stride = stride ? stride : c, v.dtype = dtype, v.external = -1;
     if (external) {
       v.external = externals++;
     } else {
@@ -42,9 +58,19 @@ struct PlanBuilder {
     floats.push_back(std::move(data));
     return floats.back().data();
   }
+  // A panel's weights [depth][32] with every row of `channels` in pairs, in bfloat16.
+  uint16_t* keep_pairs(const std::vector<float>& packed, int64_t channels) {
+    const int64_t even = (channels + 1) / 2 * 2, rows = static_cast<int64_t>(packed.size()) / 32;
+    std::vector<uint16_t> pairs(rows / channels * even * 32);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t c = 0; c < 32; ++c)
+        pairs[(row / channels * even + row % channels / 2 * 2) * 32 + 2 * c + row % channels % 2] = to_bfloat16(packed[row * 32 + c]);
+    halves.push_back(std::move(pairs));
+    return halves.back().data();
+  }
   // weight [O][I / groups][kh][kw], packed as plan.h says.
   int32_t conv(const std::vector<float>& weight, const std::vector<float>& bias, int32_t in, int32_t out, int32_t groups,
-               int32_t kernel, int32_t stride, int32_t padding, int32_t dilation = 1) {
+               int32_t kernel, int32_t stride, int32_t padding, int32_t dilation = 1, int32_t dtype = kFloat32) {
     const int64_t per = in / groups, outs = out / groups, panels = (outs + 31) / 32, taps = int64_t{kernel} * kernel;
     std::vector<float> packed(groups * panels * taps * per * 32), padded(groups * panels * 32);
     for (int64_t o = 0; o < out; ++o) {
@@ -55,7 +81,8 @@ struct PlanBuilder {
           packed[((panel * taps + t) * per + k) * 32 + column] = weight[(o * per + k) * taps + t];
     }
     Conv c{};
-    c.weight = keep(packed), c.bias = keep(padded), c.in_channels = in, c.out_channels = out, c.groups = groups;
+    c.weight = dtype == kFloat32 ? static_cast<const void*>(keep(packed)) : keep_pairs(packed, per);
+    c.bias = keep(padded), c.in_channels = in, c.out_channels = out, c.groups = groups;
     for (int i = 0; i < 2; ++i) c.kernel[i] = kernel, c.stride[i] = stride, c.padding[i] = padding, c.dilation[i] = dilation;
     convs.push_back(c);
     return static_cast<int32_t>(convs.size()) - 1;

@@ -1,0 +1,60 @@
+// bfloat16 in AVX-512 registers: read as float32 by a shift, written rounded to the nearest, ties to even.
+
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+#include "vectors.h"
+
+#ifdef DYNACONV_X86
+#include <immintrin.h>
+
+#define DYNACONV_BF16_INLINE static inline __attribute__((always_inline)) DYNACONV_TARGET_AVX512_BF16
+
+typedef uint16_t short8 __attribute__((vector_size(16)));
+typedef uint16_t short16 __attribute__((vector_size(32)));
+typedef uint32_t word8 __attribute__((vector_size(32)));
+typedef uint32_t word16 __attribute__((vector_size(64)));
+
+DYNACONV_BF16_INLINE float16 widen(short16 values) { return (float16)(__builtin_convertvector(values, word16) << 16); }
+DYNACONV_BF16_INLINE float8 widen(short8 values) { return (float8)(__builtin_convertvector(values, word8) << 16); }
+
+DYNACONV_BF16_INLINE short16 narrow(float16 values) { return (short16)_mm512_cvtneps_pbh((__m512)values); }
+DYNACONV_BF16_INLINE short8 narrow(float8 values) { return (short8)_mm256_cvtneps_pbh((__m256)values); }
+
+// As many lanes as float vectors of type `Vector` have.
+template <typename Vector>
+DYNACONV_BF16_INLINE Vector load_bf16(const uint16_t* from) {
+  decltype(narrow(Vector{})) values;
+  __builtin_memcpy(&values, from, sizeof(values));
+  return widen(values);
+}
+
+DYNACONV_BF16_INLINE void store_bf16(uint16_t* to, float16 values) {
+  const short16 bits = narrow(values);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+DYNACONV_BF16_INLINE void store_bf16(uint16_t* to, float8 values) {
+  const short8 bits = narrow(values);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
+// The lowest `count` of 16 lanes. Memory of the others is not touched, and they are read as 0.
+DYNACONV_BF16_INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+
+DYNACONV_BF16_INLINE float16 load_bf16(const uint16_t* from, __mmask16 lanes) {
+  return widen((short16)_mm256_maskz_loadu_epi16(lanes, from));
+}
+DYNACONV_BF16_INLINE void store_bf16(uint16_t* to, float16 values, __mmask16 lanes) {
+  _mm256_mask_storeu_epi16(to, lanes, (__m256i)narrow(values));
+}
+
+// sum[i] + left[2 i] * right[2 i] + left[2 i + 1] * right[2 i + 1].
+DYNACONV_BF16_INLINE float16 dot_pairs(float16 sum, word16 left, word16 right) {
+  return (float16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+}
+DYNACONV_BF16_INLINE float8 dot_pairs(float8 sum, word8 left, word8 right) {
+  return (float8)_mm256_dpbf16_ps((__m256)sum, (__m256bh)left, (__m256bh)right);
+}
+#endif
