@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kRingBytes = 400 << 10;  // of the ring and of the buffer behind the depthwise convolution
 constexpr int kMostBand = 16;              // output rows
+constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden channels
 
 int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
 
@@ -26,8 +27,9 @@ struct Layout {
   int64_t hidden_stride;  // of the buffer behind the depthwise convolution
   int64_t band;
 
-  explicit Layout(const InvertedArgs& args) {
-    panels = panels_of(args.hidden);
+  // By hidden channels the ring holds one panel of a whole image.
+  Layout(const InvertedArgs& args, bool by_panels) {
+    panels = by_panels ? 1 : panels_of(args.hidden);
     span = int64_t{args.kernel[0] - 1} * args.dilation[0] + 1;
     left = args.padding[1];
     const int64_t reach = int64_t{args.out_width - 1} * args.stride[1] + int64_t{args.kernel[1] - 1} * args.dilation[1] + 1;
@@ -35,7 +37,7 @@ struct Layout {
     pitch = args.width + std::max(left, right);
     // Rows that lie a multiple of 2 KiB apart would fight for the same lines of the L1 cache.
     hidden_stride = args.hidden % 512 == 0 ? args.hidden + 16 : args.hidden;
-    band = args.band > 0 ? args.band : chosen_band(args);
+    band = by_panels ? args.out_height : args.band > 0 ? args.band : chosen_band(args);
     slots = (band - 1) * args.stride[0] + span;
     panel_floats = (slots * pitch + left + right) * kPanel;
   }
@@ -58,7 +60,7 @@ struct List {
   int64_t count;
 
   int64_t tiles() const { return (count + kMaxRows - 1) / kMaxRows; }
-  int64_t start(int64_t tile) const { return count * tile / tiles(); }
+  int64_t start(int64_t tile) const { return tile == 0 ? 0 : count * tile / tiles(); }
 };
 
 // Open pixels of one output row that lie side by side.
@@ -73,7 +75,7 @@ struct Scratch {
   List expand, project;
   Span* spans;
 
-  Scratch(const InvertedArgs& args, const Layout& layout, void* base, int64_t* bytes = nullptr) {
+  Scratch(const InvertedArgs& args, const Layout& layout, void* base, float* shared, int64_t* bytes = nullptr) {
     int64_t at = 0;
     const auto take = [&at, base](int64_t size) {
       char* from = base ? static_cast<char*>(base) + at : nullptr;
@@ -82,7 +84,7 @@ struct Scratch {
     };
     const int64_t pixels = layout.band * args.out_width, inputs = layout.slots * args.width;
     ring = reinterpret_cast<float*>(take(args.expand_weight ? layout.panels * layout.panel_floats * 4 : 0));
-    buffer = reinterpret_cast<float*>(take(pixels * layout.hidden_stride * 4 + 64));
+    buffer = shared ? shared : reinterpret_cast<float*>(take(pixels * layout.hidden_stride * 4));
     expand.from = reinterpret_cast<const void**>(take(inputs * 8));
     expand.to = reinterpret_cast<void**>(take(inputs * 8));
     expand.add = nullptr;
@@ -94,7 +96,8 @@ struct Scratch {
   }
 };
 
-void multiply(const List& list, const void* weight, const float* bias, int64_t depth, int64_t column, int columns,
+// The tiles [from, to).
+void multiply(const List& list, int64_t from, int64_t to, const void* weight, const float* bias, int64_t depth, int64_t column, int columns,
               int activation, int final_activation, bool residual) {
   TileCall call{};
   call.taps_count = 1;
@@ -105,9 +108,8 @@ void multiply(const List& list, const void* weight, const float* bias, int64_t d
   call.columns = columns;
   call.activation = activation;
   call.final_activation = final_activation;
-  const int64_t tiles = list.tiles();
-  int64_t first = 0;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  int64_t first = list.start(from);
+  for (int64_t tile = from; tile < to; ++tile) {
     const int64_t last = list.start(tile + 1);
     call.taps = list.from + first;
     call.out = list.to + first;
@@ -129,14 +131,40 @@ class Walk {
     if (args_.expand_weight) {
       find_hidden(first, last);
       for (int64_t panel = 0; panel < layout_.panels; ++panel) {
-        expand_panel(panel);
-        for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, scratch_.spans[i]);
+        expand_panel(panel, panel);
+        for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, panel, scratch_.spans[i]);
       }
     } else {
       for (int64_t i = 0; i < spans; ++i) depthwise_span(scratch_.spans[i]);
     }
     const int64_t outs = panels_of(args_.out_channels);
-    for (int64_t panel = 0; panel < outs; ++panel) project_panel(scratch_.project, panel);
+    for (int64_t panel = 0; panel < outs; ++panel) project_panel(panel, 0, scratch_.project.tiles());
+  }
+
+  // The whole image, but only the hidden panels [first, last), as far as the buffer behind the depthwise convolution.
+  void hidden_panels(int64_t first, int64_t last) {
+    const int64_t spans = find_spans(0, args_.out_height);
+    if (spans == 0) return;
+    find_hidden(0, args_.out_height);
+    for (int64_t panel = first; panel < last; ++panel) {
+      expand_panel(panel, 0);
+      for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, 0, scratch_.spans[i]);
+    }
+  }
+
+  // The part `share` of `shares` of the projection of the whole image.
+  void project_share(int64_t share, int64_t shares) {
+    find_spans(0, args_.out_height);
+    const int64_t panels = panels_of(args_.out_channels), tiles = scratch_.project.tiles();
+    // Each thread should read as little as it can: a share of the weights, or of the pixels.
+    if (args_.out_channels <= int64_t{args_.out_height} * args_.out_width) {
+      for (int64_t panel = 0; panel < panels; ++panel)
+        project_panel(panel, tiles * share / shares, tiles * (share + 1) / shares);
+      return;
+    }
+    const int64_t first = panels * tiles * share / shares, last = panels * tiles * (share + 1) / shares;
+    for (int64_t panel = 0; panel < panels; ++panel)
+      project_panel(panel, std::max(first - panel * tiles, int64_t{0}), std::min(last - panel * tiles, tiles));
   }
 
   // Lists the open pixels of a band: spans for the depthwise convolution, pointers for the projection.
@@ -182,13 +210,14 @@ class Walk {
     scratch_.expand.count = count;
   }
 
-  void expand_panel(int64_t panel) const {
+  // `place`: where the panel lies in the ring.
+  void expand_panel(int64_t panel, int64_t place) const {
     const int columns = static_cast<int>(std::min<int64_t>(kPanel, args_.hidden - panel * kPanel));
-    multiply(scratch_.expand, args_.expand_weight + panel * args_.channels * kPanel, args_.expand_bias + panel * kPanel,
-             args_.channels, panel * layout_.panel_floats, columns, args_.activation[0], kNone, false);
+    multiply(scratch_.expand, 0, scratch_.expand.tiles(), args_.expand_weight + panel * args_.channels * kPanel, args_.expand_bias + panel * kPanel,
+             args_.channels, place * layout_.panel_floats, columns, args_.activation[0], kNone, false);
   }
 
-  void depthwise_panel(int64_t panel, const Span& span) const {
+  void depthwise_panel(int64_t panel, int64_t place, const Span& span) const {
     const float* lines[kMostTaps];
     DepthwiseRun run{};
     const int64_t top = int64_t{span.y} * args_.stride[0] - args_.padding[0];
@@ -197,7 +226,7 @@ class Walk {
       const int64_t y = top + i * args_.dilation[0];
       if (y < 0) first = i + 1;
       if (y < 0 || y >= args_.height) continue;
-      lines[run.line_count++] = scratch_.ring + panel * layout_.panel_floats +
+      lines[run.line_count++] = scratch_.ring + place * layout_.panel_floats +
                                 (y % layout_.slots * layout_.pitch + span.first * args_.stride[1]) * kPanel;
     }
     run.lines = lines;
@@ -240,9 +269,10 @@ class Walk {
                      scratch_.buffer + span.index * layout_.hidden_stride, layout_.hidden_stride);
   }
 
-  void project_panel(const List& list, int64_t panel) const {
+  void project_panel(int64_t panel, int64_t from, int64_t to) const {
+    if (from >= to) return;
     const int columns = static_cast<int>(std::min<int64_t>(kPanel, args_.out_channels - panel * kPanel));
-    multiply(list, args_.project_weight + panel * args_.hidden * kPanel, args_.project_bias + panel * kPanel, args_.hidden,
+    multiply(scratch_.project, from, to, args_.project_weight + panel * args_.hidden * kPanel, args_.project_bias + panel * kPanel, args_.hidden,
              panel * kPanel, columns, args_.activation[2], args_.final_activation, args_.residual != nullptr);
   }
 
@@ -267,20 +297,17 @@ void clear_borders(const Layout& layout, float* ring, int64_t width, int64_t pan
   }
 }
 
-}  // namespace
-
-int inverted_phases(const InvertedArgs&) { return 1; }
-
-int64_t inverted_chunks(const InvertedArgs& args, int) {
-  return std::min<int64_t>(args.threads, args.images * args.out_height);
+// Cutting by hidden channels spares the rows that two threads would both expand, for one more meeting of the threads.
+// With several images for each thread few such rows are left.
+bool by_panels(const InvertedArgs& args) {
+  if (!args.expand_weight || args.threads < 2 || args.images >= 2 * args.threads) return false;
+  return args.height <= kMostRowsByPanels && panels_of(args.hidden) >= 2 * args.threads;
 }
 
-void inverted_run_chunk(const InvertedArgs& args, int, int64_t chunk, void* base) {
-  const Layout layout(args);
-  const Scratch scratch(args, layout, base);
+void run_rows(const InvertedArgs& args, int64_t first, int64_t last, void* base) {
+  const Layout layout(args, false);
+  const Scratch scratch(args, layout, base, nullptr);
   if (args.expand_weight) clear_borders(layout, scratch.ring, args.width, layout.panels);
-  const int64_t rows = args.images * args.out_height, chunks = inverted_chunks(args, 0);
-  const int64_t first = rows * chunk / chunks, last = rows * (chunk + 1) / chunks;
   for (int64_t image = first / args.out_height; image * args.out_height < last; ++image) {
     const int64_t start = image * args.out_height;
     const int64_t from = std::max(first - start, int64_t{0}), to = std::min<int64_t>(last - start, args.out_height);
@@ -289,11 +316,40 @@ void inverted_run_chunk(const InvertedArgs& args, int, int64_t chunk, void* base
   }
 }
 
-int64_t inverted_scratch_bytes(const InvertedArgs& args) {
-  const Layout layout(args);
-  int64_t bytes = 0;
-  Scratch(args, layout, nullptr, &bytes);
-  return bytes;
+void run_panels(const InvertedArgs& args, int phase, int64_t chunk, void* base) {
+  const Layout layout(args, true);
+  const int64_t image = chunk / args.threads, share = chunk % args.threads;
+  float* const buffer = args.shared + image * args.out_height * args.out_width * layout.hidden_stride;
+  const Scratch scratch(args, layout, base, buffer);
+  Walk walk(args, layout, scratch, image);
+  if (phase == 1) return walk.project_share(share, args.threads);
+  clear_borders(layout, scratch.ring, args.width, 1);
+  const int64_t panels = panels_of(args.hidden);
+  walk.hidden_panels(panels * share / args.threads, panels * (share + 1) / args.threads);
 }
 
-int64_t inverted_shared_bytes(const InvertedArgs&) { return 0; }
+}  // namespace
+
+int inverted_phases(const InvertedArgs& args) { return by_panels(args) ? 2 : 1; }
+
+int64_t inverted_chunks(const InvertedArgs& args, int) {
+  if (by_panels(args)) return args.images * args.threads;
+  return std::min<int64_t>(args.threads, args.images * args.out_height);
+}
+
+void inverted_run_chunk(const InvertedArgs& args, int phase, int64_t chunk, void* scratch) {
+  if (by_panels(args)) return run_panels(args, phase, chunk, scratch);
+  const int64_t rows = args.images * args.out_height, chunks = inverted_chunks(args, 0);
+  run_rows(args, rows * chunk / chunks, rows * (chunk + 1) / chunks, scratch);
+}
+
+int64_t inverted_scratch_bytes(const InvertedArgs& args) {
+  int64_t bytes[2] = {};
+  for (const bool by_panel : {false, true}) Scratch(args, Layout(args, by_panel), nullptr, nullptr, &bytes[by_panel]);
+  return std::max(bytes[0], bytes[1]);
+}
+
+int64_t inverted_shared_bytes(const InvertedArgs& args) {
+  if (!by_panels(args)) return 0;
+  return args.images * args.out_height * args.out_width * Layout(args, true).hidden_stride * 4;
+}
