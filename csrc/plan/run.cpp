@@ -50,6 +50,14 @@ int64_t scratch_bytes(const Plan& plan) {
   return (most + kSlack + 4095) / 4096 * 4096;
 }
 
+// Bytes that all threads share during a step.
+int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
+  int64_t most = 0;
+  for (const Step& step : plan.steps)
+    if (step.kind == kInverted) most = std::max(most, shared_inverted(plan, step, images, threads));
+  return most;
+}
+
 int64_t widest(const Plan& plan) {
   int64_t most = 64;
   for (const Value& value : plan.values) most = std::max<int64_t>(most, value.stride);
@@ -102,8 +110,8 @@ std::string check_call(const Plan& plan, const Context& context, const Call& cal
   return "";
 }
 
-void work(Run& run, int id, int threads, char* scratch, const float* zeros) {
-  Worker worker{run, id, threads, scratch, zeros};
+void work(Run& run, int id, int threads, char* scratch, char* shared, const float* zeros) {
+  Worker worker{run, id, threads, scratch, shared, zeros};
   // From the end of one step to the end of the next: a thread that comes late must not hide what the others did.
   using Clock = std::chrono::steady_clock;
   Clock::time_point last = Clock::now();
@@ -240,7 +248,7 @@ int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char
   }
   const int threads = call->threads;
   const int64_t scratch = scratch_bytes(plan), zeros = (widest(plan) * 4 + 63) / 64 * 64;
-  if (!context.scratch.reserve(scratch * threads + zeros)) {
+  if (!context.scratch.reserve(scratch * threads + zeros + shared_bytes(plan, call->images, threads))) {
     say(error, error_size, "out of memory");
     return 1;
   }
@@ -248,6 +256,7 @@ int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char
   for (int64_t i = int64_t(call->first) * kPhases; i < int64_t(call->last) * kPhases; ++i) new (counters + i) std::atomic<int64_t>(0);
   char* const blocks = context.scratch.data();
   float* const zero = reinterpret_cast<float*>(blocks + scratch * threads);
+  char* const shared = blocks + scratch * threads + zeros;
   std::memset(zero, 0, zeros);
   Barrier barrier(threads);
   Run run{plan, context, *call, barrier, counters};
@@ -258,7 +267,7 @@ int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char
     {
 #pragma omp single
       granted = omp_get_num_threads();
-      if (granted == threads) work(run, omp_get_thread_num(), threads, blocks + scratch * omp_get_thread_num(), zero);
+      if (granted == threads) work(run, omp_get_thread_num(), threads, blocks + scratch * omp_get_thread_num(), shared, zero);
     }
     if (granted == threads) {
       if (call->open_rows)
@@ -268,7 +277,7 @@ int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char
   }
 #endif
   // Inside another parallel region OpenMP may give one thread only.
-  work(run, 0, 1, blocks, zero);
+  work(run, 0, 1, blocks, shared, zero);
   if (call->open_rows)
     for (size_t g = 0; g < plan.grids.size(); ++g) call->open_rows[g] = context.grids[g].open_count;
   return 0;

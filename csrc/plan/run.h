@@ -96,6 +96,14 @@ struct Run {
     const Value& v = plan.values[id];
     return v.external >= 0 && call.external_planes[v.external] != 0;
   }
+  // The mask of a step whose rows may be worth computing all: null where they are, or where there is no mask.
+  const uint8_t* need(int32_t grid, float run_all_above) const {
+    if (grid < 0) return nullptr;
+    const GridState& state = context.grids[grid];
+    const int64_t count = call.images * plan.grids[grid].height * plan.grids[grid].width;
+    const bool all = state.open_count == count || double(state.open_count) > double(run_all_above) * count;
+    return all ? nullptr : state.need;
+  }
   int64_t rows(int32_t id) const {
     const Value& v = plan.values[id];
     return call.images * v.height * v.width;
@@ -109,6 +117,7 @@ struct Worker {
   Run& run;
   const int id, threads;
   char* const scratch;
+  char* const shared;        // one for all threads
   const float* const zeros;  // as long as the widest value, all 0 (of any dtype)
   int step = 0, phase = 0;
 
@@ -155,6 +164,7 @@ int64_t scratch_conv(const Plan&, const Step&);
 int64_t scratch_winograd(const Plan&, const Step&);
 int64_t scratch_stem(const Plan&, const Step&);
 int64_t scratch_inverted(const Plan&, const Step&);
+int64_t shared_inverted(const Plan&, const Step&, int64_t images, int threads);
 int64_t scratch_dynamic(const Plan&, const Step&);
 int64_t scratch_gate(const Plan&, const Step&);
 

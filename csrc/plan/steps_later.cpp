@@ -1,7 +1,4 @@
 #include "run.h"
-void step_depthwise(Worker&, const Step&) {}
-void step_inverted(Worker&, const Step&) {}
 void step_dynamic_conv(Worker&, const Step&) {}
 void step_channel_fusion(Worker&, const Step&) {}
-int64_t scratch_inverted(const Plan&, const Step&) { return 0; }
 int64_t scratch_dynamic(const Plan&, const Step&) { return 0; }

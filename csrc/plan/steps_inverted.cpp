@@ -1,0 +1,73 @@
+// Fused inverted residuals.
+
+#include "../kernels/inverted_residual.h"
+#include "run.h"
+
+namespace {
+
+// All that does not depend on a run.
+InvertedArgs fixed(const Plan& plan, const Step& step) {
+  const Value &in = plan.values[step.in], &out = plan.values[step.out];
+  const Conv &depthwise = plan.convs[step.conv[1]], &project = plan.convs[step.conv[2]];
+  InvertedArgs args{};
+  args.height = in.height;
+  args.width = in.width;
+  args.out_height = out.height;
+  args.out_width = out.width;
+  args.channels = in.channels;
+  args.hidden = depthwise.out_channels;
+  args.out_channels = out.channels;
+  for (int i = 0; i < 2; ++i) {
+    args.kernel[i] = depthwise.kernel[i];
+    args.stride[i] = depthwise.stride[i];
+    args.padding[i] = depthwise.padding[i];
+    args.dilation[i] = depthwise.dilation[i];
+  }
+  if (step.conv[0] >= 0) {
+    args.expand_weight = static_cast<const float*>(plan.convs[step.conv[0]].weight);
+    args.expand_bias = plan.convs[step.conv[0]].bias;
+  }
+  args.depthwise_weight = static_cast<const float*>(depthwise.weight);
+  args.depthwise_bias = depthwise.bias;
+  args.project_weight = static_cast<const float*>(project.weight);
+  args.project_bias = project.bias;
+  for (int i = 0; i < 3; ++i) args.activation[i] = step.activation[i];
+  args.final_activation = step.final_activation;
+  args.in_stride = in.stride;
+  args.out_stride = out.stride;
+  return args;
+}
+
+}  // namespace
+
+int64_t scratch_inverted(const Plan& plan, const Step& step) { return inverted_scratch_bytes(fixed(plan, step)); }
+
+int64_t shared_inverted(const Plan& plan, const Step& step, int64_t images, int threads) {
+  InvertedArgs args = fixed(plan, step);
+  args.images = images;
+  args.threads = threads;
+  return inverted_shared_bytes(args);
+}
+
+void step_inverted(Worker& worker, const Step& step) {
+  const Run& run = worker.run;
+  InvertedArgs args = fixed(run.plan, step);
+  args.images = run.call.images;
+  args.in = reinterpret_cast<const float*>(run.data(step.in));
+  args.out = reinterpret_cast<float*>(run.data(step.out));
+  if (step.in2 >= 0) {
+    args.residual = reinterpret_cast<const float*>(run.data(step.in2));
+    args.residual_stride = run.value(step.in2).stride;
+  }
+  args.need = run.need(step.grid, step.run_all_above);
+  args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;
+  args.zeros = worker.zeros;
+  args.threads = worker.threads;
+  args.shared = reinterpret_cast<float*>(worker.shared);
+  const int phases = inverted_phases(args);
+  for (int phase = 0; phase < phases; ++phase) {
+    if (phase > 0) worker.barrier();
+    worker.share(inverted_chunks(args, phase),
+                 [&](int64_t chunk) { inverted_run_chunk(args, phase, chunk, worker.scratch); });
+  }
+}
