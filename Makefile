@@ -17,8 +17,11 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # The editable build runs without isolation: later builds need the torch that is installed, not a second copy.
 BUILD_REQUIRES := hatchling editables
 KERNELS := src/dynaconv/lib/libdynaconv_kernels.so
+OPS := src/dynaconv/lib/libdynaconv_ops.so
 CXX ?= g++
 KERNEL_FLAGS := -std=c++17 -O3 -fPIC -fopenmp -Wall -Wextra -Wno-psabi
+# Built against torch 2.11's stable ABI, so that the library serves every later torch too.
+OPS_FLAGS := -std=c++17 -O2 -fPIC -Wall -Wextra -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020b000000000000
 # Another torch than the pinned one chooses its own torchvision.
 UNPINNED := $(if $(filter $(PINNED_TORCH),$(TORCH)),^torch==,^torch(vision)?==)
 
@@ -36,7 +39,7 @@ help: ## list the targets
 	@echo '  Variables: PYTHON=python3.12 (set-up), TORCH="torch==2.12.0" (set-up), WORKERS=8 (test), ARGS="--help" (demo, test, bench)'
 
 setup: $(STAMP) $(KERNELS) ## make .venv, install everything, build the kernels; instant when nothing changed
-	@:
+	@$(MAKE) $(OPS)
 
 # Linked against no OpenMP runtime: the kernels use the one that torch has loaded. Without a compiler the package runs on
 # PyTorch operations alone, so a failed build is told and does not stop the set-up.
@@ -54,6 +57,14 @@ build/native/%.o: csrc/%.cpp $(HEADERS)
 	@$(CXX) $(KERNEL_FLAGS) -c $< -o $@
 
 include csrc/tests/rules.mk
+
+# The kernels as torch operators; finds them beside itself, and torch where Python has loaded it.
+$(OPS): csrc/bindings.cpp csrc/kernels/api.h $(KERNELS)
+	@if [ -f $(KERNELS) ]; then \
+	torch=$$($(VENV)/bin/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])') && \
+	$(CXX) $(OPS_FLAGS) -Icsrc -isystem "$$torch/include" -shared csrc/bindings.cpp -o $@.new -L"$$torch/lib" -ltorch_cpu \
+	    -L$(@D) -ldynaconv_kernels -Wl,-rpath,'$$ORIGIN' && mv $@.new $@ || \
+	    { rm -f $@; echo "the torch operators do not build here: using PyTorch operations instead"; }; fi
 
 # torch goes first, by itself; what follows is told to keep it, or pip would fetch another build of it.
 $(STAMP): pyproject.toml constraints.txt
@@ -89,8 +100,8 @@ format: setup ## mend what lint finds, where that can be done by machine
 	@$(VENV)/bin/ruff check --fix --exit-zero --quiet
 	@$(VENV)/bin/ruff format
 
-bench: setup ## time the executor against the dense network
-	@$(VENV)/bin/python benchmarks/executor.py $(ARGS)
+bench: setup ## time whole networks with every engine, interleaved
+	@$(VENV)/bin/python benchmarks/engine.py $(ARGS)
 
 clean: ## remove .venv and all caches; runs stay
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -8,10 +8,11 @@
 struct BranchConv {
   const float* weight;  // packed, see dynaconv_pack
   const float* bias;
-  int32_t in_channels, out_channels;
+  int32_t in_channels, out_channels, groups;
   int32_t kernel[2], stride[2], padding[2], dilation[2];
   int32_t activation;
-  int32_t depthwise;    // 1: one filter a channel, in_channels == out_channels
+
+  bool depthwise() const { return groups > 1 && groups == in_channels && groups == out_channels; }
 };
 
 // A convolution with a kernel for each sample.
@@ -29,14 +30,13 @@ int dynaconv_abi();
 const char* dynaconv_isa();
 int dynaconv_columns();
 
-// Floats that a packed convolution takes: weight [O / 32][taps * I][32] and bias [O padded to 32], both zero padded;
-// depthwise: weight [taps][O] and bias [O]. Each part starts at a multiple of 16 floats.
-int64_t dynaconv_packed_size(int64_t out_channels, int64_t in_channels, int64_t taps, int depthwise);
+// Floats that a packed convolution takes. The weight is [groups][O / g / 32][taps * I / g][32], zero padded, and the bias
+// [groups][O / g padded to 32]; depthwise: [taps][O] and [O]. Both start at a multiple of 16 floats.
+int64_t dynaconv_packed_size(const BranchConv* conv);
 // Where in those the bias starts.
-int64_t dynaconv_packed_bias(int64_t out_channels, int64_t in_channels, int64_t taps, int depthwise);
+int64_t dynaconv_packed_bias(const BranchConv* conv);
 // weight: elements at [o * strides[0] + i * strides[1] + y * strides[2] + x * strides[3]]; bias [O] or null.
-void dynaconv_pack(const float* weight, const int64_t strides[4], const float* bias, int64_t out_channels,
-                   int64_t in_channels, int64_t kernel_height, int64_t kernel_width, int depthwise, float* packed);
+void dynaconv_pack(const BranchConv* conv, const float* weight, const int64_t* strides, const float* bias, float* packed);
 
 // y = act(shortcut + mask * branch(x)) over rows. sizes: (H, W) of the input and of every convolution's output.
 // Returns 0 when done, 1 when the executed share exceeds `break_even` (nothing is written then), 2 out of memory.

@@ -14,17 +14,10 @@
 #include <omp.h>
 #endif
 
+#include "api.h"
 #include "tile.h"
 
 namespace {
-
-struct DynamicConv {
-  const float* experts;  // packed [O / 32][taps * I][K][32], zero padded
-  int32_t in_channels, out_channels, count;
-  int32_t kernel[2], stride[2], padding[2], dilation[2];
-  int32_t per_channel;   // 1: coefficients are [n][K][O padded to 32]; 0: [n][K]
-  int32_t planar;        // 1: write [n, O, h, w]; 0: write [n, h, w, O]
-};
 
 struct Extent {
   int64_t height, width;
@@ -146,8 +139,6 @@ void run_pixels(const DynamicConv& conv, const float* x, float* y, int64_t n, Ex
 
 extern "C" {
 
-// One filter a channel and a sample, mixed already. planar: x [n, C, H, W], stride 1, weight [n][C][taps]; else
-// x [n, H, W, C], weight [n][taps][C]. bias [n][C]. Returns 0 when done, 2 out of memory.
 int dynaconv_sample_depthwise(const float* x, float* y, int64_t n, int64_t height, int64_t width, int64_t out_height,
                               int64_t out_width, const DynamicConv* conv, const float* weight, const float* bias) try {
   const Extent in{height, width}, out{out_height, out_width};
@@ -160,8 +151,6 @@ int dynaconv_sample_depthwise(const float* x, float* y, int64_t n, int64_t heigh
   return 2;
 }
 
-// x [n, H, W, I], coefficients as in DynamicConv, tap_scale [n][taps] or null, bias [n][O padded to 32].
-// Returns 0 when done, 2 out of memory.
 int dynaconv_dynamic_conv(const float* x, float* y, int64_t n, int64_t height, int64_t width, int64_t out_height,
                           int64_t out_width, const DynamicConv* description, const float* coefficients,
                           const float* tap_scale, const float* bias) try {

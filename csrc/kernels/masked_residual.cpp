@@ -13,6 +13,7 @@
 #include <omp.h>
 #endif
 
+#include "activations.h"
 #include "api.h"
 #include "gemm.h"
 #include "isa.h"
@@ -20,19 +21,17 @@
 
 namespace {
 
-using Conv = BranchConv;
-
 // The mask of one grid over the whole batch, its active positions, and where each lies among them (-1: inactive).
-struct Grid {
+struct MaskGrid {
   int64_t height = 0, width = 0;
   std::vector<uint8_t> need;
   std::vector<int64_t> rows;
   std::vector<int32_t> place;
 };
 
-int64_t positions(const Grid& grid, int64_t n) { return n * grid.height * grid.width; }
+int64_t positions(const MaskGrid& grid, int64_t n) { return n * grid.height * grid.width; }
 
-void list_rows(Grid& grid) {
+void list_rows(MaskGrid& grid) {
   const int64_t count = static_cast<int64_t>(grid.need.size());
   grid.place.assign(count, -1);
   grid.rows.clear();
@@ -45,7 +44,7 @@ void list_rows(Grid& grid) {
 }
 
 // Mark every input position that an active output reads.
-void mark_needed(const Grid& out, const Conv& conv, int64_t n, Grid& in) {
+void mark_needed(const MaskGrid& out, const BranchConv& conv, int64_t n, MaskGrid& in) {
   in.need.assign(n * in.height * in.width, 0);
   for (const int64_t p : out.rows) {
     const int64_t image = p / (out.height * out.width), rest = p % (out.height * out.width);
@@ -63,7 +62,7 @@ void mark_needed(const Grid& out, const Conv& conv, int64_t n, Grid& in) {
 }
 
 // Where an active output is, and pointers to its taps: taps[t * pitch].
-void point_at_taps(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
+void point_at_taps(const MaskGrid& out, const MaskGrid& in, const int32_t* place, const BranchConv& conv, const float* source,
                    const float* zeros, int64_t p, int pitch, const void** taps) {
   const int64_t image = p / (out.height * out.width), rest = p % (out.height * out.width);
   const int64_t y0 = rest / out.width * conv.stride[0] - conv.padding[0];
@@ -103,7 +102,7 @@ struct Output {
 };
 
 // One convolution on the active rows of `out`: blocks of tiles share a panel of weights while it is in cache.
-void run_conv(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
+void run_conv(const MaskGrid& out, const MaskGrid& in, const int32_t* place, const BranchConv& conv, const float* source,
               const float* zeros, const Output& to) {
   constexpr int64_t kBlockTiles = 16;
   const int64_t count = static_cast<int64_t>(out.rows.size());
@@ -156,85 +155,92 @@ void run_conv(const Grid& out, const Grid& in, const int32_t* place, const Conv&
   }
 }
 
+void activate_row(float* values, int64_t count, int activation) {
+  if (activation == kNone) return;
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) store<float4>(values + i, activate<float4>(load<float4>(values + i), activation));
+  for (; i < count; ++i) values[i] = activate_scalar(values[i], activation);
+}
+
 void copy_activated(const float* from, float* to, int64_t count, int activation) {
 #pragma omp parallel for schedule(static) num_threads(threads_for(double(count)))
   for (int64_t start = 0; start < count; start += 4096) {
     const int64_t length = count - start < 4096 ? count - start : 4096;
     std::memcpy(to + start, from + start, length * sizeof(float));
-    apply(activation, to + start, length);
+    activate_row(to + start, length, activation);
   }
 }
 
 // The depthwise form of run_conv: bound by memory, one pixel at a time, all channels.
-void run_depthwise(const Grid& out, const Grid& in, const int32_t* place, const Conv& conv, const float* source,
-                   const float* zeros, const float* shortcut, int final_activation, float* result) {
+void run_depthwise(const MaskGrid& out, const MaskGrid& in, const int32_t* place, const BranchConv& conv, const float* source,
+                   const float* zeros, const Output& to) {
   const int64_t count = static_cast<int64_t>(out.rows.size()), channels = conv.out_channels;
   const int taps_count = conv.kernel[0] * conv.kernel[1];
-  const int64_t tiles = (count + kRows - 1) / kRows;
   const DepthwiseFunction pixel = best_depthwise();
 #pragma omp parallel num_threads(threads_for(4.0 * count * taps_count * channels))
   {
-    std::vector<const float*> taps(size_t(taps_count) * kRows);
+    std::vector<const void*> taps(size_t(taps_count) * kRows);
 #pragma omp for schedule(static)
-    for (int64_t index = 0; index < tiles; ++index) {
-      const int64_t first = index * kRows;
-      const int rows = static_cast<int>(count - first < kRows ? count - first : kRows);
-      point_at_taps(out, in, place, conv, source, zeros, first, rows, taps.data());
-      for (int r = 0; r < rows; ++r) {
-        const int64_t p = shortcut ? out.rows[first + r] : first + r;
-        float* values = result + p * channels;
-        pixel(taps.data() + r, taps_count, channels, conv.weight, conv.bias, values);
-        apply(conv.activation, values, channels);
-        if (shortcut) {
-          for (int64_t c = 0; c < channels; ++c) values[c] += shortcut[p * channels + c];
-          apply(final_activation, values, channels);
-        }
-      }
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t p = out.rows[r], at = to.compact ? r : p;
+      float* values = to.base + at * channels;
+      point_at_taps(out, in, place, conv, source, zeros, p, kRows, taps.data());
+      pixel(reinterpret_cast<const float* const*>(taps.data()), taps_count, channels, conv.weight, conv.bias, values);
+      activate_row(values, channels, conv.activation);
+      if (!to.shortcut) continue;
+      for (int64_t c = 0; c < channels; ++c) values[c] += to.shortcut[at * channels + c];
+      activate_row(values, channels, to.final_activation);
     }
   }
+}
+
+void run_any(const MaskGrid& out, const MaskGrid& in, const int32_t* place, const BranchConv& conv, const float* source,
+             const float* zeros, const Output& to) {
+  (conv.depthwise() ? run_depthwise : run_conv)(out, in, place, conv, source, zeros, to);
+}
+
+void open_positions(const float* mask, int64_t n, MaskGrid& grid) {
+  grid.need.resize(positions(grid, n));
+  for (size_t p = 0; p < grid.need.size(); ++p) grid.need[p] = mask[p] != 0.0f;
+  list_rows(grid);
+}
+
+double macs_of(const BranchConv& conv) {
+  return double(conv.kernel[0]) * conv.kernel[1] * conv.out_channels * (conv.in_channels / conv.groups);
 }
 
 }  // namespace
 
 extern "C" {
 
-int dynaconv_abi() { return 4; }
+int dynaconv_abi() { return 5; }
 
 const char* dynaconv_isa() { return best_isa(); }
 
 int dynaconv_columns() { return kColumns; }
 
-// y = act(shortcut + mask * branch(x)) over rows. sizes: (H, W) of the input and of every convolution's output.
-// Returns 0 when done, 1 when the executed share exceeds `break_even` (nothing is written then), 2 out of memory.
 int dynaconv_masked_residual(const float* x, const float* mask, const float* shortcut, float* y, int64_t n,
-                             const Conv* convs, int count, const int64_t* sizes, int final_activation,
+                             const BranchConv* convs, int count, const int64_t* sizes, int final_activation,
                              double break_even) try {
-  std::vector<Grid> grids(count + 1);
+  std::vector<MaskGrid> grids(count + 1);
   for (int i = 0; i <= count; ++i) {
     grids[i].height = sizes[2 * i];
     grids[i].width = sizes[2 * i + 1];
   }
-  Grid& last = grids[count];
-  last.need.resize(positions(last, n));
-  for (size_t p = 0; p < last.need.size(); ++p) last.need[p] = mask[p] != 0.0f;
-  list_rows(last);
-  const int64_t channels = convs[count - 1].out_channels;
-  const int64_t total = positions(last, n) * channels;
-  if (last.rows.empty()) {
+  open_positions(mask, n, grids[count]);
+  const int64_t total = positions(grids[count], n) * convs[count - 1].out_channels;
+  if (grids[count].rows.empty()) {
     copy_activated(shortcut, y, total, final_activation);
     return 0;
   }
   double executed = 0, dense = 0;
   int64_t widest = 0;
   for (int i = count - 1; i >= 0; --i) {
-    const Conv& conv = convs[i];
-    const double macs =
-        double(conv.kernel[0]) * conv.kernel[1] * conv.out_channels * (conv.depthwise ? 1 : conv.in_channels);
-    executed += macs * grids[i + 1].rows.size();
-    dense += macs * positions(grids[i + 1], n);
-    if (conv.in_channels > widest) widest = conv.in_channels;
+    executed += macs_of(convs[i]) * grids[i + 1].rows.size();
+    dense += macs_of(convs[i]) * positions(grids[i + 1], n);
+    if (convs[i].in_channels > widest) widest = convs[i].in_channels;
     if (i == 0) break;
-    mark_needed(grids[i + 1], conv, n, grids[i]);
+    mark_needed(grids[i + 1], convs[i], n, grids[i]);
     list_rows(grids[i]);
   }
   if (executed > break_even * dense) return 1;
@@ -244,11 +250,10 @@ int dynaconv_masked_residual(const float* x, const float* mask, const float* sho
   const float* source = x;
   for (int i = 0; i < count; ++i) {
     const int32_t* place = i ? grids[i].place.data() : nullptr;
-    const bool final = i == count - 1;
-    if (!final) next.resize(grids[i + 1].rows.size() * convs[i].out_channels);
-    const auto run = convs[i].depthwise ? run_depthwise : run_conv;
-    run(grids[i + 1], grids[i], place, convs[i], source, zeros.data(), final ? shortcut : nullptr, final_activation,
-        final ? y : next.data());
+    const bool last = i == count - 1;
+    if (!last) next.resize(grids[i + 1].rows.size() * convs[i].out_channels);
+    const Output to = last ? Output{y, shortcut, final_activation, false} : Output{next.data(), nullptr, kNone, true};
+    run_any(grids[i + 1], grids[i], place, convs[i], source, zeros.data(), to);
     hidden.swap(next);
     source = hidden.data();
   }
@@ -257,7 +262,22 @@ int dynaconv_masked_residual(const float* x, const float* mask, const float* sho
   return 2;
 }
 
-// Squeeze mask unit: z = conv3x3(x) (stride s, padding 1) + linear(mean of x) + bias, one value a position.
+int dynaconv_masked_conv(const float* x, const float* mask, float* y, int64_t n, const BranchConv* conv,
+                         const int64_t* sizes) try {
+  MaskGrid in, out;
+  in.height = sizes[0];
+  in.width = sizes[1];
+  out.height = sizes[2];
+  out.width = sizes[3];
+  open_positions(mask, n, out);
+  const std::vector<float> zeros(conv->in_channels, 0.0f);
+  std::memset(y, 0, positions(out, n) * conv->out_channels * sizeof(float));
+  if (!out.rows.empty()) run_any(out, in, nullptr, *conv, x, zeros.data(), Output{y, nullptr, kNone, false});
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 2;
+}
+
 void dynaconv_mask_logits(const float* x, const float* taps, const float* linear, float bias, int64_t n,
                           int64_t height, int64_t width, int64_t channels, int64_t stride, float* z) {
   const int64_t out_height = (height - 1) / stride + 1, out_width = (width - 1) / stride + 1;

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 constexpr int kRows = 12;     // pixels of a tile
@@ -33,23 +32,3 @@ MaskRowFunction best_mask_row();
 MeanFunction best_mean();
 MixFunction best_mix();
 PlaneFunction best_plane();
-
-// Activations by number; the order is that of ACTIVATIONS in dynaconv/ops/_native.py.
-inline void apply(int activation, float* values, int64_t count) {
-  switch (activation) {
-    case 1:
-      for (int64_t i = 0; i < count; ++i) values[i] = values[i] > 0 ? values[i] : (values[i] != values[i] ? values[i] : 0);
-      break;
-    case 2:
-      for (int64_t i = 0; i < count; ++i) {
-        const float v = values[i];
-        values[i] = v != v ? v : v < 0 ? 0 : v > 6 ? 6 : v;
-      }
-      break;
-    case 3:
-      for (int64_t i = 0; i < count; ++i) values[i] = values[i] / (1 + std::exp(-values[i]));
-      break;
-    default:
-      break;
-  }
-}

@@ -34,7 +34,17 @@ def _case(shape, size, experts: int, by_channel: bool, taps: bool, channels_last
         x = x.contiguous(memory_format=torch.channels_last)
     routing = torch.rand(n, o, experts) if by_channel else torch.rand(n, experts)
     scale = torch.rand(n, kernel[0] * kernel[1]) if taps else None
-    return x, weight, routing, torch.randn(n, o), scale, geometry
+    return x, weight, routing, (torch.randn(experts, o), torch.randn(o)), scale, geometry
+
+
+def _expected(x, weight, routing, biases, scale, geometry):
+    y = reference.per_sample_conv(x, mix_kernels(weight, routing, scale), geometry)
+    return y + reference.mix_biases(biases[0], routing)[:, :, None, None] + biases[1][:, None, None]
+
+
+def _run(x, weight, routing, biases, scale, geometry, packed=None):
+    panels = (packed or PackedExperts()).panels(weight)
+    return compiled.dynamic_conv(x, weight, routing, *biases, scale, geometry, panels)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -44,11 +54,8 @@ def _case(shape, size, experts: int, by_channel: bool, taps: bool, channels_last
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_it_computes_what_the_definition_says(shape, size, experts, by_channel, taps, channels_last):
-    x, weight, routing, bias, scale, geometry = _case(shape, size, experts, by_channel, taps, channels_last)
-    expected = (
-        reference.per_sample_conv(x, mix_kernels(weight, routing, scale), geometry) + bias[:, :, None, None]
-    )
-    y = compiled.dynamic_conv(x, PackedExperts().panels(weight), weight.shape, routing, bias, scale, geometry)
+    case = _case(shape, size, experts, by_channel, taps, channels_last)
+    expected, y = _expected(*case), _run(*case)
     assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -72,24 +79,21 @@ def test_depthwise(channels, kernel, stride, padding, dilation, size, by_channel
         assert "steps of one" in compiled.cannot_run(x, weight, channels, stride)
         return
     routing = torch.rand(n, channels, 3) if by_channel else torch.rand(n, 3)
-    bias, scale = torch.randn(n, channels), torch.rand(n, kernel[0] * kernel[1]) if taps else None
-    expected = (
-        reference.per_sample_conv(x, mix_kernels(weight, routing, scale), geometry) + bias[:, :, None, None]
-    )
-    y = compiled.dynamic_conv(x, PackedExperts().panels(weight), weight.shape, routing, bias, scale, geometry)
+    biases = torch.randn(3, channels), torch.randn(channels)
+    case = x, weight, routing, biases, torch.rand(n, kernel[0] * kernel[1]) if taps else None, geometry
+    expected, y = _expected(*case), _run(*case)
     assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def test_packed_experts_notice_that_they_changed():
-    x, weight, routing, bias, _, geometry = _case(SHAPES[0], SIZES[1], 3, False, False, False)
+    x, weight, routing, biases, _, geometry = _case(SHAPES[0], SIZES[1], 3, False, False, False)
     packed = PackedExperts()
     first = packed.panels(weight)
     assert packed.panels(weight) is first
     weight.mul_(2)
-    y = compiled.dynamic_conv(x, packed.panels(weight), weight.shape, routing, bias, None, geometry)
-    expected = reference.per_sample_conv(x, mix_kernels(weight, routing), geometry) + bias[:, :, None, None]
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    y = _run(x, weight, routing, biases, None, geometry, packed)
+    torch.testing.assert_close(y, _expected(x, weight, routing, biases, None, geometry), rtol=1e-4, atol=1e-4)
 
 
 def test_copies_leave_the_packed_weights_behind():

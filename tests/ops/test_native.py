@@ -112,14 +112,29 @@ def test_switching_them_off_is_told_and_harmless() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_grouped_and_double_branches_stay_with_pytorch() -> None:
-    grouped = ConvSpec(torch.randn(4, 2, 3, 3), None, (1, 1), (1, 1), (1, 1), 2)
-    double = ConvSpec(torch.randn(4, 4, 3, 3).double(), None, (1, 1), (1, 1), (1, 1), 1)
-    assert PackedBranch.of([grouped], "relu").native is None
+@needs_kernels
+def test_grouped_branches_run_too(seed: int) -> None:
+    convs = [
+        ConvSpec(torch.randn(80, 3, 3, 3), torch.randn(80), (2, 1), (1, 1), (1, 1), 2, "hardswish"),
+        ConvSpec(torch.randn(12, 20, 1, 1), None, (1, 1), (0, 0), (1, 1), 4, "hardsigmoid"),
+        ConvSpec(torch.randn(6, 4, 3, 3), torch.randn(6), (1, 1), (1, 1), (1, 1), 3, "none"),
+    ]
+    with pytest.raises(RuntimeError, match="do not follow each other"):
+        PackedBranch.of([convs[0], convs[2]], "relu")
+    x, shortcut, mask = torch.randn(2, 6, 9, 7), torch.randn(2, 6, 5, 7), random_mask(2, (5, 7), 0.4)
+    branch = PackedBranch.of(convs, "gelu")
+    assert branch.native is not None
+    got = masked_residual(x, mask, shortcut, branch, backend="cpu", break_even=2.0)
+    want = masked_residual(x, mask, shortcut, branch, backend="eager")
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_double_branches_stay_with_pytorch(seed: int) -> None:
+    double = ConvSpec(torch.randn(4, 2, 3, 3).double(), None, (1, 1), (1, 1), (1, 1), 2)
     assert PackedBranch.of([double], "relu").native is None
-    x = torch.randn(1, 4, 5, 5)
-    y = masked_residual(x, torch.ones(1, 1, 5, 5), x, PackedBranch.of([grouped], "none"), backend="cpu")
-    torch.testing.assert_close(y, x + F.conv2d(x, grouped.weight, None, 1, 1, 1, 2), rtol=1e-4, atol=1e-4)
+    x = torch.randn(1, 4, 5, 5).double()
+    y = masked_residual(x, torch.ones(1, 1, 5, 5), x, PackedBranch.of([double], "none"), backend="cpu")
+    torch.testing.assert_close(y, x + F.conv2d(x, double.weight, None, 1, 1, 1, 2))
 
 
 @needs_kernels

@@ -16,7 +16,9 @@ from dynaconv import _checks
 from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.gate import Gate
 from dynaconv.ops import _native
+from dynaconv.ops._registry import below_autograd
 from dynaconv.ops.mask_ops import conv3x3_to_one, nine_taps, upsample_mask
+from dynaconv.ops.mask_ops.logits import OP as MASK_LOGITS
 
 KINDS = ("squeeze", "conv1x1")
 INITS = ("paper", "default", "open")
@@ -27,26 +29,21 @@ class _Reordered:
     """Weights of a squeeze unit as its fast forms want them, and what they were made of."""
 
     taps: Tensor
-    row_taps: Tensor
+    weight: Tensor
     linear: Tensor
     bias: Tensor
-    bias_value: float
     native: bool
     snapshot: Snapshot
 
     @classmethod
     def of(cls, conv: nn.Conv2d, linear: nn.Linear) -> _Reordered:
         weight = conv.weight.detach()
-        bias = linear.bias.detach() + conv.bias.detach()
-        row_taps = weight.permute(2, 3, 1, 0).reshape(9, -1).contiguous()
-        native = weight.dtype == torch.float32 and _native.missing() is None
         return cls(
             nine_taps(weight),
-            row_taps,
-            linear.weight.detach().reshape(-1).contiguous(),
-            bias,
-            float(bias),
-            native,
+            weight.contiguous(memory_format=torch.channels_last),
+            linear.weight.detach(),
+            linear.bias.detach() + conv.bias.detach(),
+            weight.dtype == torch.float32 and _native.missing() is None,
             Snapshot([conv, linear]),
         )
 
@@ -147,7 +144,7 @@ class MaskUnit(Gate):
             self._reordered = _Reordered.of(self.conv, self.linear)
         ready = self._reordered
         if ready.native and x.dtype == torch.float32:
-            return _native.mask_logits(x, ready.row_taps, ready.linear, ready.bias_value, self.stride)
+            return below_autograd(MASK_LOGITS, x, ready.weight, ready.linear, ready.bias, self.stride)
         average = F.linear(x.mean((2, 3)), self.linear.weight, ready.bias)
         return conv3x3_to_one(x, ready.taps, self.stride).add_(average.view(-1, 1, 1, 1))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from dynaconv import _checks
+from dynaconv.ops import _registry
 
 
 def choose(op: str, backend: str, can_run: Mapping[str, Callable[[Tensor], str | None]], x: Tensor) -> str:
@@ -21,9 +21,9 @@ def choose(op: str, backend: str, can_run: Mapping[str, Callable[[Tensor], str |
     if backend == "eager":
         return backend
     if backend == "auto":
-        # Index lists have data-dependent sizes; a traced graph takes the dense form.
-        if torch.compiler.is_compiling():
-            return "eager"
+        # A traced graph holds the op as one node, which runs on every device.
+        if _registry.traced(x):
+            return "traced"
         return next((name for name, reason in can_run.items() if reason(x) is None), "eager")
     _checks.one_of("backend", backend, ("auto", "eager", *can_run))
     reason = can_run[backend](x)

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "hardswish": F.hardswish,
     "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
     "leaky_relu": F.leaky_relu,
     "gelu": F.gelu,
 }
@@ -29,6 +30,7 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda y: F.silu(y, inplace=True),
     "hardswish": lambda y: F.hardswish(y, inplace=True),
     "sigmoid": torch.sigmoid_,
+    "hardsigmoid": lambda y: F.hardsigmoid(y, inplace=True),
     "leaky_relu": lambda y: F.leaky_relu_(y, 0.01),
     "gelu": lambda y: y.copy_(F.gelu(y)),
 }

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from dynaconv import _checks
-from dynaconv.ops.dynamic_conv2d import compiled, strategies
+from dynaconv.ops import _registry
+from dynaconv.ops.dynamic_conv2d import compiled, execute, strategies
 from dynaconv.ops.dynamic_conv2d.choice import choose_execution
 from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
+from dynaconv.ops.dynamic_conv2d.execute import keep_format
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, is_channels_last
-from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
+from dynaconv.ops.dynamic_conv2d.op import OP
 
 
 def dynamic_conv2d(
@@ -32,6 +34,8 @@ def dynamic_conv2d(
     packed: PackedExperts | None = None,
 ) -> Tensor:
     """Convolve each sample with its own mixture of experts; 1-D and 3-D by the number of axes.
+
+    Compilers and exporters see one node, `dynaconv::dynamic_conv2d`, where execution is "auto" and nothing is trained.
 
     Args:
         x: [B, I, H, W].
@@ -53,28 +57,36 @@ def dynamic_conv2d(
     tensor([1.0000, 5.5000])
     """
     training = _needs_gradient(x, weight, routing, taps, bias, static_bias)
-    compiled_can = (
-        packed is not None and not training and compiled.cannot_run(x, weight, groups, stride) is None
+    several_taps = taps is not None and taps.shape[1] > 1
+    facts = (
+        execution,
+        x.shape,
+        weight.shape,
+        routing.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        several_taps,
+        training,
     )
-    plan = _plan if torch.compiler.is_compiling() else _plan_once
-    chosen, geometry = plan(
-        execution, x.shape, weight.shape, routing.shape, stride, padding, dilation, groups,
-        taps is not None and taps.shape[1] > 1, training, _wants_channels_last(x), compiled_can,
-    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        chosen, geometry = _plan(*facts, False, False)
+        # A layer in evaluation is one node; for training, compilers want to see what they differentiate.
+        if execution == "auto" and _registry.traced(x) and (packed is not None or not training):
+            return OP(x, weight, routing, bias, static_bias, taps, *geometry.numbers)
+        return keep_format(execute.run(chosen, x, weight, routing, bias, static_bias, taps, geometry), x)
+    kernel = packed is not None and not training and compiled.cannot_run_now(x, weight) is None
+    chosen, geometry = _plan_once(*facts, is_channels_last(x), kernel)
     if chosen == "compiled":
-        assert packed is not None
-        offsets = _offsets(mix_biases(bias, routing), static_bias)
-        panels = packed.panels(weight)
-        return compiled.dynamic_conv(x, panels, weight.shape, routing, offsets, taps, geometry)
-    if _no_images(x):
-        y = geometry.convolve(x, mix_kernels(weight, routing, taps).sum(0))
-    elif chosen == "feature":
-        y = strategies.feature(x, weight, _scaled(routing, taps), geometry)
-    elif chosen == "grouped" and not training and not torch.compiler.is_compiling():
-        y = strategies.grouped_in_chunks(x, weight, routing, taps, geometry)
+        return compiled.dynamic_conv(
+            x, weight, routing, bias, static_bias, taps, geometry, packed.panels(weight)
+        )
+    if x.shape[0] == 0:
+        y = execute.of_no_images(x, weight, routing, bias, static_bias, taps, geometry)
     else:
-        y = strategies.MIXED[chosen](x, mix_kernels(weight, routing, taps), geometry)
-    return _finish(y, mix_biases(bias, routing), static_bias, x)
+        y = execute.run(chosen, x, weight, routing, bias, static_bias, taps, geometry, in_chunks=not training)
+    return keep_format(y, x)
 
 
 def per_sample_conv(
@@ -107,34 +119,27 @@ def per_sample_conv(
     chosen = _choose(
         execution, x.shape, kernels.shape[1:], geometry, None, False, training, _wants_channels_last(x)
     )
-    y = (
-        geometry.convolve(x, kernels.sum(0))
-        if _no_images(x)
-        else strategies.MIXED[chosen](x, kernels, geometry)
-    )
+    if not torch.compiler.is_compiling() and x.shape[0] == 0:
+        y = geometry.convolve(x, kernels.sum(0))
+    else:
+        y = strategies.MIXED[chosen](x, kernels, geometry)
     mixed, static = (bias, None) if bias is not None and bias.dim() == 2 else (None, bias)
-    return _finish(y, mixed, static, x)
+    return keep_format(execute.add_biases(y, mixed, static), x)
 
 
 def _plan(
-    execution: str, x_shape, weight_shape, routing_shape, stride, padding, dilation, groups: int, taps: bool,
-    training: bool, channels_last: bool, compiled_can: bool,
+    execution: str, x_shape, weight_shape, routing_shape, stride, padding, dilation, groups: int, several_taps: bool,
+    training: bool, channels_last: bool, kernel: bool,
 ) -> tuple[str, ConvGeometry]:  # fmt: skip
-    """Checks, geometry and strategy: all that follows from shapes."""
+    """Checks, geometry and strategy: all that follows from shapes. kernel: the compiled one may run here."""
     _checks.experts(x_shape, weight_shape, routing_shape, groups)
     geometry = ConvGeometry.of(len(weight_shape) - 3, stride, padding, dilation, groups)
-    chosen = _choose(
-        execution,
-        x_shape,
-        weight_shape[1:],
+    can = kernel and compiled.cannot_run_shapes(weight_shape, geometry, channels_last) is None
+    shape, experts = weight_shape[1:], weight_shape[0]
+    return (
+        _choose(execution, x_shape, shape, geometry, experts, several_taps, training, channels_last, can),
         geometry,
-        weight_shape[0],
-        taps,
-        training,
-        channels_last,
-        compiled_can,
     )
-    return chosen, geometry
 
 
 # A network asks the same questions for every batch.
@@ -142,16 +147,9 @@ _plan_once = functools.lru_cache(maxsize=4096)(_plan)
 
 
 def _choose(
-    execution: str,
-    x_shape,
-    shape,
-    geometry: ConvGeometry,
-    experts: int | None,
-    taps: bool,
-    training: bool,
-    channels_last: bool = False,
-    compiled_can: bool = False,
-) -> str:
+    execution: str, x_shape, shape, geometry: ConvGeometry, experts: int | None, several_taps: bool, training: bool,
+    channels_last: bool = False, compiled_can: bool = False,
+) -> str:  # fmt: skip
     return choose_execution(
         execution,
         batch=x_shape[0],
@@ -159,43 +157,15 @@ def _choose(
         positions=math.prod(geometry.output_size(x_shape[2:], shape[2:])),
         groups=geometry.groups,
         experts=experts,
-        taps=taps,
+        taps=several_taps,
         training=training,
         channels_last=channels_last,
         compiled=compiled_can,
     )
 
 
-def _offsets(mixed: Tensor | None, static: Tensor | None) -> Tensor | None:
-    return static if mixed is None else mixed if static is None else mixed + static
-
-
-def _no_images(x: Tensor) -> bool:
-    """An empty batch: the sum over no kernels is a zero one, which gives the shape, and zero gradients."""
-    return not torch.compiler.is_compiling() and x.shape[0] == 0
-
-
 def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _scaled(routing: Tensor, taps: Tensor | None) -> Tensor:
-    """A kernel of one tap: its scale goes to the coefficients."""
-    if taps is None:
-        return routing
-    return routing * (taps if routing.dim() == 2 else taps[:, None])
-
-
-def _finish(y: Tensor, mixed: Tensor | None, static: Tensor | None, x: Tensor) -> Tensor:
-    """Add the biases and keep the memory format."""
-    ones = (1,) * (y.dim() - 2)
-    if mixed is not None:
-        y = y + mixed.to(y.dtype).reshape(*mixed.shape, *ones)
-    if static is not None:
-        y = y + static.to(y.dtype).reshape(-1, *ones)
-    if is_channels_last(x):
-        return y.contiguous(memory_format=torch.channels_last)
-    return y
 
 
 def _wants_channels_last(x: Tensor) -> bool:

@@ -72,8 +72,7 @@ def choose_execution(
         return execution
     pointwise, depthwise = math.prod(kernel) == 1, weight_shape[1] == 1 and groups > 1
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # A compiled graph must not depend on the batch size, so neither grouped nor single is possible.
-        return _traced(pointwise, depthwise, experts, taps)
+        return strategy_for_any_batch(weight_shape, groups, experts, taps)
     if batch == 0:
         return "grouped"
     kind = "pointwise" if pointwise else "depthwise" if depthwise else "spatial"
@@ -86,9 +85,11 @@ def choose_execution(
     return "compiled" if compiled and row["compiled"] else row["execution"]
 
 
-def _traced(pointwise: bool, depthwise: bool, experts: int | None, taps: bool) -> str:
-    if pointwise:
+def strategy_for_any_batch(weight_shape: Sequence[int], groups: int, experts: int | None, taps: bool) -> str:
+    """What a compiled graph runs, which must not depend on the batch size: neither grouped nor single is possible."""
+    if math.prod(weight_shape[2:]) == 1:
         return "bmm"
+    depthwise = weight_shape[1] == 1 and groups > 1
     return "feature" if depthwise and experts is not None and experts <= 8 and not taps else "unfold"
 
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dynaconv.ops import _native
-from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, per_axis
-
-
-class _Description(ctypes.Structure):
-    _fields_ = [
-        ("experts", ctypes.c_void_p),
-        ("in_channels", ctypes.c_int32),
-        ("out_channels", ctypes.c_int32),
-        ("count", ctypes.c_int32),
-        ("kernel", ctypes.c_int32 * 2),
-        ("stride", ctypes.c_int32 * 2),
-        ("padding", ctypes.c_int32 * 2),
-        ("dilation", ctypes.c_int32 * 2),
-        ("per_channel", ctypes.c_int32),
-        ("planar", ctypes.c_int32),
-    ]
+from dynaconv.ops import _native, _registry
+from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, is_channels_last
+from dynaconv.ops.dynamic_conv2d.op import OP
 
 
 class PackedExperts:
@@ -81,103 +67,49 @@ def _tap_major(experts: Tensor) -> Tensor:
 
 def cannot_run(x: Tensor, weight: Tensor, groups: int, stride=1) -> str | None:
     """Why the compiled kernels cannot run on these, or None."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not has_memory(x):
-        return "compilers, tracers, function transforms and counters need operations that they can see"
-    depthwise = groups > 1 and weight.dim() == 5 and weight.shape[2] == 1 and weight.shape[1] == groups
-    if x.dim() != 4 or not (groups == 1 or depthwise):
-        return "they convolve images in one group or in one for each channel"
-    if depthwise and x.is_contiguous() and per_axis(stride, 2) != (1, 1):
-        return "depthwise filters move in steps of one over planes"
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    geometry = ConvGeometry.of(weight.dim() - 3, stride, 0, 1, groups)
+    return cannot_run_now(x, weight) or cannot_run_shapes(weight.shape, geometry, is_channels_last(x))
+
+
+def cannot_run_now(x: Tensor, weight: Tensor) -> str | None:
+    """What stands against them that does not follow from shapes."""
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or not x.is_cpu:
         return "they compute float32 on a CPU"
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not has_memory(x):
+        return "compilers, tracers, function transforms and counters need operations that they can see"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return _native.missing()
 
 
+def cannot_run_shapes(weight_shape: Sequence[int], geometry: ConvGeometry, channels_last: bool) -> str | None:
+    """What stands against them in the shapes."""
+    depthwise = geometry.groups > 1 and weight_shape[2] == 1 and weight_shape[1] == geometry.groups
+    if len(weight_shape) != 5 or not (geometry.groups == 1 or depthwise):
+        return "they convolve images in one group or in one for each channel"
+    if depthwise and not channels_last and geometry.stride != (1, 1):
+        return "depthwise filters move in steps of one over planes"
+    return None
+
+
 def has_memory(x: Tensor) -> bool:
     """False where tensors may only stand for others (`torch.vmap`, fake ones), or where a FLOP counter watches."""
-    if type(x) not in (Tensor, nn.Parameter) or x.is_meta:
+    if type(x) is not Tensor and type(x) is not nn.Parameter or x.is_meta:
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def dynamic_conv(
     x: Tensor,
-    panels: Tensor,
-    shape: torch.Size,
+    experts: Tensor,
     routing: Tensor,
-    bias: Tensor | None,
-    taps: Tensor | None,
+    bias,
+    static_bias,
+    taps,
     geometry: ConvGeometry,
+    panels: Tensor,
 ) -> Tensor:
-    """x [B, I, H, W] float32, experts of `shape` [K, O, I, kh, kw] as panels -> [B, O, h, w] in the format of x.
-
-    Args:
-        routing: [B, K] or [B, O, K]. bias: [B, O] or None. taps: [B, kh * kw] or None.
-    """
-    if geometry.groups > 1:
-        return _depthwise(x, panels, shape, routing, bias, taps, geometry)
-    library, _ = _native.load()
-    assert library is not None
-    count, out_channels, in_channels = shape[:3]
-    n, padded = x.shape[0], panels.shape[0] * panels.shape[3]
-    h, w = geometry.output_size(x.shape[2:], shape[3:])
-    planar = x.is_contiguous()
-    source = x.detach().permute(0, 2, 3, 1).contiguous()
-    y = x.new_empty((n, out_channels, h, w) if planar else (n, h, w, out_channels))
-    if routing.dim() == 3:
-        coefficients = x.new_zeros(n, count, padded)
-        coefficients[:, :, :out_channels] = routing.detach().transpose(1, 2)
-    else:
-        coefficients = routing.detach().to(torch.float32).contiguous()
-    offsets = x.new_zeros(n, padded)
-    if bias is not None:
-        offsets[:, :out_channels] = bias.detach()
-    scale = None if taps is None else taps.detach().to(torch.float32).contiguous()
-    pair = ctypes.c_int32 * 2
-    description = _Description(
-        panels.data_ptr(), in_channels, out_channels, count, pair(*shape[3:]), pair(*geometry.stride),
-        pair(*geometry.padding), pair(*geometry.dilation), int(routing.dim() == 3), int(planar),
-    )  # fmt: skip
-    status = library.dynaconv_dynamic_conv(
-        source.data_ptr(), y.data_ptr(), n, x.shape[2], x.shape[3], h, w, ctypes.addressof(description),
-        coefficients.data_ptr(), None if scale is None else scale.data_ptr(), offsets.data_ptr(),
-    )  # fmt: skip
-    if status == 2:
-        raise MemoryError(f"no memory for a dynamic convolution on an input of shape {list(x.shape)}")
-    return y if planar else y.permute(0, 3, 1, 2)
-
-
-def _depthwise(x, panels: Tensor, shape, routing: Tensor, bias, taps, geometry: ConvGeometry) -> Tensor:
-    """One filter a channel: the mixture is small, so PyTorch makes it, tap by tap."""
-    library, _ = _native.load()
-    assert library is not None
-    n, channels, height, width = x.shape
-    h, w = geometry.output_size((height, width), shape[3:])
-    planar = x.is_contiguous()
-    if routing.dim() == 3:
-        mixed = torch.einsum("nck,ktc->ntc", routing.detach(), panels).contiguous()
-    else:
-        mixed = (routing.detach() @ panels.flatten(1)).view(n, -1, channels)
-    if taps is not None:
-        mixed = mixed * taps.detach()[:, :, None]
-    if planar:
-        mixed = mixed.transpose(1, 2).contiguous()
-    offsets = x.new_zeros(n, channels)
-    if bias is not None:
-        offsets = offsets + bias.detach()
-    source = x if planar else x.detach().permute(0, 2, 3, 1).contiguous()
-    y = x.new_empty((n, channels, h, w) if planar else (n, h, w, channels))
-    pair = ctypes.c_int32 * 2
-    description = _Description(
-        None, channels, channels, 1, pair(*shape[3:]), pair(*geometry.stride), pair(*geometry.padding),
-        pair(*geometry.dilation), 0, int(planar),
-    )  # fmt: skip
-    status = library.dynaconv_sample_depthwise(
-        source.data_ptr(), y.data_ptr(), n, height, width, h, w, ctypes.addressof(description), mixed.data_ptr(),
-        offsets.data_ptr(),
-    )  # fmt: skip
-    if status == 2:
-        raise MemoryError(f"no memory for a dynamic convolution on an input of shape {list(x.shape)}")
-    return y if planar else y.permute(0, 3, 1, 2)
+    """By the compiled kernel, without a gradient; arguments as in `dynamic_conv2d`, panels from `PackedExperts`."""
+    return _registry.below_autograd(
+        OP, x, experts, routing, bias, static_bias, taps, *geometry.numbers, panels
+    )

@@ -27,6 +27,11 @@ class ConvGeometry:
         return cls(per_axis(stride, dims), per_axis(padding, dims), per_axis(dilation, dims), groups)
 
     @property
+    def numbers(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """Stride, padding, dilation and groups, in the order of `F.conv2d`."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
     def unpadded(self) -> ConvGeometry:
         """The same on an input that was padded already."""
         return replace(self, padding=(0,) * len(self.padding))

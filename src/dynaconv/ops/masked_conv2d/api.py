@@ -1,4 +1,4 @@
-"""Masked convolution: checks, choice of executor, gradients, and its name for compilers."""
+"""Masked convolution: checks, choice of executor, gradients."""
 
 from __future__ import annotations
 
@@ -7,29 +7,11 @@ from torch import Tensor
 from torch.nn.modules.utils import _pair
 
 from dynaconv import _checks
-from dynaconv.ops import _backends
-from dynaconv.ops._conv import ConvSpec
-from dynaconv.ops._recompute import recompute_gradients
-from dynaconv.ops.masked_conv2d import cpu, reference
+from dynaconv.ops import _backends, _registry
+from dynaconv.ops._conv import ConvSpec, Geometry
+from dynaconv.ops.masked_conv2d import reference
+from dynaconv.ops.masked_conv2d.op import OP
 from dynaconv.ops.masked_residual.cpu import can_run
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, conv: ConvSpec, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.conv = conv
-        ctx.save_for_backward(x, mask, weight, bias)
-        return cpu.masked_conv2d(x, mask, conv)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        c = ctx.conv
-
-        def forward(x, mask, weight, bias):
-            conv = ConvSpec(weight, bias, c.stride, c.padding, c.dilation, c.groups)
-            return reference.masked_conv2d(x, mask, conv)
-
-        return None, *recompute_gradients(forward, ctx.saved_tensors, grad)
 
 
 def masked_conv2d(
@@ -45,6 +27,8 @@ def masked_conv2d(
     backend: str = "auto",
 ) -> Tensor:
     """Convolve only where the mask is open; closed positions are zero.
+
+    Compilers and exporters see one node, `dynaconv::masked_conv2d`.
 
     Args:
         x: [N, C_in, H, W].
@@ -65,11 +49,12 @@ def masked_conv2d(
               [0., 1.]]]])
     """
     _checks.images(x, weight.shape[1] * groups, "masked_conv2d")
-    conv = ConvSpec(weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
-    h, w = conv.geometry.output_size((x.shape[2], x.shape[3]))
+    geometry = Geometry((weight.shape[2], weight.shape[3]), _pair(stride), _pair(padding), _pair(dilation))
+    h, w = geometry.output_size((x.shape[2], x.shape[3]))
     _checks.mask_for(mask, (x.shape[0], h, w))
+    spread = geometry.stride, geometry.padding, geometry.dilation, groups
     if _backends.choose("masked_conv2d", backend, {"cpu": can_run}, x) == "eager":
-        return reference.masked_conv2d(x, mask, conv)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, mask, weight, bias)):
-        return _Differentiable.apply(conv, x, mask, weight, bias)
-    return cpu.masked_conv2d(x, mask, conv)
+        return reference.masked_conv2d(x, mask, ConvSpec(weight, bias, *spread))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return OP(x, mask, weight, bias, *spread)
+    return _registry.below_autograd(OP, x, mask, weight, bias, *spread)

@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dynaconv import _checks
-from dynaconv.ops import _backends
-from dynaconv.ops._recompute import recompute_gradients
+from dynaconv.ops import _backends, _registry
 from dynaconv.ops.masked_residual import cpu, reference
 from dynaconv.ops.masked_residual.branch import PackedBranch
-
-
-class _Differentiable(torch.autograd.Function):
-    """Sparse forward; the backward recomputes the reference, which has the same values."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        branch: PackedBranch,
-        break_even: float | None,
-        x: Tensor,
-        mask: Tensor,
-        shortcut: Tensor,
-        *weights,
-    ):
-        ctx.branch = branch
-        ctx.save_for_backward(x, mask, shortcut, *weights)
-        return cpu.masked_residual(x, mask, shortcut, branch, break_even)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        branch = ctx.branch
-
-        def forward(x, mask, shortcut, *weights):
-            rest = iter(weights)
-            convs = [
-                replace(c, weight=next(rest), bias=None if c.bias is None else next(rest))
-                for c in branch.convs
-            ]
-            return reference.masked_residual(x, mask, shortcut, convs, branch.activation)
-
-        return None, None, *recompute_gradients(forward, ctx.saved_tensors, grad)
+from dynaconv.ops.masked_residual.op import OP, arguments
 
 
 def masked_residual(
@@ -58,6 +25,8 @@ def masked_residual(
     break_even: float | None = None,
 ) -> Tensor:
     """y = act(shortcut + mask * branch(x)), computing the branch only where the mask asks for it.
+
+    Compilers and exporters see one node, `dynaconv::masked_residual`.
 
     Args:
         x: [N, C, H, W], the block's input.
@@ -79,9 +48,11 @@ def masked_residual(
     _checks.mask_for(mask, (shortcut.shape[0], shortcut.shape[2], shortcut.shape[3]))
     if chosen == "eager":
         return reference.masked_residual(x, mask, shortcut, branch.convs, branch.activation)
-    if torch.is_grad_enabled():
-        if weights is None:
-            weights = [t for conv in branch.convs for t in (conv.weight, conv.bias) if t is not None]
-        if any(t.requires_grad for t in (x, mask, shortcut, *weights)):
-            return _Differentiable.apply(branch, break_even, x, mask, shortcut, *weights)
-    return cpu.masked_residual(x, mask, shortcut, branch, break_even)
+    if torch.compiler.is_compiling():
+        return OP(*arguments(x, mask, shortcut, branch, weights, break_even, None))
+    given = arguments(x, mask, shortcut, branch, weights, break_even, branch.native)
+    if torch.is_grad_enabled() and _registry.wants_gradient(x, mask, shortcut, *given[3], *given[4]):
+        return OP(*given)
+    if branch.native is None:
+        return cpu.masked_residual(x, mask, shortcut, branch, break_even)
+    return _registry.below_autograd(OP, *given)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynaconv.ops import _native, _rows
+from dynaconv.ops import _rows
 from dynaconv.ops._conv import ACTIVATIONS, Geometry, activate_
 from dynaconv.ops._gemm_conv import conv_rows
 from dynaconv.ops.mask_ops import branch_masks, branch_sizes
@@ -16,14 +16,8 @@ from dynaconv.ops.masked_residual.branch import PackedBranch
 
 # Executed over dense conditional MACs above which the dense path is faster, measured with
 # `make bench ARGS="--break-even"`; see docs/benchmarks.md. Depthwise rows are bound by memory, so they pay least.
-BREAK_EVEN_COMPILED, BREAK_EVEN_ROWS, BREAK_EVEN_DEPTHWISE = 0.7, 0.6, 0.35
-
-
-def break_even_of(branch: PackedBranch) -> float:
-    """The measured break-even of a branch's kind."""
-    if branch.native is not None:
-        return BREAK_EVEN_COMPILED
-    return BREAK_EVEN_DEPTHWISE if any(conv.depthwise for conv in branch.convs) else BREAK_EVEN_ROWS
+# That of the compiled kernels is in csrc/bindings.cpp.
+BREAK_EVEN_ROWS, BREAK_EVEN_DEPTHWISE = 0.6, 0.35
 
 
 def can_run(x: Tensor) -> str | None:
@@ -42,11 +36,9 @@ def masked_residual(
 ) -> Tensor:
     """Same values as the reference at every position; closed positions cost one activation of the shortcut."""
     activation = branch.activation
-    break_even = break_even_of(branch) if break_even is None else break_even
-    if branch.native is not None and x.dtype == mask.dtype == shortcut.dtype == torch.float32:
-        sizes = branch_sizes((x.shape[2], x.shape[3]), branch.geometries)
-        y = _native.masked_residual(x, mask, shortcut, branch.native, sizes, break_even)
-        return reference.masked_residual(x, mask, shortcut, branch.convs, activation) if y is None else y
+    if break_even is None:
+        depthwise = any(conv.depthwise for conv in branch.convs)
+        break_even = BREAK_EVEN_DEPTHWISE if depthwise else BREAK_EVEN_ROWS
     last = _rows.active_rows(mask)
     if last.numel() == 0:
         return ACTIVATIONS[activation](shortcut) if activation != "none" else shortcut.clone()
