@@ -24,6 +24,17 @@ def few_scenes():
         yield
 
 
+@pytest.fixture(autouse=True)
+def quick_timing(monkeypatch) -> None:
+    """Rounds of one call, and no engines that take seconds to prepare unless a test names them."""
+    from dynaconv.measure import race
+    from dynaconv.measure.rivals import table
+
+    timed, chosen = race.compare_latency, table.choose_rivals
+    monkeypatch.setattr(race, "compare_latency", lambda f, **o: timed(f, **{**o, "min_round_ms": 0.01}))
+    monkeypatch.setattr(table, "choose_rivals", lambda names: chosen(["eager"] if names is None else names))
+
+
 @dataclass
 class Answer:
     code: int

@@ -9,10 +9,6 @@ from dynaconv.train import TrainingDiverged, load_recipe
 
 
 def test_quick_demo_from_nothing_to_a_report(cli, tmp_path, monkeypatch) -> None:
-    from dynaconv.cost import latency
-
-    whole = latency.compare_latency
-    monkeypatch.setattr(latency, "compare_latency", lambda f, **o: whole(f, **{**o, "min_round_ms": 0.01}))
     out = tmp_path / "demo"
     answer = cli("demo", "--quick", "--out", out)
     assert answer.code == 0, answer.err

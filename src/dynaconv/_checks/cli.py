@@ -138,5 +138,12 @@ def cli_already_static(name: str) -> ValueError:
     """Error for a comparison of a static network with itself."""
     return ValueError(
         f"{name} is static, so there is nothing to skip; "
-        "bench a dynamic network such as dynconv_resnet8_scenes or a trained run, or add --dynamize"
+        "add --force-density 0.5 to see what masks would buy, or --dynamize, or bench a trained run"
+    )
+
+
+def cli_density(option: str, density: float) -> ValueError:
+    """Error for a density of masks that is no share."""
+    return ValueError(
+        f"{option}: density must lie in [0, 1], got {density:g}; 0.5 opens half of the positions"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaconv._table import format_table
-from dynaconv.cli.bench import verify
+from dynaconv.cli.bench_networks import verify
 from dynaconv.cli.folders import own_or_new_folder
 from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, count, macs, number, say, share
 
