@@ -141,13 +141,12 @@ def _tree(arg: Any, place: Callable[[Any], Any]) -> Any:
 
 
 def _evaluate(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Constant | None:
-    """The value of an operation on constants only."""
+    """The value of an operation that reads constants only, or nothing."""
     leaves = _pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, (View, Constant)))
-    tensors = [v for v in leaves if isinstance(v, Constant)]
-    if not tensors or any(isinstance(v, (View, fx.Node)) for v in leaves) or node.op != "call_function":
+    if any(isinstance(v, (View, fx.Node)) for v in leaves) or node.op != "call_function":
         return None
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded in tags:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return None
     args, kwargs = _pytree.tree_map(
         lambda v: v.tensor if isinstance(v, Constant) else v,

@@ -29,26 +29,30 @@ class Forward(Protocol):
 
 
 class EagerPlan:
-    """The reference interpreter as a backend; its unpacked weights are kept between calls."""
+    """The reference interpreter as a backend; its unpacked weights are kept between calls.
+
+    Args:
+        poison: fill the arena with NaN before every forward, so that a result shows what it should not have read.
+    """
 
     memory = 0
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, poison: bool = False) -> None:
+        self.plan, self.poison = plan, poison
         self.weights: dict[int, tuple[Tensor, ...]] = {}
 
     def open(self, n: int, externals: list[Tensor | None], forced: dict[int, Tensor], threads: int) -> Run:
         """A forward over n images; PyTorch's own number of threads holds."""
         del threads
-        return Run(self.plan, n, externals, forced, self.weights)
+        return Run(self.plan, n, externals, forced, self.weights, self.poison)
 
 
 class Program:
     """A plan on a backend, with its ATen operations found; immutable, so that threads can share it."""
 
-    def __init__(self, plan: Plan, backend: str) -> None:
+    def __init__(self, plan: Plan, backend: str, poison: bool = False) -> None:
         self.plan = plan
-        self.native = NativePlan(plan) if backend == "cpu" else EagerPlan(plan)
+        self.native = NativePlan(plan) if backend == "cpu" else EagerPlan(plan, poison)
         self.targets = [target_of(step.target) for step in plan.aten]
 
     def run(

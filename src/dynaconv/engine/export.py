@@ -49,9 +49,12 @@ def export(model: nn.Module, example: tuple[Any, ...]) -> Exported:
         module._forward_hooks = type(module._forward_hooks)(
             (k, h) for k, h in module._forward_hooks.items() if not getattr(h, "forces_masks", False)
         )
-    program, fixed = _program(model, example)
-    if not functionalise(program.graph):
-        program = program.run_decompositions({})
+    with torch.no_grad(), warnings.catch_warnings():
+        # Third-party notices about torch.export's own inner workings.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        program, fixed = _program(model, example)
+        if not functionalise(program.graph):
+            program = program.run_decompositions({})
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         names = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
@@ -74,23 +77,20 @@ def _program(model: nn.Module, example: tuple[Any, ...]):
     """The exported program, and the batch size that it is tied to (None: any)."""
     x = example[0]
     pair = torch.cat([x, x]) if x.shape[0] == 1 else x
-    others = example[1:]
-    with torch.no_grad(), warnings.catch_warnings():
-        # Third-party notices about torch.export's own inner workings.
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        if not others:
-            try:
-                program = torch.export.export(
-                    model, (pair,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False
-                )
-                if isinstance(_first_input(program).shape[0], torch.SymInt):
-                    return program, None
-            except Exception as error:  # noqa: BLE001  whatever it is, the second try reports it
-                del error
+    if len(example) == 1:
         try:
-            return torch.export.export(model, example, strict=False), int(x.shape[0])
-        except Exception as error:
-            raise _checks.engine_not_exportable(type(model).__name__, error) from error
+            program = torch.export.export(
+                model, (pair,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False
+            )
+            size = _first_input(program).shape[0]
+            if isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None:
+                return program, None
+        except Exception as error:  # noqa: BLE001  whatever it is, the second try reports it
+            del error
+    try:
+        return torch.export.export(model, example, strict=False), int(x.shape[0])
+    except Exception as error:
+        raise _checks.engine_not_exportable(type(model).__name__, error) from error
 
 
 def _first_input(program) -> Tensor:

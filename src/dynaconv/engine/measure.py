@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from dynaconv.engine.plan import NEVER, Plan
 from dynaconv.testing.masks import blob_mask
 
 DENSITIES = (0.25, 0.5)
-REPEATS = 3
+REPEATS = 5
 
 
 def measure_plan(plan: Plan, example: tuple[Any, ...], threads: int | None) -> None:
@@ -52,16 +53,16 @@ def _with(plan: Plan, run_all_above: float) -> Plan:
 def _times(
     plan: Plan, example: tuple[Any, ...], density: float, threads: int
 ) -> tuple[list[float], dict[int, float]]:
-    """Milliseconds of each step (the least of a few runs), and the open share of each grid."""
+    """Milliseconds of each step (the median of a few runs), and the open share of each grid."""
     program, n = Program(plan, "cpu"), example[0].shape[0]
     forced: dict[int, Tensor] = {}
     for seed, gate in enumerate(plan.gates):
         grid = plan.grids[gate.grid]
         forced[gate.grid] = blob_mask(n, (grid.height, grid.width), density, seed)[:, 0] > 0.5
-    best = [float("inf")] * len(plan.steps)
+    times: list[list[float]] = []
     with torch.no_grad():
         for _ in range(REPEATS):
             _, forward = program.run(list(example), n, forced, threads, timed=True)
-            best = [min(a, b / 1e6) for a, b in zip(best, forward.step_ns, strict=False)]
+            times.append([ns / 1e6 for ns in list(forward.step_ns)[: len(plan.steps)]])
     shares = {g: forward.open_rows[g] / (n * grid.height * grid.width) for g, grid in enumerate(plan.grids)}
-    return best, shares
+    return [statistics.median(column) for column in zip(*times, strict=True)], shares
