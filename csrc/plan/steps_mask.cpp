@@ -109,15 +109,15 @@ void step_gate(Worker& worker, const Step& step) {
   const Conv& conv = run.conv(step.conv[0]);
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const RowKernels& kernels = row_kernels(in.dtype);
-  const int64_t element = element_bytes(in.dtype), row_bytes = in.stride * element;
+  const int64_t row_bytes = in.stride * element_bytes(in.dtype);
   const char* base = run.data(step.in);
   float* logits = reinterpret_cast<float*>(run.data(step.out));
   const int taps_count = conv.kernel[0] * conv.kernel[1];
   const bool squeeze = step.ints[0] != 0;
   // Every input position is the centre of an output one only where the stride is 1; else the average takes its own walk.
   const bool along = squeeze && conv.stride[0] == 1 && conv.stride[1] == 1;
-  const char* weight = static_cast<const char*>(conv.weight);
-  const char* linear = weight + taps_count * in.channels * element;
+  const float* weight = static_cast<const float*>(conv.weight);
+  const float* linear = weight + int64_t{taps_count} * in.channels;
   const int32_t center = conv.kernel[0] / 2 * conv.kernel[1] + conv.kernel[1] / 2;
   // One sum for each line, added up in order afterwards: the same bits whichever thread took the line.
   float* line_sums = reinterpret_cast<float*>(run.data(step.aux[0]));
@@ -127,16 +127,18 @@ void step_gate(Worker& worker, const Step& step) {
     float sum = 0;
     for (int32_t ox = 0; ox < out.width; ox += kGatePixels) {
       const int pixels = std::min(kGatePixels, out.width - ox);
+      const int32_t x0 = ox * conv.stride[1] - conv.padding[1], reach = (conv.kernel[1] - 1) * conv.dilation[1];
+      const bool within = pixels == kGatePixels && x0 >= 0 && x0 + reach + (kGatePixels - 1) * conv.stride[1] < in.width;
       int t = 0;
       for (int i = 0; i < conv.kernel[0]; ++i) {
         const int32_t y = oy * conv.stride[0] - conv.padding[0] + i * conv.dilation[0];
+        const bool there = y >= 0 && y < in.height;
+        const char* line = base + (int64_t{image} * in.height + (there ? y : 0)) * in.width * row_bytes;
         for (int j = 0; j < conv.kernel[1]; ++j, ++t) {
           for (int p = 0; p < kGatePixels; ++p) {
-            const int32_t x = (ox + p) * conv.stride[1] - conv.padding[1] + j * conv.dilation[1];
-            const bool inside = p < pixels && y >= 0 && y < in.height && x >= 0 && x < in.width;
-            taps[t * kGatePixels + p] =
-                inside ? base + ((int64_t{image} * in.height + y) * in.width + x) * row_bytes
-                       : static_cast<const void*>(worker.zeros);
+            const int32_t x = x0 + p * conv.stride[1] + j * conv.dilation[1];
+            const bool inside = there && (within || (p < pixels && x >= 0 && x < in.width));
+            taps[t * kGatePixels + p] = inside ? line + x * row_bytes : static_cast<const void*>(worker.zeros);
           }
         }
       }

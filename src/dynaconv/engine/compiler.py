@@ -15,13 +15,14 @@ from dynaconv.engine.compiled import CompiledModel, choose_backend
 from dynaconv.engine.export import Exported, export
 from dynaconv.engine.fold import fold
 from dynaconv.engine.fuse import fuse_activations, fuse_gates, fuse_residuals, fuse_silu
+from dynaconv.engine.inverted import fuse_inverted
 from dynaconv.engine.ir import Graph
 from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
 from dynaconv.engine.measure import measure_plan
 from dynaconv.engine.plan import Plan
 
-PASSES = (fold, fuse_silu, fuse_activations, fuse_gates, recognise_masks, fuse_residuals, place_shortcuts)
+PASSES = (fold, fuse_silu, fuse_activations, fuse_gates, recognise_masks, fuse_residuals, place_shortcuts, fuse_inverted)
 
 
 def compile(

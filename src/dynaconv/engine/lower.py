@@ -153,6 +153,26 @@ class _Lowering:
             fields["run_all_above"] = RUN_ALL_ABOVE
         self._step(kind, node, **fields)
 
+    def _inverted(self, node: Node) -> None:
+        source, residual, grid = self._value(node.x), node.inputs.get("residual"), node.inputs.get("grid")
+        in2 = -1 if residual is None else self._value(residual)
+        out = self._out(node, in2 if self._may_overwrite(node) else -1)
+        final, parts = node.attrs.get("final_act", "none"), node.attrs["parts"]
+        forms = ("conv", "depthwise", "conv")
+        convs = [-1 if p is None else self._packed(p, f)[0] for p, f in zip(parts, forms, strict=True)]
+        for index in (convs[0], convs[2]):
+            if index >= 0:
+                self.plan.convs[index].winograd = None
+        acts = ["none" if p is None else p.attrs["act"] for p in parts]
+        fields: dict[str, Any] = {}
+        if grid is not None:
+            fields = {"grid": self.grids[grid], "grid2": self.grids[node.inputs["grid2"]]}
+            self._closed_rows(node, in2, out, final, fields["grid"])
+        self._step(
+            "inverted", node, input=source, input2=in2, out=out, conv=convs, activation=acts,
+            final_activation=final, **fields,
+        )  # fmt: skip
+
     def _closed_rows(self, node: Node, in2: int, out: int, final: str, grid: int) -> None:
         """What becomes of the rows that the masked convolution leaves alone."""
         in_place = self.plan.values[in2].storage == self.plan.values[out].storage
