@@ -1,31 +1,19 @@
 // Convolutions as indirect GEMMs: ordinary, grouped, masked, and the stem that reads the picture itself.
 
 #include <algorithm>
-#include <cstring>
 
 #include "../kernels/gemm.h"
+#include "conv_rows.h"
 #include "run.h"
 
 namespace {
 
 constexpr int64_t kCacheBytes = 384 << 10;   // of a block's activations, or of its weights: both fit the L2 cache
-constexpr int64_t kMostTiles = 48;           // of a block
 // A Winograd tile costs 16 products and its transforms, an output position 9 products.
 constexpr double kTilePositions = 2.3;
 constexpr double kTaskMacs = 4e5;          // of the smallest task that is worth sharing
 
-// How one convolution is cut: blocks of rows times groups of panels.
-struct Cut {
-  int64_t rows, row_blocks, panels, panel_groups;
-
-  int64_t tasks() const { return row_blocks * panel_groups; }
-  // Whole tiles where blocks are large, equal shares where they are small.
-  int64_t first_row(int64_t block) const {
-    const int64_t exact = rows * block / row_blocks;
-    return block < row_blocks && rows / row_blocks >= 8 * kMaxRows ? exact / kMaxRows * kMaxRows : exact;
-  }
-  int64_t first_panel(int64_t group) const { return panels * group / panel_groups; }
-};
+}  // namespace
 
 Cut cut(int64_t rows, int64_t row_bytes, int64_t panels, int64_t panel_bytes, double panel_macs, int threads) {
   Cut c{rows, 1, panels, 1};
@@ -49,67 +37,7 @@ Cut cut(int64_t rows, int64_t row_bytes, int64_t panels, int64_t panel_bytes, do
   return c;
 }
 
-// Walks the output positions of a block: a list, or every row from some row on.
-struct Walk {
-  const Position* list;
-  int64_t row;
-  int32_t height, width, image, y, x;
-
-  Walk(const Position* list_, int64_t first, const Value& out)
-      : list(list_ ? list_ + first : nullptr), row(first), height(out.height), width(out.width) {
-    const int64_t area = int64_t{height} * width;
-    image = static_cast<int32_t>(row / area);
-    y = static_cast<int32_t>(row % area / width);
-    x = static_cast<int32_t>(row % width);
-  }
-  Position next() {
-    if (list) return *list++;
-    const Position at{static_cast<int32_t>(row), image, static_cast<int16_t>(y), static_cast<int16_t>(x)};
-    ++row;
-    if (++x == width) {
-      x = 0;
-      if (++y == height) {
-        y = 0;
-        ++image;
-      }
-    }
-    return at;
-  }
-};
-
-bool pointwise(const Conv& conv) {
-  return conv.kernel[0] == 1 && conv.kernel[1] == 1 && conv.stride[0] == 1 && conv.stride[1] == 1 &&
-         conv.padding[0] == 0 && conv.padding[1] == 0;
-}
-
-// Pointers to the taps of one position, a column of taps[t * kMaxRows].
-void point(const Position& at, const Conv& conv, const Value& in, const char* base, int64_t row_bytes, const void* zeros,
-           const void** taps) {
-  if (pointwise(conv)) {
-    taps[0] = base + at.row * row_bytes;
-    return;
-  }
-  const int32_t y0 = at.y * conv.stride[0] - conv.padding[0], x0 = at.x * conv.stride[1] - conv.padding[1];
-  const char* image = base + int64_t{at.image} * in.height * in.width * row_bytes;
-  for (int i = 0; i < conv.kernel[0]; ++i) {
-    const int32_t y = y0 + i * conv.dilation[0];
-    const bool inside = static_cast<uint32_t>(y) < static_cast<uint32_t>(in.height);
-    const char* line = image + (int64_t{y} * in.width + x0) * row_bytes;
-    for (int j = 0; j < conv.kernel[1]; ++j, taps += kMaxRows) {
-      const int32_t x = x0 + j * conv.dilation[1];
-      taps[0] = inside && static_cast<uint32_t>(x) < static_cast<uint32_t>(in.width)
-                    ? line + int64_t{j} * conv.dilation[1] * row_bytes
-                    : zeros;
-    }
-  }
-}
-
-struct Output {
-  char* base;
-  int64_t row_bytes;
-  const char* residual;
-  int64_t residual_bytes;
-};
+namespace {
 
 // The panels [from, to) of one tile whose taps are known.
 struct PanelLoop {
@@ -137,8 +65,7 @@ int64_t panels_of(const Conv& conv) {
 
 int64_t scratch_conv(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
-  const int64_t taps = int64_t{conv.kernel[0]} * conv.kernel[1];
-  return (kMostTiles + 2) * kMaxRows * (taps + 2) * int64_t{sizeof(void*)};
+  return table_bytes(int64_t{conv.kernel[0]} * conv.kernel[1]);
 }
 
 void step_conv(Worker& worker, const Step& step) {
@@ -171,31 +98,14 @@ void step_conv(Worker& worker, const Step& step) {
   const int64_t touched = taps == 1 ? 1 : int64_t{conv.stride[0]} * conv.stride[1];
   const Cut c = cut(count, in_bytes * touched, panels_of(conv), panel_bytes,
                     double(depth) * std::min<int64_t>(kPanel, conv.out_channels / conv.groups), worker.threads);
-  const char* base = run.data(step.in);
-  char* result = run.data(step.out);
-  const int64_t out_bytes = out.stride * element_bytes(out.dtype);
-  const char* residual = step.in2 >= 0 ? run.data(step.in2) : nullptr;
-  const int64_t residual_bytes = step.in2 >= 0 ? run.value(step.in2).stride * element_bytes(out.dtype) : 0;
+  const ConvRows all_rows(run, step, worker.zeros);
   const PanelLoop loop{conv, per_group, panel_bytes, in.dtype};
 
   worker.share(c.tasks(), [&](int64_t task) {
     const int64_t block = task % c.row_blocks, group = task / c.row_blocks;
     const int64_t first = c.first_row(block), last = c.first_row(block + 1), rows = last - first;
     if (rows <= 0) return;
-    const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
-    auto** table = reinterpret_cast<const void**>(worker.scratch);
-    auto** outs = const_cast<void**>(table + tiles * kMaxRows * taps);
-    auto** adds = const_cast<const void**>(outs + tiles * kMaxRows);
-    Walk walk(list, first, out);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t from = rows * tile / tiles, to = rows * (tile + 1) / tiles;
-      for (int64_t r = 0; r < to - from; ++r) {
-        const Position at = walk.next();
-        point(at, conv, in, base, in_bytes, worker.zeros, table + tile * kMaxRows * taps + r);
-        outs[tile * kMaxRows + r] = result + at.row * out_bytes;
-        adds[tile * kMaxRows + r] = residual + at.row * residual_bytes;
-      }
-    }
+    const RowTable table = all_rows.table(worker.scratch, list, first, rows);
     TileCall call{};
     call.taps_count = static_cast<int>(taps);
     call.channels = conv.in_channels / conv.groups;
@@ -204,11 +114,9 @@ void step_conv(Worker& worker, const Step& step) {
     call.float_out = out.dtype == kFloat32;
     const int64_t end = c.first_panel(group + 1);
     for (int64_t panel = c.first_panel(group); panel < end; ++panel) {
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        call.taps = table + tile * kMaxRows * taps;
-        call.out = outs + tile * kMaxRows;
-        call.residual = residual ? adds + tile * kMaxRows : nullptr;
-        loop.run(call, static_cast<int>(rows * (tile + 1) / tiles - rows * tile / tiles), panel);
+      for (int64_t tile = 0; tile < table.tiles; ++tile) {
+        table.point(call, tile);
+        loop.run(call, table.rows_of(tile), panel);
       }
     }
   });

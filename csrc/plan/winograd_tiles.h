@@ -1,0 +1,129 @@
+// Tiles of 2x2 outputs for Winograd's F(2x2, 3x3): where a step's tiles read and write, and their products.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../kernels/gemm.h"
+#include "../kernels/winograd.h"
+#include "run.h"
+
+constexpr int64_t kMostWinogradTiles = 56;            // 2x2 tiles of a task
+constexpr int64_t kTransformedBytes = 480 << 10;      // of a task's transformed input, which stays in the L2 cache
+
+inline int64_t winograd_tiles_of_task(int64_t channels) {
+  const int64_t fit = kTransformedBytes / (kWinogradPoints * channels * int64_t{sizeof(float)}) / kMaxRows * kMaxRows;
+  return std::max<int64_t>(kMaxRows, std::min(kMostWinogradTiles, fit));
+}
+
+// Elements of a transformed row; rows that lie a multiple of 4 KiB apart would fight for the same lines of the cache.
+inline int64_t winograd_row(int64_t channels) { return channels * 4 % 4096 ? channels : channels + 16; }
+
+class WinogradTiles {
+ public:
+  WinogradTiles(const Run& run, const Step& step, const Position* list, const void* zeros)
+      : step_(step), conv_(run.conv(step.conv[0])), in_(run.value(step.in)), out_(run.value(step.out)), list_(list),
+        source_(run.data(step.in)), result_(run.data(step.out)), zeros_(zeros), kernels_(winograd_kernels()),
+        tiles_wide_((out_.width + 1) / 2), area_((out_.height + 1) / 2 * int64_t{tiles_wide_}) {
+    if (step.in2 >= 0) {
+      residual_ = run.data(step.in2);
+      residual_bytes_ = run.value(step.in2).stride * int64_t{sizeof(float)};
+    }
+    if (list) need_ = run.context.grids[step.grid].need;
+    // What the last convolution skipped may hold anything; the transform must read zeros there.
+    if (step.grid2 >= 0) input_need_ = run.context.grids[step.grid2].need;
+  }
+
+  Position tile(int64_t index) const {
+    if (list_) return list_[index];
+    const int64_t rest = index % area_;
+    return {0, static_cast<int32_t>(index / area_), static_cast<int16_t>(rest / tiles_wide_),
+            static_cast<int16_t>(rest % tiles_wide_)};
+  }
+
+  // The transformed patch of a tile: out[point * step + c].
+  void transform(const Position& at, float* out, int64_t step) const {
+    const void* patch[kWinogradPoints];
+    const int32_t y0 = 2 * at.y - conv_.padding[0], x0 = 2 * at.x - conv_.padding[1];
+    const int64_t image = int64_t{at.image} * in_.height * in_.width;
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) {
+        const int32_t y = y0 + i, x = x0 + j;
+        const int64_t row = image + int64_t{y} * in_.width + x;
+        const bool there = y >= 0 && y < in_.height && x >= 0 && x < in_.width && (!input_need_ || input_need_[row]);
+        patch[4 * i + j] = there ? source_ + row * in_.stride * 4 : zeros_;
+      }
+    }
+    kernels_.input(patch, conv_.in_channels, out, step);
+  }
+
+  // The four outputs of a tile for one panel, from products[point * step + c].
+  void finish(const Position& at, const float* products, int64_t step, const float* bias, int64_t panel) const {
+    float sums[4 * kPanel];
+    kernels_.output(products, step, bias, sums);
+    const int64_t column = panel * kPanel;
+    const int columns = static_cast<int>(std::min<int64_t>(kPanel, conv_.out_channels - column));
+    for (int q = 0; q < 4; ++q) {
+      const int32_t y = 2 * at.y + q / 2, x = 2 * at.x + q % 2;
+      if (y >= out_.height || x >= out_.width) continue;
+      const int64_t row = (int64_t{at.image} * out_.height + y) * out_.width + x;
+      if (need_ && !need_[row]) continue;
+      const auto* add = residual_ ? reinterpret_cast<const float*>(residual_ + row * residual_bytes_) + column : nullptr;
+      kernels_.finish(sums + q * kPanel, columns, step_.activation[0], step_.final_activation, add,
+                      reinterpret_cast<float*>(result_ + row * out_.stride * 4) + column);
+    }
+  }
+
+ private:
+  const Step& step_;
+  const Conv& conv_;
+  const Value &in_, &out_;
+  const Position* list_;
+  const char* source_;
+  char* result_;
+  const void* zeros_;
+  const WinogradKernels& kernels_;
+  const int32_t tiles_wide_;
+  const int64_t area_;
+  const char* residual_ = nullptr;
+  int64_t residual_bytes_ = 0;
+  const uint8_t *need_ = nullptr, *input_need_ = nullptr;
+};
+
+// Products of `count` transformed tiles with one panel of transformed weights.
+struct WinogradProducts {
+  const float* transformed;  // row t of point p is transformed + p * point_step + t * row
+  int64_t point_step, row, count;
+  const float* weight;       // of point p: weight + p * weight_step, [channels][kPanel]
+  int64_t weight_step, first_channel, channels;
+  float* products;           // [points][count][kPanel]
+  bool add;                  // to what is there
+
+  void run() const {
+    static constexpr float kNoBias[kPanel] = {};
+    TileCall call{};
+    call.taps_count = 1;
+    call.channels = channels;
+    call.tap_offset = first_channel;
+    call.bias = kNoBias;
+    call.columns = kPanel;
+    const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
+    for (int64_t point = 0; point < kWinogradPoints; ++point) {
+      call.weight = weight + point * weight_step;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t from = count * tile / tiles, rows = count * (tile + 1) / tiles - from;
+        const void* taps[kMaxRows];
+        void* outs[kMaxRows];
+        for (int64_t r = 0; r < rows; ++r) {
+          taps[r] = transformed + point * point_step + (from + r) * row;
+          outs[r] = products + (point * count + from + r) * kPanel;
+        }
+        call.taps = taps;
+        call.out = outs;
+        call.residual = add ? outs : nullptr;
+        gemm_tile(kFloat32, static_cast<int>(rows), kPanel)(call);
+      }
+    }
+  }
+};
