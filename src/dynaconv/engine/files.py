@@ -13,6 +13,7 @@ from torch.utils import _pytree
 from dynaconv import _checks
 from dynaconv._files import atomic_path
 from dynaconv.engine.plan import Plan
+from dynaconv.engine.pool import pool_weights
 
 FORMAT = 1
 
@@ -46,6 +47,8 @@ def load(path: str | Path) -> tuple[Plan, Any]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         data = json.loads(metadata["plan"])
         out_spec = _pytree.treespec_loads(data["out_spec"])
-        return Plan.from_json(data, tensors), out_spec
+        plan = Plan.from_json(data, tensors)
+        pool_weights(plan)
+        return plan, out_spec
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise _checks.engine_damaged_file(str(file), error) from error
