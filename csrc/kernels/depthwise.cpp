@@ -332,16 +332,3 @@ void depthwise_rows(const DepthwiseArgs& args, int64_t first, int64_t last) {
     }
   }
 }
-
-int64_t depthwise_chunks(const DepthwiseArgs& args, int threads) {
-  const int64_t rows = args.images * args.out_height;
-  const double macs = double(args.channels) * args.kernel[0] * args.kernel[1] * args.out_width * rows;
-  // A chunk is worth at least some ten microseconds.
-  const int64_t worth = std::max<int64_t>(1, static_cast<int64_t>(macs / 4e5));
-  return std::min({rows, worth, int64_t{8} * threads});
-}
-
-void depthwise_run_chunk(const DepthwiseArgs& args, int64_t chunks, int64_t chunk) {
-  const int64_t rows = args.images * args.out_height;
-  depthwise_rows(args, rows * chunk / chunks, rows * (chunk + 1) / chunks);
-}

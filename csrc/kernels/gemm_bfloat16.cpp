@@ -45,9 +45,9 @@ DYNACONV_BF16_INLINE Vector clamped(Vector v, Vector low, Vector high) {
 }
 
 template <typename Vector, int Columns>
-DYNACONV_BF16_INLINE void store_row(uint16_t* to, const Vector* values) {
+DYNACONV_BF16_INLINE void store_row(Bfloat16* to, const Vector* values) {
   if constexpr (Columns == 2) _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]));
-  else store_bf16(to, values[0]);
+  else store<Vector>(to, values[0]);
 }
 
 // Any activation, residual, number of columns and type of result; sums wait in `block`, [rows][kPanel].
@@ -60,10 +60,10 @@ DYNACONV_TARGET_AVX512_BF16 void finish(const TileCall& call, const float* block
       if (call.residual && call.float_out)
         value += (float16)_mm512_maskz_loadu_ps(lanes, static_cast<const float*>(call.residual[r]) + at);
       else if (call.residual)
-        value += load_bf16(static_cast<const uint16_t*>(call.residual[r]) + at, lanes);
+        value += load(static_cast<const Bfloat16*>(call.residual[r]) + at, lanes);
       value = activate<float16>(value, call.final_activation);
       if (call.float_out) _mm512_mask_storeu_ps(static_cast<float*>(call.out[r]) + at, lanes, (__m512)value);
-      else store_bf16(static_cast<uint16_t*>(call.out[r]) + at, value, lanes);
+      else store(static_cast<Bfloat16*>(call.out[r]) + at, value, lanes);
     }
   }
 }
@@ -82,19 +82,19 @@ DYNACONV_BF16_INLINE void finish_clamped(const TileCall& call, Vector (*sums)[Co
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
       for (int c = 0; c < Columns; ++c) sums[r][c] = clamped<Vector>(sums[r][c], inner_low, inner_high);
-      store_row<Vector, Columns>(static_cast<uint16_t*>(call.out[r]) + at, sums[r]);
+      store_row<Vector, Columns>(static_cast<Bfloat16*>(call.out[r]) + at, sums[r]);
     }
     return;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    const uint16_t* add = static_cast<const uint16_t*>(call.residual[r]) + at;
+    const Bfloat16* add = static_cast<const Bfloat16*>(call.residual[r]) + at;
 #pragma GCC unroll 2
     for (int c = 0; c < Columns; ++c) {
-      const Vector joined = clamped<Vector>(sums[r][c], low, high) + load_bf16<Vector>(add + c * kLanesOf<Vector>);
+      const Vector joined = clamped<Vector>(sums[r][c], low, high) + load<Vector>(add + c * kLanesOf<Vector>);
       sums[r][c] = clamped<Vector>(joined, last_low, last_high);
     }
-    store_row<Vector, Columns>(static_cast<uint16_t*>(call.out[r]) + at, sums[r]);
+    store_row<Vector, Columns>(static_cast<Bfloat16*>(call.out[r]) + at, sums[r]);
   }
 }
 

@@ -11,6 +11,12 @@
 
 namespace {
 
+template <typename T>
+constexpr int kDtypeOf = sizeof(T) == 4 ? kFloat32 : kBfloat16;
+// A missing kernel row is null in bfloat16 and left out in float32.
+template <typename T>
+constexpr bool kAllLines = sizeof(T) == 2;
+
 constexpr int64_t kRingBytes = 400 << 10;  // of the ring and of the buffer behind the depthwise convolution
 constexpr int kMostBand = 16;              // output rows
 constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden channels
@@ -18,17 +24,18 @@ constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden 
 int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
 
 // Where things lie in a thread's scratch.
+template <typename T>
 struct Layout {
   int64_t panels;         // of hidden channels
   int64_t span;           // hidden rows that one output row reads
   int64_t slots, pitch;   // of the ring: rows, and pixels of a row with its border
   int64_t left;           // pixels of the border before a row
-  int64_t panel_floats;   // of the ring
+  int64_t panel_size;     // elements of the ring
   int64_t hidden_stride;  // of the buffer behind the depthwise convolution
   int64_t band;
 
   // By hidden channels the ring holds one panel of a whole image.
-  Layout(const InvertedArgs& args, bool by_panels) {
+  Layout(const InvertedArgsOf<T>& args, bool by_panels) {
     panels = by_panels ? 1 : panels_of(args.hidden);
     span = int64_t{args.kernel[0] - 1} * args.dilation[0] + 1;
     left = args.padding[1];
@@ -36,16 +43,17 @@ struct Layout {
     const int64_t right = std::max<int64_t>(0, reach - left - args.width);
     pitch = args.width + std::max(left, right);
     // Rows that lie a multiple of 2 KiB apart would fight for the same lines of the L1 cache.
-    hidden_stride = args.hidden % 512 == 0 ? args.hidden + 16 : args.hidden;
+    hidden_stride = sizeof(T) == 4 ? args.hidden : panels_of(args.hidden) * kPanel;
+    if (hidden_stride * sizeof(T) % 2048 == 0) hidden_stride += 64 / sizeof(T);
     band = by_panels ? args.out_height : args.band > 0 ? args.band : chosen_band(args);
     slots = (band - 1) * args.stride[0] + span;
-    panel_floats = (slots * pitch + left + right) * kPanel;
+    panel_size = (slots * pitch + left + right) * kPanel;
   }
 
-  int64_t chosen_band(const InvertedArgs& args) const {
-    const int64_t row = pitch * panels * kPanel * 4 * args.stride[0] + args.out_width * hidden_stride * 4;
-    const int64_t fixed = pitch * panels * kPanel * 4 * span;
-    const int64_t fits = (kRingBytes - fixed) / row;
+  int64_t chosen_band(const InvertedArgsOf<T>& args) const {
+    constexpr int64_t kElements = kRingBytes / int64_t{sizeof(T)};
+    const int64_t row = pitch * panels * kPanel * args.stride[0] + args.out_width * hidden_stride;
+    const int64_t fits = (kElements - pitch * panels * kPanel * span) / row;
     return std::max<int64_t>(1, std::min<int64_t>({fits, kMostBand, args.out_height}));
   }
 };
@@ -69,13 +77,14 @@ struct Span {
   int64_t index;  // of the first pixel in the buffer behind the depthwise convolution
 };
 
+template <typename T>
 struct Scratch {
-  float* ring;
-  float* buffer;  // behind the depthwise convolution
+  T* ring;
+  T* buffer;  // behind the depthwise convolution
   List expand, project;
   Span* spans;
 
-  Scratch(const InvertedArgs& args, const Layout& layout, void* base, float* shared, int64_t* bytes = nullptr) {
+  Scratch(const InvertedArgsOf<T>& args, const Layout<T>& layout, void* base, T* shared, int64_t* bytes = nullptr) {
     int64_t at = 0;
     const auto take = [&at, base](int64_t size) {
       char* from = base ? static_cast<char*>(base) + at : nullptr;
@@ -83,8 +92,8 @@ struct Scratch {
       return from;
     };
     const int64_t pixels = layout.band * args.out_width, inputs = layout.slots * args.width;
-    ring = reinterpret_cast<float*>(take(args.expand_weight ? layout.panels * layout.panel_floats * 4 : 0));
-    buffer = shared ? shared : reinterpret_cast<float*>(take(pixels * layout.hidden_stride * 4));
+    ring = reinterpret_cast<T*>(take(args.expand_weight ? layout.panels * layout.panel_size * sizeof(T) : 0));
+    buffer = shared ? shared : reinterpret_cast<T*>(take(pixels * layout.hidden_stride * sizeof(T)));
     expand.from = reinterpret_cast<const void**>(take(inputs * 8));
     expand.to = reinterpret_cast<void**>(take(inputs * 8));
     expand.add = nullptr;
@@ -96,33 +105,36 @@ struct Scratch {
   }
 };
 
-// The tiles [from, to).
-void multiply(const List& list, int64_t from, int64_t to, const void* weight, const float* bias, int64_t depth, int64_t column, int columns,
-              int activation, int final_activation, bool residual) {
+// What all tiles of a 1x1 convolution's panel share.
+template <typename T>
+TileCall panel_call(const T* weight, const float* bias, int64_t depth, int64_t panel, int64_t channels) {
   TileCall call{};
   call.taps_count = 1;
   call.channels = depth;
-  call.weight = weight;
-  call.bias = bias;
-  call.column = column;
-  call.columns = columns;
-  call.activation = activation;
-  call.final_activation = final_activation;
+  call.weight = weight + panel * panel_elements(kDtypeOf<T>, 1, depth);
+  call.bias = bias + panel * kPanel;
+  call.columns = static_cast<int>(std::min<int64_t>(kPanel, channels - panel * kPanel));
+  return call;
+}
+
+// The tiles [from, to).
+void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall call, bool residual) {
   int64_t first = list.start(from);
   for (int64_t tile = from; tile < to; ++tile) {
     const int64_t last = list.start(tile + 1);
     call.taps = list.from + first;
     call.out = list.to + first;
     call.residual = residual ? list.add + first : nullptr;
-    gemm_tile(kFloat32, static_cast<int>(last - first), columns)(call);
+    gemm_tile(dtype, static_cast<int>(last - first), call.columns)(call);
     first = last;
   }
 }
 
 // One image in the hands of one thread.
+template <typename T>
 class Walk {
  public:
-  Walk(const InvertedArgs& args, const Layout& layout, const Scratch& scratch, int64_t image)
+  Walk(const InvertedArgsOf<T>& args, const Layout<T>& layout, const Scratch<T>& scratch, int64_t image)
       : args_(args), layout_(layout), scratch_(scratch), image_(image) {}
 
   void band(int64_t first, int64_t last) {
@@ -198,8 +210,8 @@ class Walk {
     for (int64_t y = std::max(low, ready_); y < high; ++y) {
       const int64_t row = (image_ * args_.height + y) * args_.width;
       const uint8_t* need = args_.need_hidden ? args_.need_hidden + row : nullptr;
-      float* to = scratch_.ring + (y % layout_.slots * layout_.pitch + layout_.left) * kPanel;
-      const float* from = args_.in + row * args_.in_stride;
+      T* to = scratch_.ring + (y % layout_.slots * layout_.pitch + layout_.left) * kPanel;
+      const T* from = args_.in + row * args_.in_stride;
       for (int32_t x = 0; x < args_.width; ++x, to += kPanel, from += args_.in_stride) {
         if (need && !need[x]) continue;
         scratch_.expand.from[count] = from;
@@ -212,27 +224,33 @@ class Walk {
 
   // `place`: where the panel lies in the ring.
   void expand_panel(int64_t panel, int64_t place) const {
-    const int columns = static_cast<int>(std::min<int64_t>(kPanel, args_.hidden - panel * kPanel));
-    multiply(scratch_.expand, 0, scratch_.expand.tiles(), args_.expand_weight + panel * args_.channels * kPanel, args_.expand_bias + panel * kPanel,
-             args_.channels, place * layout_.panel_floats, columns, args_.activation[0], kNone, false);
+    TileCall call = panel_call(args_.expand_weight, args_.expand_bias, args_.channels, panel, args_.hidden);
+    call.column = place * layout_.panel_size;
+    call.activation = args_.activation[0];
+    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false);
   }
 
   void depthwise_panel(int64_t panel, int64_t place, const Span& span) const {
-    const float* lines[kMostTaps];
-    DepthwiseRun run{};
+    const T* lines[kMostTaps];
+    DepthwiseRunOf<T> run{};
     const int64_t top = int64_t{span.y} * args_.stride[0] - args_.padding[0];
     int first = 0;
     for (int i = 0; i < args_.kernel[0]; ++i) {
       const int64_t y = top + i * args_.dilation[0];
       if (y < 0) first = i + 1;
-      if (y < 0 || y >= args_.height) continue;
-      lines[run.line_count++] = scratch_.ring + place * layout_.panel_floats +
+      if (y < 0 || y >= args_.height) {
+        if (kAllLines<T>) lines[run.line_count++] = nullptr;
+        continue;
+      }
+      lines[run.line_count++] = scratch_.ring + place * layout_.panel_size +
                                 (y % layout_.slots * layout_.pitch + span.first * args_.stride[1]) * kPanel;
     }
     run.lines = lines;
     run.pixel = kPanel;
     run.channels = std::min<int64_t>(kPanel, args_.hidden - panel * kPanel);
-    run.weight = args_.depthwise_weight + int64_t{first} * args_.kernel[1] * args_.hidden + panel * kPanel;
+    run.weight = args_.depthwise_weight;
+    run.weight += kAllLines<T> ? 2 * panel * kPanel * depthwise_pairs(args_.kernel[0], args_.kernel[1])
+                               : int64_t{first} * args_.kernel[1] * args_.hidden + panel * kPanel;
     run.weight_stride = args_.hidden;
     run.bias = args_.depthwise_bias + panel * kPanel;
     run.out = scratch_.buffer + span.index * layout_.hidden_stride + panel * kPanel;
@@ -246,7 +264,7 @@ class Walk {
   }
 
   void depthwise_span(const Span& span) const {
-    DepthwiseArgs own{};
+    DepthwiseArgsOf<T> own{};
     own.images = args_.images;
     own.height = args_.height;
     own.width = args_.width;
@@ -271,57 +289,64 @@ class Walk {
 
   void project_panel(int64_t panel, int64_t from, int64_t to) const {
     if (from >= to) return;
-    const int columns = static_cast<int>(std::min<int64_t>(kPanel, args_.out_channels - panel * kPanel));
-    multiply(scratch_.project, from, to, args_.project_weight + panel * args_.hidden * kPanel, args_.project_bias + panel * kPanel, args_.hidden,
-             panel * kPanel, columns, args_.activation[2], args_.final_activation, args_.residual != nullptr);
+    TileCall call = panel_call(args_.project_weight, args_.project_bias, args_.hidden, panel, args_.out_channels);
+    call.column = panel * kPanel;
+    call.activation = args_.activation[2];
+    call.final_activation = args_.final_activation;
+    multiply(scratch_.project, from, to, kDtypeOf<T>, call, args_.residual != nullptr);
   }
 
  private:
-  const InvertedArgs& args_;
-  const Layout& layout_;
-  Scratch scratch_;
+  const InvertedArgsOf<T>& args_;
+  const Layout<T>& layout_;
+  Scratch<T> scratch_;
   const int64_t image_;
   int64_t ready_ = 0;  // hidden rows of this image before this one are in the ring or were given up
 };
 
 // Zeros on both sides of every ring row; the border behind a row is the one before the next.
-void clear_borders(const Layout& layout, float* ring, int64_t width, int64_t panels) {
+template <typename T>
+void clear_borders(const Layout<T>& layout, T* ring, int64_t width, int64_t panels) {
+  constexpr int64_t kPixelBytes = kPanel * int64_t{sizeof(T)};
   for (int64_t panel = 0; panel < panels; ++panel) {
-    float* const start = ring + panel * layout.panel_floats;
-    std::memset(start, 0, layout.left * kPanel * 4);
+    T* const start = ring + panel * layout.panel_size;
+    std::memset(start, 0, layout.left * kPixelBytes);
     for (int64_t slot = 0; slot < layout.slots; ++slot) {
       const int64_t from = slot * layout.pitch + layout.left + width;
-      const int64_t to = std::min((slot + 1) * layout.pitch + layout.left, layout.panel_floats / kPanel);
-      std::memset(start + from * kPanel, 0, (to - from) * kPanel * 4);
+      const int64_t to = std::min((slot + 1) * layout.pitch + layout.left, layout.panel_size / kPanel);
+      std::memset(start + from * kPanel, 0, (to - from) * kPixelBytes);
     }
   }
 }
 
 // Cutting by hidden channels spares the rows that two threads would both expand, for one more meeting of the threads.
 // With several images for each thread few such rows are left.
-bool by_panels(const InvertedArgs& args) {
+template <typename T>
+bool by_panels(const InvertedArgsOf<T>& args) {
   if (!args.expand_weight || args.threads < 2 || args.images >= 2 * args.threads) return false;
   return args.height <= kMostRowsByPanels && panels_of(args.hidden) >= 2 * args.threads;
 }
 
-void run_rows(const InvertedArgs& args, int64_t first, int64_t last, void* base) {
-  const Layout layout(args, false);
-  const Scratch scratch(args, layout, base, nullptr);
+template <typename T>
+void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, void* base) {
+  const Layout<T> layout(args, false);
+  const Scratch<T> scratch(args, layout, base, nullptr);
   if (args.expand_weight) clear_borders(layout, scratch.ring, args.width, layout.panels);
   for (int64_t image = first / args.out_height; image * args.out_height < last; ++image) {
     const int64_t start = image * args.out_height;
     const int64_t from = std::max(first - start, int64_t{0}), to = std::min<int64_t>(last - start, args.out_height);
-    Walk walk(args, layout, scratch, image);
+    Walk<T> walk(args, layout, scratch, image);
     for (int64_t y = from; y < to; y += layout.band) walk.band(y, std::min(y + layout.band, to));
   }
 }
 
-void run_panels(const InvertedArgs& args, int phase, int64_t chunk, void* base) {
-  const Layout layout(args, true);
+template <typename T>
+void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* base) {
+  const Layout<T> layout(args, true);
   const int64_t image = chunk / args.threads, share = chunk % args.threads;
-  float* const buffer = args.shared + image * args.out_height * args.out_width * layout.hidden_stride;
-  const Scratch scratch(args, layout, base, buffer);
-  Walk walk(args, layout, scratch, image);
+  T* const buffer = args.shared + image * args.out_height * args.out_width * layout.hidden_stride;
+  const Scratch<T> scratch(args, layout, base, buffer);
+  Walk<T> walk(args, layout, scratch, image);
   if (phase == 1) return walk.project_share(share, args.threads);
   clear_borders(layout, scratch.ring, args.width, 1);
   const int64_t panels = panels_of(args.hidden);
@@ -330,26 +355,43 @@ void run_panels(const InvertedArgs& args, int phase, int64_t chunk, void* base) 
 
 }  // namespace
 
-int inverted_phases(const InvertedArgs& args) { return by_panels(args) ? 2 : 1; }
+template <typename T>
+int inverted_phases(const InvertedArgsOf<T>& args) {
+  return by_panels(args) ? 2 : 1;
+}
 
-int64_t inverted_chunks(const InvertedArgs& args, int) {
+template <typename T>
+int64_t inverted_chunks(const InvertedArgsOf<T>& args, int) {
   if (by_panels(args)) return args.images * args.threads;
   return std::min<int64_t>(args.threads, args.images * args.out_height);
 }
 
-void inverted_run_chunk(const InvertedArgs& args, int phase, int64_t chunk, void* scratch) {
+template <typename T>
+void inverted_run_chunk(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* scratch) {
   if (by_panels(args)) return run_panels(args, phase, chunk, scratch);
   const int64_t rows = args.images * args.out_height, chunks = inverted_chunks(args, 0);
   run_rows(args, rows * chunk / chunks, rows * (chunk + 1) / chunks, scratch);
 }
 
-int64_t inverted_scratch_bytes(const InvertedArgs& args) {
+template <typename T>
+int64_t inverted_scratch_bytes(const InvertedArgsOf<T>& args) {
   int64_t bytes[2] = {};
-  for (const bool by_panel : {false, true}) Scratch(args, Layout(args, by_panel), nullptr, nullptr, &bytes[by_panel]);
+  for (const bool by_panel : {false, true})
+    Scratch<T>(args, Layout<T>(args, by_panel), nullptr, nullptr, &bytes[by_panel]);
   return std::max(bytes[0], bytes[1]);
 }
 
-int64_t inverted_shared_bytes(const InvertedArgs& args) {
+template <typename T>
+int64_t inverted_shared_bytes(const InvertedArgsOf<T>& args) {
   if (!by_panels(args)) return 0;
-  return args.images * args.out_height * args.out_width * Layout(args, true).hidden_stride * 4;
+  return args.images * args.out_height * args.out_width * Layout<T>(args, true).hidden_stride * int64_t{sizeof(T)};
 }
+
+#define DYNACONV_INVERTED(T)                                                              \
+  template int inverted_phases(const InvertedArgsOf<T>&);                                 \
+  template int64_t inverted_chunks(const InvertedArgsOf<T>&, int);                        \
+  template void inverted_run_chunk(const InvertedArgsOf<T>&, int, int64_t, void*);        \
+  template int64_t inverted_scratch_bytes(const InvertedArgsOf<T>&);                      \
+  template int64_t inverted_shared_bytes(const InvertedArgsOf<T>&);
+DYNACONV_INVERTED(float)
+DYNACONV_INVERTED(Bfloat16)

@@ -3,22 +3,33 @@
 #include "rowwise.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "activations.h"
+#include "bfloat16.h"
 #include "isa.h"
 #include "vectors.h"
 
 namespace {
 
-template <typename Vector>
-DYNACONV_INLINE float total(Vector v) {
-  float sum = 0;
-  for (int lane = 0; lane < kLanesOf<Vector>; ++lane) sum += v[lane];
-  return sum;
+DYNACONV_INLINE float get(const float* from) { return *from; }
+DYNACONV_INLINE float get(const Bfloat16* from) { return widened(*from); }
+DYNACONV_INLINE void put(float* to, float value) { *to = value; }
+DYNACONV_INLINE void put(Bfloat16* to, float value) { *to = narrowed(value); }
+
+DYNACONV_INLINE float total(float4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+
+DYNACONV_INLINE float total(float8 v) {
+  return total(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
 
-template <typename Vector>
-DYNACONV_INLINE void max_row(const float* const* taps, int taps_count, int64_t channels, float* out) {
+DYNACONV_INLINE float total(float16 v) {
+  return total(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+
+template <typename Vector, typename T>
+DYNACONV_INLINE void max_row(const T* const* taps, int taps_count, int64_t channels, T* out) {
   constexpr int kLanes = kLanesOf<Vector>;
   const float least = -__builtin_inff();
   int64_t c = 0;
@@ -32,13 +43,16 @@ DYNACONV_INLINE void max_row(const float* const* taps, int taps_count, int64_t c
   }
   for (; c < channels; ++c) {
     float most = least;
-    for (int t = 0; t < taps_count; ++t) most = taps[t][c] > most || taps[t][c] != taps[t][c] ? taps[t][c] : most;
-    out[c] = most;
+    for (int t = 0; t < taps_count; ++t) {
+      const float v = get(taps[t] + c);
+      most = v > most || v != v ? v : most;
+    }
+    put(out + c, most);
   }
 }
 
-template <typename Vector>
-DYNACONV_INLINE void average_row(const float* const* taps, int taps_count, int64_t channels, float scale, float* out) {
+template <typename Vector, typename T>
+DYNACONV_INLINE void average_row(const T* const* taps, int taps_count, int64_t channels, float scale, T* out) {
   constexpr int kLanes = kLanesOf<Vector>;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
@@ -48,38 +62,39 @@ DYNACONV_INLINE void average_row(const float* const* taps, int taps_count, int64
   }
   for (; c < channels; ++c) {
     float sum = 0;
-    for (int t = 0; t < taps_count; ++t) sum += taps[t][c];
-    out[c] = sum * scale;
+    for (int t = 0; t < taps_count; ++t) sum += get(taps[t] + c);
+    put(out + c, sum * scale);
   }
 }
 
-template <typename Vector>
-DYNACONV_INLINE void pair_row(Pairing op, const float* a, const float* b, bool single, int64_t channels,
-                              int activation, float* out) {
+template <typename Vector, typename T>
+DYNACONV_INLINE void pair_row(Pairing op, const T* a, const T* b, bool single, int64_t channels, int activation, T* out) {
   constexpr int kLanes = kLanesOf<Vector>;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
-    const Vector right = single ? broadcast<Vector>(b[0]) : load<Vector>(b + c);
+    const Vector right = single ? broadcast<Vector>(get(b)) : load<Vector>(b + c);
     const Vector left = load<Vector>(a + c);
     const Vector joined = op == Pairing::kAdd ? left + right : left * right;
     store<Vector>(out + c, activate<Vector>(joined, activation));
   }
   for (; c < channels; ++c) {
-    const float right = single ? b[0] : b[c];
-    out[c] = activate_scalar(op == Pairing::kAdd ? a[c] + right : a[c] * right, activation);
+    const float left = get(a + c), right = get(single ? b : b + c);
+    put(out + c, activate_scalar(op == Pairing::kAdd ? left + right : left * right, activation));
   }
 }
 
-template <typename Vector>
-DYNACONV_INLINE void activate_row(const float* in, int64_t channels, int activation, float* out) {
+template <typename Vector, typename From, typename To>
+DYNACONV_INLINE void activate_row(const From* in, int64_t channels, int activation, To* out) {
   constexpr int kLanes = kLanesOf<Vector>;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) store<Vector>(out + c, activate<Vector>(load<Vector>(in + c), activation));
-  for (; c < channels; ++c) out[c] = activate_scalar(in[c], activation);
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>)
+    for (; c + 4 <= channels; c += 4) store<float4>(out + c, activate<float4>(load<float4>(in + c), activation));
+  for (; c < channels; ++c) put(out + c, activate_scalar(get(in + c), activation));
 }
 
-template <typename Vector>
-DYNACONV_INLINE void sum_rows(const float* rows, int64_t count, int64_t stride, int64_t channels, float* sums) {
+template <typename Vector, typename T>
+DYNACONV_INLINE void sum_rows(const T* rows, int64_t count, int64_t stride, int64_t channels, float* sums) {
   constexpr int kLanes = kLanesOf<Vector>;
   int64_t c = 0;
   for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
@@ -95,79 +110,101 @@ DYNACONV_INLINE void sum_rows(const float* rows, int64_t count, int64_t stride, 
     store<Vector>(sums + c, Vector(load<Vector>(sums + c) + part));
   }
   for (; c < channels; ++c)
-    for (int64_t r = 0; r < count; ++r) sums[c] += rows[r * stride + c];
+    for (int64_t r = 0; r < count; ++r) sums[c] += get(rows + r * stride + c);
 }
 
-template <typename Vector>
-DYNACONV_INLINE void normalize_row(const float* in, int64_t channels, const float* weight, const float* bias, float eps,
-                                   float* out) {
+template <typename Vector, typename T>
+DYNACONV_INLINE void normalize_row(const T* in, int64_t channels, const float* weight, const float* bias, float eps,
+                                   T* out) {
   constexpr int kLanes = kLanesOf<Vector>;
   Vector sums = {};
   float sum = 0, squares = 0;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) sums += load<Vector>(in + c);
-  for (; c < channels; ++c) sum += in[c];
+  for (; c < channels; ++c) sum += get(in + c);
   const float mean = (sum + total(sums)) / channels;
   sums = Vector{};
   for (c = 0; c + kLanes <= channels; c += kLanes) {
     const Vector off = load<Vector>(in + c) - mean;
     sums += off * off;
   }
-  for (; c < channels; ++c) squares += (in[c] - mean) * (in[c] - mean);
+  for (; c < channels; ++c) squares += (get(in + c) - mean) * (get(in + c) - mean);
   const float scale = 1.0f / std::sqrt((squares + total(sums)) / channels + eps);
   for (c = 0; c + kLanes <= channels; c += kLanes)
     store<Vector>(out + c, Vector((load<Vector>(in + c) - mean) * scale * load<Vector>(weight + c) + load<Vector>(bias + c)));
-  for (; c < channels; ++c) out[c] = (in[c] - mean) * scale * weight[c] + bias[c];
+  for (; c < channels; ++c) put(out + c, (get(in + c) - mean) * scale * weight[c] + bias[c]);
 }
 
-template <typename Vector>
-DYNACONV_INLINE float dot_rows(const float* const* taps, int taps_count, int64_t channels, const float* weight,
-                               int center, const float* extra, int pixels, float* sums) {
+template <typename T>
+DYNACONV_INLINE float4 four(const T* from) {
+  return float4{get(from), get(from + 1), get(from + 2), get(from + 3)};
+}
+
+// parts[p] += from[p] * weight over `whole` channels; two sums a pixel hide the latency of the multiplications.
+template <typename Vector, typename T>
+DYNACONV_INLINE void dot_tap(const T* const* from, const float* weight, int64_t whole, Vector (&parts)[2][kGatePixels]) {
   constexpr int kLanes = kLanesOf<Vector>;
-  Vector parts[kGatePixels] = {};
-  Vector more[kGatePixels] = {};
-  const int64_t whole = channels / kLanes * kLanes;
-  for (int t = 0; t < taps_count; ++t) {
-    const float* const* from = taps + t * kGatePixels;
-    const float* own = weight + t * channels;
-    if (t == center && extra) {
-      for (int64_t c = 0; c < whole; c += kLanes) {
-        const Vector w = load<Vector>(own + c), e = load<Vector>(extra + c);
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= whole; c += 2 * kLanes) {
+    const Vector w0 = load<Vector>(weight + c), w1 = load<Vector>(weight + c + kLanes);
 #pragma GCC unroll 4
-        for (int p = 0; p < kGatePixels; ++p) {
-          const Vector v = load<Vector>(from[p] + c);
-          parts[p] += v * w;
-          more[p] += v * e;
-        }
-      }
-    } else {
-      for (int64_t c = 0; c < whole; c += kLanes) {
-        const Vector w = load<Vector>(own + c);
-#pragma GCC unroll 4
-        for (int p = 0; p < kGatePixels; ++p) parts[p] += load<Vector>(from[p] + c) * w;
-      }
+    for (int p = 0; p < kGatePixels; ++p) {
+      parts[0][p] += load<Vector>(from[p] + c) * w0;
+      parts[1][p] += load<Vector>(from[p] + c + kLanes) * w1;
     }
   }
-  float all = 0;
-  for (int p = 0; p < kGatePixels; ++p) {
-    sums[p] = total(parts[p]);
-    if (p < pixels) all += total(more[p]);
+  if (c < whole) {
+    const Vector w = load<Vector>(weight + c);
+#pragma GCC unroll 4
+    for (int p = 0; p < kGatePixels; ++p) parts[0][p] += load<Vector>(from[p] + c) * w;
   }
-  for (int64_t c = whole; c < channels; ++c) {
+}
+
+template <typename Vector, typename T>
+DYNACONV_INLINE float dot_rows(const T* const* taps, int taps_count, int64_t channels, const float* weight, int center,
+                               const float* extra, int pixels, float* sums) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const int64_t whole = channels / kLanes * kLanes;
+  Vector parts[2][kGatePixels] = {};
+  for (int t = 0; t < taps_count; ++t)
+    dot_tap<Vector, T>(taps + t * kGatePixels, weight + t * channels, whole, parts);
+  for (int p = 0; p < kGatePixels; ++p) sums[p] = total(Vector(parts[0][p] + parts[1][p]));
+  float all = 0;
+  if (extra) {
+    Vector more[2][kGatePixels] = {};
+    dot_tap<Vector, T>(taps + center * kGatePixels, extra, whole, more);
+    for (int p = 0; p < pixels; ++p) all += total(Vector(more[0][p] + more[1][p]));
+  }
+  int64_t c = whole;
+  // What is left of the channels, four at a time.
+  for (; c + 4 <= channels; c += 4) {
+    float4 rest[kGatePixels] = {}, last = {};
+    for (int t = 0; t < taps_count; ++t) {
+      const float4 w = load<float4>(weight + t * channels + c);
+      for (int p = 0; p < kGatePixels; ++p) rest[p] += four(taps[t * kGatePixels + p] + c) * w;
+    }
+    for (int p = 0; p < kGatePixels; ++p) sums[p] += total(rest[p]);
+    if (!extra) continue;
+    for (int p = 0; p < pixels; ++p) last += four(taps[center * kGatePixels + p] + c) * load<float4>(extra + c);
+    all += total(last);
+  }
+  for (; c < channels; ++c) {
     for (int t = 0; t < taps_count; ++t)
-      for (int p = 0; p < kGatePixels; ++p) sums[p] += taps[t * kGatePixels + p][c] * weight[t * channels + c];
+      for (int p = 0; p < kGatePixels; ++p)
+        sums[p] += get(taps[t * kGatePixels + p] + c) * weight[t * channels + c];
     if (extra)
-      for (int p = 0; p < pixels; ++p) all += taps[center * kGatePixels + p][c] * extra[c];
+      for (int p = 0; p < pixels; ++p) all += get(taps[center * kGatePixels + p] + c) * extra[c];
   }
   return all;
 }
 
-DYNACONV_INLINE void interleave_rows(const float* planes, int64_t plane, int64_t count, int64_t channels, float* rows,
+template <typename T>
+DYNACONV_INLINE void interleave_rows(const float* planes, int64_t plane, int64_t count, int64_t channels, T* rows,
                                      int64_t stride) {
   for (int64_t from = 0; from < channels; from += 16) {
     const int64_t to = from + 16 < channels ? from + 16 : channels;
     for (int64_t p = 0; p < count; ++p)
-      for (int64_t c = from; c < to; ++c) rows[p * stride + c] = planes[c * plane + p];
+      for (int64_t c = from; c < to; ++c) put(rows + p * stride + c, planes[c * plane + p]);
   }
 }
 
@@ -176,52 +213,61 @@ const T* in(const void* pointer) {
   return static_cast<const T*>(pointer);
 }
 
-#define DYNACONV_ROWS(NAME, TARGET, VECTOR)                                                                            \
-  TARGET void max_##NAME(const void* const* taps, int count, int64_t channels, void* out) {                           \
-    max_row<VECTOR>(reinterpret_cast<const float* const*>(taps), count, channels, static_cast<float*>(out));          \
+#define DYNACONV_ROWS(NAME, TARGET, VECTOR, T)                                                                         \
+  TARGET void max_##NAME(const void* const* taps, int count, int64_t channels, void* out) {                            \
+    max_row<VECTOR>(reinterpret_cast<const T* const*>(taps), count, channels, static_cast<T*>(out));                   \
   }                                                                                                                    \
-  TARGET void average_##NAME(const void* const* taps, int count, int64_t channels, float scale, void* out) {          \
-    average_row<VECTOR>(reinterpret_cast<const float* const*>(taps), count, channels, scale, static_cast<float*>(out)); \
+  TARGET void average_##NAME(const void* const* taps, int count, int64_t channels, float scale, void* out) {           \
+    average_row<VECTOR>(reinterpret_cast<const T* const*>(taps), count, channels, scale, static_cast<T*>(out));        \
   }                                                                                                                    \
-  TARGET void pair_##NAME(Pairing op, const void* a, const void* b, bool single, int64_t channels, int activation,    \
+  TARGET void pair_##NAME(Pairing op, const void* a, const void* b, bool single, int64_t channels, int activation,     \
                           void* out) {                                                                                 \
-    pair_row<VECTOR>(op, in<float>(a), in<float>(b), single, channels, activation, static_cast<float*>(out));         \
+    pair_row<VECTOR>(op, in<T>(a), in<T>(b), single, channels, activation, static_cast<T*>(out));                      \
   }                                                                                                                    \
-  TARGET void activate_##NAME(const void* from, int64_t channels, int activation, void* out) {                        \
-    activate_row<VECTOR>(in<float>(from), channels, activation, static_cast<float*>(out));                            \
+  TARGET void activate_##NAME(const void* from, int64_t channels, int activation, void* out) {                         \
+    activate_row<VECTOR>(in<T>(from), channels, activation, static_cast<T*>(out));                                     \
   }                                                                                                                    \
-  TARGET void sum_##NAME(const void* rows, int64_t count, int64_t stride, int64_t channels, float* sums) {            \
-    sum_rows<VECTOR>(in<float>(rows), count, stride, channels, sums);                                                 \
+  TARGET void from_float_##NAME(const float* from, int64_t channels, int activation, void* out) {                      \
+    activate_row<VECTOR>(from, channels, activation, static_cast<T*>(out));                                            \
   }                                                                                                                    \
-  TARGET void normalize_##NAME(const void* from, int64_t channels, const float* weight, const float* bias, float eps, \
+  TARGET void to_float_##NAME(const void* from, int64_t channels, int activation, float* out) {                        \
+    activate_row<VECTOR>(in<T>(from), channels, activation, out);                                                      \
+  }                                                                                                                    \
+  TARGET void sum_##NAME(const void* rows, int64_t count, int64_t stride, int64_t channels, float* sums) {             \
+    sum_rows<VECTOR>(in<T>(rows), count, stride, channels, sums);                                                      \
+  }                                                                                                                    \
+  TARGET void normalize_##NAME(const void* from, int64_t channels, const float* weight, const float* bias, float eps,  \
                                void* out) {                                                                            \
-    normalize_row<VECTOR>(in<float>(from), channels, weight, bias, eps, static_cast<float*>(out));                    \
+    normalize_row<VECTOR>(in<T>(from), channels, weight, bias, eps, static_cast<T*>(out));                             \
   }                                                                                                                    \
-  TARGET float dots_##NAME(const void* const* taps, int count, int64_t channels, const void* weight, int center,      \
-                           const void* extra, int pixels, float* sums) {                                               \
-    return dot_rows<VECTOR>(reinterpret_cast<const float* const*>(taps), count, channels, in<float>(weight), center,  \
-                            in<float>(extra), pixels, sums);                                                           \
+  TARGET float dots_##NAME(const void* const* taps, int count, int64_t channels, const float* weight, int center,      \
+                           const float* extra, int pixels, float* sums) {                                              \
+    return dot_rows<VECTOR>(reinterpret_cast<const T* const*>(taps), count, channels, weight, center, extra, pixels,   \
+                            sums);                                                                                     \
   }                                                                                                                    \
-  TARGET void interleave_##NAME(const float* planes, int64_t plane, int64_t count, int64_t channels, void* rows,      \
+  TARGET void interleave_##NAME(const float* planes, int64_t plane, int64_t count, int64_t channels, void* rows,       \
                                 int64_t stride) {                                                                      \
-    interleave_rows(planes, plane, count, channels, static_cast<float*>(rows), stride);                               \
+    interleave_rows(planes, plane, count, channels, static_cast<T*>(rows), stride);                                    \
   }                                                                                                                    \
-  constexpr RowKernels kRows_##NAME = {max_##NAME, average_##NAME,   pair_##NAME, activate_##NAME,                    \
-                                       sum_##NAME, normalize_##NAME, dots_##NAME, interleave_##NAME};
+  constexpr RowKernels kRows_##NAME = {max_##NAME,      average_##NAME, pair_##NAME,      activate_##NAME,             \
+                                       from_float_##NAME, to_float_##NAME, sum_##NAME,    normalize_##NAME,            \
+                                       dots_##NAME,     interleave_##NAME};
 
-DYNACONV_ROWS(plain, , float4)
+DYNACONV_ROWS(plain, , float4, float)
 #ifdef DYNACONV_X86
-DYNACONV_ROWS(avx2, DYNACONV_TARGET_AVX2, float8)
-DYNACONV_ROWS(avx512, DYNACONV_TARGET_AVX512, float16)
+DYNACONV_ROWS(avx2, DYNACONV_TARGET_AVX2, float8, float)
+DYNACONV_ROWS(avx512, DYNACONV_TARGET_AVX512, float16, float)
+DYNACONV_ROWS(bfloat16, DYNACONV_TARGET_AVX512_BF16, float16, Bfloat16)
 #endif
 
 }  // namespace
 
 const RowKernels& row_kernels(int dtype) {
-  (void)dtype;
 #ifdef DYNACONV_X86
+  if (dtype == kBfloat16) return kRows_bfloat16;
   if (best_isa_level() == Isa::kAvx512) return kRows_avx512;
   if (best_isa_level() == Isa::kAvx2) return kRows_avx2;
 #endif
+  (void)dtype;
   return kRows_plain;
 }

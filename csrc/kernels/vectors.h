@@ -15,6 +15,11 @@ typedef float float4 __attribute__((vector_size(16)));
 typedef float float8 __attribute__((vector_size(32)));
 typedef float float16 __attribute__((vector_size(64)));
 
+// The upper half of a float; bfloat16.h computes with it.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
 template <typename Vector>
 constexpr int kLanesOf = sizeof(Vector) / sizeof(float);
 
@@ -51,7 +56,8 @@ DYNACONV_INLINE void hold(Vector& value) {
 }
 
 // Keeps a pointer that walks from being rewritten as many pointers that stand still and do not fit the registers.
-DYNACONV_INLINE void hold(const float*& pointer) {
+template <typename T>
+DYNACONV_INLINE void hold(const T*& pointer) {
 #ifdef __GNUC__
   asm("" : "+r"(pointer));
 #endif

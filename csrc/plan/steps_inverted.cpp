@@ -6,10 +6,11 @@
 namespace {
 
 // All that does not depend on a run.
-InvertedArgs fixed(const Plan& plan, const Step& step) {
+template <typename T>
+InvertedArgsOf<T> fixed(const Plan& plan, const Step& step) {
   const Value &in = plan.values[step.in], &out = plan.values[step.out];
   const Conv &depthwise = plan.convs[step.conv[1]], &project = plan.convs[step.conv[2]];
-  InvertedArgs args{};
+  InvertedArgsOf<T> args{};
   args.height = in.height;
   args.width = in.width;
   args.out_height = out.height;
@@ -24,12 +25,12 @@ InvertedArgs fixed(const Plan& plan, const Step& step) {
     args.dilation[i] = depthwise.dilation[i];
   }
   if (step.conv[0] >= 0) {
-    args.expand_weight = static_cast<const float*>(plan.convs[step.conv[0]].weight);
+    args.expand_weight = static_cast<const T*>(plan.convs[step.conv[0]].weight);
     args.expand_bias = plan.convs[step.conv[0]].bias;
   }
-  args.depthwise_weight = static_cast<const float*>(depthwise.weight);
+  args.depthwise_weight = static_cast<const T*>(depthwise.weight);
   args.depthwise_bias = depthwise.bias;
-  args.project_weight = static_cast<const float*>(project.weight);
+  args.project_weight = static_cast<const T*>(project.weight);
   args.project_bias = project.bias;
   for (int i = 0; i < 3; ++i) args.activation[i] = step.activation[i];
   args.final_activation = step.final_activation;
@@ -38,36 +39,53 @@ InvertedArgs fixed(const Plan& plan, const Step& step) {
   return args;
 }
 
-}  // namespace
-
-int64_t scratch_inverted(const Plan& plan, const Step& step) { return inverted_scratch_bytes(fixed(plan, step)); }
-
-int64_t shared_inverted(const Plan& plan, const Step& step, int64_t images, int threads) {
-  InvertedArgs args = fixed(plan, step);
-  args.images = images;
-  args.threads = threads;
-  return inverted_shared_bytes(args);
-}
-
-void step_inverted(Worker& worker, const Step& step) {
+template <typename T>
+void run_inverted(Worker& worker, const Step& step) {
   const Run& run = worker.run;
-  InvertedArgs args = fixed(run.plan, step);
+  InvertedArgsOf<T> args = fixed<T>(run.plan, step);
   args.images = run.call.images;
-  args.in = reinterpret_cast<const float*>(run.data(step.in));
-  args.out = reinterpret_cast<float*>(run.data(step.out));
+  args.in = reinterpret_cast<const T*>(run.data(step.in));
+  args.out = reinterpret_cast<T*>(run.data(step.out));
   if (step.in2 >= 0) {
-    args.residual = reinterpret_cast<const float*>(run.data(step.in2));
+    args.residual = reinterpret_cast<const T*>(run.data(step.in2));
     args.residual_stride = run.value(step.in2).stride;
   }
   args.need = run.need(step.grid, step.run_all_above);
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;
-  args.zeros = worker.zeros;
+  args.zeros = reinterpret_cast<const T*>(worker.zeros);
   args.threads = worker.threads;
-  args.shared = reinterpret_cast<float*>(worker.shared);
+  args.shared = reinterpret_cast<T*>(worker.shared);
   const int phases = inverted_phases(args);
   for (int phase = 0; phase < phases; ++phase) {
     if (phase > 0) worker.barrier();
     worker.share(inverted_chunks(args, phase),
                  [&](int64_t chunk) { inverted_run_chunk(args, phase, chunk, worker.scratch); });
   }
+}
+
+template <typename T>
+int64_t shared_bytes(const Plan& plan, const Step& step, int64_t images, int threads) {
+  InvertedArgsOf<T> args = fixed<T>(plan, step);
+  args.images = images;
+  args.threads = threads;
+  return inverted_shared_bytes(args);
+}
+
+bool halves(const Plan& plan, const Step& step) { return plan.values[step.in].dtype == kBfloat16; }
+
+}  // namespace
+
+int64_t scratch_inverted(const Plan& plan, const Step& step) {
+  return halves(plan, step) ? inverted_scratch_bytes(fixed<Bfloat16>(plan, step))
+                            : inverted_scratch_bytes(fixed<float>(plan, step));
+}
+
+int64_t shared_inverted(const Plan& plan, const Step& step, int64_t images, int threads) {
+  return halves(plan, step) ? shared_bytes<Bfloat16>(plan, step, images, threads)
+                            : shared_bytes<float>(plan, step, images, threads);
+}
+
+void step_inverted(Worker& worker, const Step& step) {
+  if (halves(worker.run.plan, step)) run_inverted<Bfloat16>(worker, step);
+  else run_inverted<float>(worker, step);
 }

@@ -32,6 +32,20 @@ Rows rows_at(const Run& run, int32_t id) {
   return {run.data(id), v.stride * element_bytes(v.dtype)};
 }
 
+// The rows that a step writes: those that its grid lists, or all.
+struct Listed {
+  const Position* list = nullptr;
+  int64_t count;
+
+  Listed(const Run& run, const Step& step) : count(run.rows(step.out)) {
+    if (step.grid < 0) return;
+    const GridState& grid = run.context.grids[step.grid];
+    list = step.closed ? grid.closed : grid.open;
+    count = step.closed ? count - grid.open_count : grid.open_count;
+  }
+  int64_t operator[](int64_t index) const { return list ? list[index].row : index; }
+};
+
 }  // namespace
 
 void step_layout(Worker& worker, const Step& step) {
@@ -51,7 +65,8 @@ void step_layout(Worker& worker, const Step& step) {
     return;
   }
   share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) kernels.activate(from[row], channels, kNone, to[row]);
+    for (int64_t row = first; row < last; ++row)
+      kernels.from_float(reinterpret_cast<const float*>(from[row]), channels, kNone, to[row]);
   });
 }
 
@@ -108,7 +123,7 @@ void step_mean(Worker& worker, const Step& step) {
     // An image without open rows has no mean; 0 is what training gives it.
     const float scale = count ? 1.0f / static_cast<float>(count) : 0.0f;
     for (int64_t c = 0; c < channels; ++c) sums[c] *= scale;
-    row_kernels(out.dtype).activate(sums, channels, kNone, to[image] + first * element_bytes(out.dtype));
+    row_kernels(out.dtype).from_float(sums, channels, kNone, to[image] + first * element_bytes(out.dtype));
   });
 }
 
@@ -129,11 +144,18 @@ void step_pairwise(Worker& worker, const Step& step) {
 
 void step_activate(Worker& worker, const Step& step) {
   Run& run = worker.run;
-  const Value& out = run.value(step.out);
+  const Value &in = run.value(step.in), &out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
-  const RowKernels& kernels = row_kernels(out.dtype);
-  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) kernels.activate(from[row], out.channels, step.activation[0], to[row]);
+  const RowKernels &reads = row_kernels(in.dtype), &writes = row_kernels(out.dtype);
+  const Listed listed(run, step);
+  share_rows(worker, listed.count, to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t row = listed[index];
+      if (in.dtype == out.dtype) reads.activate(from[row], out.channels, step.activation[0], to[row]);
+      else if (in.dtype == kFloat32)
+        writes.from_float(reinterpret_cast<const float*>(from[row]), out.channels, step.activation[0], to[row]);
+      else reads.to_float(from[row], out.channels, step.activation[0], reinterpret_cast<float*>(to[row]));
+    }
   });
 }
 

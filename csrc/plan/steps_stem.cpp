@@ -5,14 +5,17 @@
 #include <cstring>
 
 #include "../kernels/gemm.h"
+#include "../kernels/rowwise.h"
 #include "run.h"
 
 namespace {
 
 // A padded line, and room for the vectors that read past its end.
-int64_t line_floats(const Conv& conv, const Value& out) {
+int64_t line_elements(const Conv& conv, const Value& out) {
   return (int64_t{out.width} - 1) * conv.stride[1] + conv.kernel[1] + 16;
 }
+
+int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct Picture {
   const float* base;
@@ -20,23 +23,38 @@ struct Picture {
   int32_t height, width;
 };
 
-// lines[(c * kernel + ky)] = the line that output row `oy` reads, zeros outside of the picture.
-void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, int64_t length, float* lines) {
-  const int64_t left = conv.padding[1];
-  const int64_t inside = std::max<int64_t>(0, std::min<int64_t>(picture.width, length - left));
+// Where the lines go: as floats, or rounded to bfloat16.
+struct Lines {
+  char* base;
+  int64_t length;  // elements
+  int dtype;
+
+  // Line `index` becomes `left` zeros, `count` pixels that lie `step` apart, and zeros.
+  void fill(int64_t index, int64_t left, const float* from, int64_t step, int64_t count, float* spare) const {
+    const int64_t element = element_bytes(dtype);
+    char* const line = base + index * length * element;
+    std::memset(line, 0, left * element);
+    if (step != 1) {
+      for (int64_t x = 0; x < count; ++x) spare[x] = from[x * step];
+      from = spare;
+    }
+    if (dtype == kFloat32) std::memcpy(line + left * element, from, count * element);
+    else row_kernels(dtype).from_float(from, count, kNone, line + left * element);
+    std::memset(line + (left + count) * element, 0, (length - left - count) * element);
+  }
+};
+
+// Line c * kernel + ky is the one that output row `oy` reads, zeros outside of the picture.
+void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, const Lines& lines, float* spare) {
+  const int64_t left = std::min<int64_t>(conv.padding[1], lines.length);
+  const int64_t inside = std::min<int64_t>(picture.width, lines.length - left);
+  int64_t index = 0;
   for (int32_t c = 0; c < conv.in_channels; ++c) {
-    for (int32_t i = 0; i < conv.kernel[0]; ++i, lines += length) {
+    for (int32_t i = 0; i < conv.kernel[0]; ++i, ++index) {
       const int64_t y = oy * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
-      if (y < 0 || y >= picture.height) {
-        std::memset(lines, 0, length * sizeof(float));
-        continue;
-      }
-      const float* from = picture.base + image * picture.image_step + c * picture.channel_step + y * picture.row_step;
-      std::memset(lines, 0, left * sizeof(float));
-      if (picture.x_step == 1) std::memcpy(lines + left, from, inside * sizeof(float));
-      else
-        for (int64_t x = 0; x < inside; ++x) lines[left + x] = from[x * picture.x_step];
-      std::memset(lines + left + inside, 0, (length - left - inside) * sizeof(float));
+      const bool there = y >= 0 && y < picture.height;
+      const int64_t start = image * picture.image_step + c * picture.channel_step + (there ? y * picture.row_step : 0);
+      lines.fill(index, left, picture.base + start, picture.x_step, there ? inside : 0, spare);
     }
   }
 }
@@ -46,14 +64,15 @@ void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t
 int64_t scratch_stem(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
   const int64_t taps = int64_t{conv.in_channels} * conv.kernel[0];
-  return taps * (line_floats(conv, plan.values[step.out]) * int64_t{sizeof(float)} + kMaxRows * int64_t{sizeof(void*)}) + 64;
+  const int64_t length = line_elements(conv, plan.values[step.out]);
+  return rounded(taps * kMaxRows * int64_t{sizeof(void*)}) + rounded(length * 4) + taps * length * 4 + 64;
 }
 
 void step_stem(Worker& worker, const Step& step) {
   Run& run = worker.run;
   const Conv& conv = run.conv(step.conv[0]);
   const Value &in = run.value(step.in), &out = run.value(step.out);
-  const int64_t area = int64_t{in.height} * in.width, length = line_floats(conv, out);
+  const int64_t area = int64_t{in.height} * in.width, length = line_elements(conv, out);
   const bool planes = run.planes(step.in);
   const Picture picture{reinterpret_cast<const float*>(run.data(step.in)),
                         planes ? area : 1,
@@ -65,14 +84,18 @@ void step_stem(Worker& worker, const Step& step) {
   char* result = run.data(step.out);
   const int64_t out_bytes = out.stride * element_bytes(out.dtype), panels = (conv.out_channels + kPanel - 1) / kPanel;
   const int64_t tiles = (out.width + kMaxRows - 1) / kMaxRows, taps_count = int64_t{conv.in_channels} * conv.kernel[0];
-  const int64_t depth = (taps_count * conv.kernel[1] + 3) / 4 * 4;
+  const int64_t element = element_bytes(out.dtype);
+  int64_t elements = panel_elements(out.dtype, taps_count, conv.kernel[1]);
+  if (out.dtype == kFloat32) elements = (elements + 4 * kPanel - 1) / (4 * kPanel) * (4 * kPanel);
+  const int64_t panel_bytes = elements * element;
   worker.share(run.call.images * out.height, [&](int64_t line) {
     const int64_t image = line / out.height, oy = line % out.height;
     auto** taps = reinterpret_cast<const void**>(worker.scratch);
-    float* lines = reinterpret_cast<float*>(worker.scratch + (taps_count * kMaxRows * sizeof(void*) + 63) / 64 * 64);
-    copy_lines(picture, conv, image, oy, length, lines);
+    float* spare = reinterpret_cast<float*>(worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)}));
+    const Lines lines{reinterpret_cast<char*>(spare) + rounded(length * 4), length, out.dtype};
+    copy_lines(picture, conv, image, oy, lines, spare);
     for (int64_t t = 0; t < taps_count; ++t)
-      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines + t * length + p * conv.stride[1];
+      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines.base + (t * length + p * conv.stride[1]) * element;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = out.width * tile / tiles;
       const int pixels = static_cast<int>(out.width * (tile + 1) / tiles - first);
@@ -87,7 +110,7 @@ void step_stem(Worker& worker, const Step& step) {
       call.activation = step.activation[0];
       call.final_activation = kNone;
       for (int64_t panel = 0; panel < panels; ++panel) {
-        call.weight = static_cast<const float*>(conv.weight) + panel * depth * kPanel;
+        call.weight = static_cast<const char*>(conv.weight) + panel * panel_bytes;
         call.bias = conv.bias + panel * kPanel;
         call.column = panel * kPanel;
         call.columns = static_cast<int>(std::min<int64_t>(kPanel, conv.out_channels - call.column));

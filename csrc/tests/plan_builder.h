@@ -68,24 +68,67 @@ struct PlanBuilder {
     halves.push_back(std::move(pairs));
     return halves.back().data();
   }
-  // weight [O][I / groups][kh][kw], packed as plan.h says.
-  int32_t conv(const std::vector<float>& weight, const std::vector<float>& bias, int32_t in, int32_t out, int32_t groups,
-               int32_t kernel, int32_t stride, int32_t padding, int32_t dilation = 1, int32_t dtype = kFloat32) {
-    const int64_t per = in / groups, outs = out / groups, panels = (outs + 31) / 32, taps = int64_t{kernel} * kernel;
-    std::vector<float> packed(groups * panels * taps * per * 32), padded(groups * panels * 32);
+  // weight [O][per][taps] in panels of 32 outputs a group, with the bias padded.
+  Conv packed(const std::vector<float>& weight, const std::vector<float>& bias, int32_t out, int32_t groups, int64_t per,
+              int64_t taps, int32_t dtype) {
+    const int64_t outs = out / groups, panels = (outs + 31) / 32;
+    std::vector<float> rows(groups * panels * taps * per * 32), padded(groups * panels * 32);
     for (int64_t o = 0; o < out; ++o) {
       const int64_t g = o / outs, panel = g * panels + o % outs / 32, column = o % outs % 32;
       padded[panel * 32 + column] = bias[o];
       for (int64_t k = 0; k < per; ++k)
         for (int64_t t = 0; t < taps; ++t)
-          packed[((panel * taps + t) * per + k) * 32 + column] = weight[(o * per + k) * taps + t];
+          rows[((panel * taps + t) * per + k) * 32 + column] = weight[(o * per + k) * taps + t];
     }
     Conv c{};
-    c.weight = dtype == kFloat32 ? static_cast<const void*>(keep(packed)) : keep_pairs(packed, per);
-    c.bias = keep(padded), c.in_channels = in, c.out_channels = out, c.groups = groups;
+    c.weight = dtype == kFloat32 ? static_cast<const void*>(keep(rows)) : keep_pairs(rows, per);
+    c.bias = keep(padded), c.out_channels = out, c.groups = groups;
+    return c;
+  }
+  int32_t place(Conv c, int32_t in, int32_t kernel, int32_t stride, int32_t padding, int32_t dilation) {
+    c.in_channels = in;
     for (int i = 0; i < 2; ++i) c.kernel[i] = kernel, c.stride[i] = stride, c.padding[i] = padding, c.dilation[i] = dilation;
     convs.push_back(c);
     return static_cast<int32_t>(convs.size()) - 1;
+  }
+  // weight [O][I / groups][kh][kw], packed as plan.h says.
+  int32_t conv(const std::vector<float>& weight, const std::vector<float>& bias, int32_t in, int32_t out, int32_t groups,
+               int32_t kernel, int32_t stride, int32_t padding, int32_t dilation = 1, int32_t dtype = kFloat32) {
+    return place(packed(weight, bias, out, groups, in / groups, int64_t{kernel} * kernel, dtype), in, kernel, stride, padding,
+                 dilation);
+  }
+  // A stem in bfloat16: weight [O][I][ky][kx] with the taps (channel, ky) and kx as their channels.
+  int32_t stem_bfloat16(const std::vector<float>& weight, const std::vector<float>& bias, int32_t in, int32_t out,
+                        int32_t kernel, int32_t stride, int32_t padding) {
+    const int64_t taps = int64_t{in} * kernel;
+    std::vector<float> turned(weight.size());
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t t = 0; t < taps; ++t)
+        for (int64_t k = 0; k < kernel; ++k) turned[(o * kernel + k) * taps + t] = weight[(o * taps + t) * kernel + k];
+    return place(packed(turned, bias, out, 1, kernel, taps, kBfloat16), in, kernel, stride, padding, 1);
+  }
+  // weight [C][kernel][kernel] as pairs of taps, see plan.h.
+  int32_t depthwise_bfloat16(const std::vector<float>& weight, const std::vector<float>& bias, int32_t channels, int32_t kernel,
+                             int32_t stride, int32_t padding, int32_t dilation) {
+    const int64_t taps = int64_t{kernel} * kernel, panels = (channels + 31) / 32;
+    std::vector<std::pair<int64_t, int64_t>> pairs;
+    for (int64_t row = 0; row + 1 < kernel; row += 2)
+      for (int64_t k = 0; k < kernel; ++k) pairs.push_back({row * kernel + k, (row + 1) * kernel + k});
+    for (int64_t k = 0; kernel % 2 && k < kernel; k += 2) pairs.push_back({taps - kernel + k, k + 1 < kernel ? taps - kernel + k + 1 : -1});
+    std::vector<uint16_t> packed(panels * pairs.size() * 64);
+    std::vector<float> padded(bias);
+    padded.resize(panels * 32);
+    for (int64_t c = 0; c < channels; ++c)
+      for (size_t p = 0; p < pairs.size(); ++p) {
+        const int64_t lane = c % 32 / 4 % 2 * 16 + c % 32 / 8 * 4 + c % 4;
+        uint16_t* to = packed.data() + ((c / 32 * pairs.size() + p) * 32 + lane) * 2;
+        to[0] = to_bfloat16(weight[c * taps + pairs[p].first]);
+        to[1] = pairs[p].second < 0 ? 0 : to_bfloat16(weight[c * taps + pairs[p].second]);
+      }
+    halves.push_back(std::move(packed));
+    Conv c{};
+    c.weight = halves.back().data(), c.bias = keep(padded), c.out_channels = c.groups = channels;
+    return place(c, channels, kernel, stride, padding, dilation);
   }
   Step& step(int32_t kind, int32_t in, int32_t out, int32_t conv = -1) {
     Step s{};
@@ -96,14 +139,15 @@ struct PlanBuilder {
     steps.push_back(s);
     return steps.back();
   }
-  void* create() {
+  void* create(std::string* reason = nullptr) {
     PlanData data{};
     data.abi = kPlanAbi, data.value_count = values.size(), data.conv_count = convs.size(), data.grid_count = grids.size();
     data.step_count = steps.size(), data.external_count = externals, data.arena_bytes = arena;
     data.values = values.data(), data.convs = convs.data(), data.grids = grids.data(), data.steps = steps.data();
     char error[256] = "";
     void* plan = dynaconv_plan_create(&data, error, sizeof error);
-    if (!plan) std::fprintf(stderr, "refused: %s\n", error);
+    if (!plan && reason) *reason = error;
+    else if (!plan) std::fprintf(stderr, "refused: %s\n", error);
     return plan;
   }
 };
