@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <string>
 
+#include "../kernels/isa.h"
 #include "run.h"
 
 namespace {
 
 constexpr int64_t kMostTaps = 512;
 constexpr int64_t kMostElements = int64_t{1} << 40;
+constexpr int32_t kMostChannels = 1 << 24;
 
 struct Checker {
   const PlanData& data;
@@ -32,7 +34,8 @@ struct Checker {
     return grid(id) && ((data.grids[id].height == v.height && data.grids[id].width == v.width) ||
                         fail("a mask lies on another grid than what it masks"));
   }
-  bool geometry(const Conv& c, int32_t in_h, int32_t in_w, int32_t out_h, int32_t out_w) {
+  // `pools`: ceil_mode may have made the output one larger, with a window that starts inside the padded input.
+  bool geometry(const Conv& c, int32_t in_h, int32_t in_w, int32_t out_h, int32_t out_w, bool pools = false) {
     const int32_t in[2] = {in_h, in_w}, out[2] = {out_h, out_w};
     for (int i = 0; i < 2; ++i) {
       if (c.kernel[i] < 1 || c.stride[i] < 1 || c.padding[i] < 0 || c.dilation[i] < 1 || c.kernel[i] > 4096 ||
@@ -42,14 +45,16 @@ struct Checker {
       const int64_t room = int64_t{in[i]} + 2 * c.padding[i];
       if (room < reach) return fail("a kernel is larger than its padded input");
       const int64_t size = (room - reach) / c.stride[i] + 1;
-      // ceil_mode makes pooled maps one larger.
-      if (out[i] != size && out[i] != size + 1) return fail("an output size does not follow from kernel, stride and padding");
+      const bool ceiled = pools && out[i] == size + 1 && size * c.stride[i] < int64_t{in[i]} + c.padding[i];
+      if (out[i] != size && !ceiled) return fail("an output size does not follow from kernel, stride and padding");
+      if (pools && 2 * c.padding[i] > reach) return fail("a pooling pads by more than half of its kernel");
     }
     return int64_t{c.kernel[0]} * c.kernel[1] <= kMostTaps || fail("a kernel has too many taps");
   }
   bool weights(const Conv& c) {
     if (!c.weight || !c.bias) return fail("a convolution has no weight or no bias");
-    if (c.groups < 1 || c.in_channels < 1 || c.out_channels < 1 || c.in_channels % c.groups || c.out_channels % c.groups)
+    if (c.groups < 1 || c.in_channels < 1 || c.out_channels < 1 || c.in_channels > kMostChannels ||
+        c.out_channels > kMostChannels || c.in_channels % c.groups || c.out_channels % c.groups)
       return fail("channels of a convolution are not divisible into its groups");
     return true;
   }
@@ -67,7 +72,6 @@ struct Checker {
   }
   bool residual(const Step& s, const Value& out) {
     if (s.in2 == -1) return true;
-    if (!value(s.in2, "in2")) return false;
     const Value& add = at(s.in2);
     return same_grid(add, out) && (add.channels == out.channels || fail("a shortcut has other channels than its branch")) &&
            (add.dtype == out.dtype || fail("a shortcut has another dtype than its branch"));
@@ -95,7 +99,6 @@ struct Checker {
     const Value &in = at(s.in), &out = at(s.out);
     if (!conv(s.conv[1]) || !conv(s.conv[2])) return false;
     const Conv &depthwise = data.convs[s.conv[1]], &project = data.convs[s.conv[2]];
-    if (s.conv[0] >= 0 && !conv(s.conv[0])) return false;
     if (s.conv[0] >= 0) {
       const Conv& expand = data.convs[s.conv[0]];
       if (!weights(expand) || !geometry(expand, in.height, in.width, in.height, in.width)) return false;
@@ -125,10 +128,11 @@ struct Checker {
     const Value &in = at(s.in), &out = at(s.out);
     if (!conv(s.conv[0])) return false;
     const Conv& c = data.convs[s.conv[0]];
-    if (!c.weight || !c.bias || c.in_channels != in.channels || out.channels != 1 || out.dtype != kFloat32 || out.stride != 1)
+    if (!c.weight || !c.bias || c.in_channels != in.channels || c.groups != 1 || out.channels != 1 ||
+        out.dtype != kFloat32 || out.stride != 1)
       return fail("a gate does not fit its input");
     if (s.ints[0] && (!float_value(s.aux[0], "a gate's sums") || at(s.aux[0]).height != in.height ||
-                      at(s.aux[0]).width * at(s.aux[0]).stride != 1))
+                      at(s.aux[0]).width != 1 || at(s.aux[0]).stride != 1))
       return fail("a squeeze gate needs room for one sum a line");
     return geometry(c, in.height, in.width, out.height, out.width);
   }
@@ -140,52 +144,85 @@ struct Checker {
     const bool grid_fits = (b.height == out.height && b.width == out.width) || b.height * b.width == 1;
     return (grid_fits && (b.channels == out.channels || b.channels == 1)) || fail("operands of a sum or product do not fit");
   }
+  bool norm(const Step& s, const Value& in) {
+    if (!conv(s.conv[0])) return false;
+    const Conv& c = data.convs[s.conv[0]];
+    if (!c.weight || !c.bias) return fail("a normalisation has no weight or no bias");
+    return c.in_channels == in.channels || fail("a normalisation has other channels than its input");
+  }
+  // What a step does not look at must not be asked of it.
+  bool no_mask(const Step& s) {
+    return (s.grid == -1 && s.grid2 == -1 && !s.closed) || fail("a step of this kind computes every row");
+  }
+  bool no_second(const Step& s) { return s.in2 == -1 || fail("a step of this kind has one operand"); }
+  bool no_closed(const Step& s) { return !s.closed || fail("a step of this kind walks no closed rows"); }
   bool rows_like(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);
     return same_grid(in, out) && (in.channels == out.channels || fail("a step changes the number of channels"));
   }
 
+  bool in_range(int32_t id, int32_t count) { return (id >= -1 && id < count) || fail("an index is out of range"); }
+  bool indices(const Step& s) {
+    for (const int32_t id : {s.in, s.in2, s.out, s.aux[0], s.aux[1], s.aux[2], s.aux[3]})
+      if (!in_range(id, data.value_count)) return false;
+    for (const int32_t id : s.conv)
+      if (!in_range(id, data.conv_count)) return false;
+    return in_range(s.grid, data.grid_count) && in_range(s.grid2, data.grid_count);
+  }
+
   bool step(const Step& s) {
     if (s.kind < 0 || s.kind >= kKinds) return fail("a step is of an unknown kind");
-    if (!activations(s)) return false;
+    if (!indices(s) || !activations(s)) return false;
     if (s.kind == kDilate) return dilation(s);
     if (s.kind == kMaskValue)
       return value(s.out, "out") && lies_on(s.grid, at(s.out)) && float_value(s.out, "a mask's value") &&
-             (at(s.out).channels * at(s.out).stride == 1 || fail("a mask's value has one channel"));
+             (at(s.out).stride == 1 || fail("a mask's value has one channel"));
     if (!value(s.in, "in")) return false;
     const Value& in = at(s.in);
     if (s.kind == kThreshold)
-      return lies_on(s.grid, in) && float_value(s.in, "logits") && (in.channels * in.stride == 1 || fail("logits have one channel"));
+      return lies_on(s.grid, in) && float_value(s.in, "logits") && (in.stride == 1 || fail("logits have one channel"));
     if (!value(s.out, "out")) return false;
     const Value& out = at(s.out);
     switch (s.kind) {
-      case kLayout: return rows_like(s) && in.external >= 0;
-      case kConv: return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) && winograd(s, in, out);
-      case kStem:
-        return convolution(s, s.conv[0], in, out) && in.external >= 0 && data.convs[s.conv[0]].groups == 1 &&
+      case kLayout:
+        return rows_like(s) && no_mask(s) && no_second(s) && (in.external >= 0 || fail("only external tensors are laid out")) &&
                float_value(s.in, "a picture");
+      case kConv: return convolution(s, s.conv[0], in, out) && residual(s, out) && rounds(in, out) && winograd(s, in, out);
+      case kStem: return stem(s, in, out);
       case kDepthwise:
-        return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) &&
-               (data.convs[s.conv[0]].groups == in.channels || fail("a depthwise convolution has a group a channel"));
-      case kInverted: return inverted(s) && same_dtype(in, out);
+        return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) && no_closed(s) &&
+               ((data.convs[s.conv[0]].groups == in.channels && in.channels == out.channels) ||
+                fail("a depthwise convolution has a group a channel"));
+      case kInverted: return inverted(s) && same_dtype(in, out) && no_closed(s);
       case kMaxPool: case kAvgPool:
-        return conv(s.conv[0]) && geometry(data.convs[s.conv[0]], in.height, in.width, out.height, out.width) &&
-               (in.channels == out.channels || fail("pooling keeps the channels")) && same_dtype(in, out);
+        return conv(s.conv[0]) && geometry(data.convs[s.conv[0]], in.height, in.width, out.height, out.width, true) &&
+               (in.channels == out.channels || fail("pooling keeps the channels")) && same_dtype(in, out) && no_mask(s) &&
+               no_second(s);
       case kMean:
-        return out.height * out.width == 1 && in.channels == out.channels && (s.grid < 0 || lies_on(s.grid, in));
-      case kAdd: case kMultiply: return pairwise(s);
-      case kActivate: return rows_like(s) && same_dtype(in, out);
-      case kGate: return gate(s);
-      case kLayerNorm: return rows_like(s) && same_dtype(in, out) && conv(s.conv[0]) && (data.convs[s.conv[0]].weight || fail("no weight"));
+        return ((out.height * out.width == 1 && in.channels == out.channels) || fail("a mean is one row an image")) &&
+               no_second(s) && no_closed(s) && (s.grid < 0 || lies_on(s.grid, in));
+      case kAdd: case kMultiply: return pairwise(s) && no_mask(s);
+      case kActivate: return rows_like(s) && no_second(s) && masked(s, out);
+      case kGate: return gate(s) && no_mask(s) && no_second(s);
+      case kLayerNorm: return rows_like(s) && same_dtype(in, out) && norm(s, in) && no_mask(s) && no_second(s);
       case kSoftmax:
-        return rows_like(s) && float_value(s.in, "in") && float_value(s.out, "out") &&
+        return rows_like(s) && float_value(s.in, "in") && float_value(s.out, "out") && no_mask(s) && no_second(s) &&
                ((s.ints[0] > 0 && out.channels % s.ints[0] == 0) || fail("softmax groups do not divide the channels"));
       case kCopy:
-        return same_grid(in, out) && same_dtype(in, out) && s.ints[0] >= 0 && s.ints[1] >= 0 &&
+        return same_grid(in, out) && same_dtype(in, out) && s.ints[0] >= 0 && s.ints[1] >= 0 && no_mask(s) && no_second(s) &&
                ((s.ints[0] < out.channels && s.ints[1] < in.channels) || fail("a copy starts past the channels"));
       default: return true;
     }
   }
+  bool stem(const Step& s, const Value& in, const Value& out) {
+    if (!convolution(s, s.conv[0], in, out) || !no_mask(s) || !no_second(s) || !float_value(s.in, "a picture")) return false;
+    const Conv& c = data.convs[s.conv[0]];
+    if (in.external < 0) return fail("a stem reads an external tensor");
+    if (c.groups != 1 || c.dilation[1] != 1) return fail("a stem has one group and no dilation along its lines");
+    return s.final_activation == kNone || fail("a stem has one activation");
+  }
+  // bfloat16 convolutions sum in float32 and may leave it at that.
+  bool rounds(const Value& in, const Value& out) { return in.dtype == kBfloat16 || same_dtype(in, out); }
   bool same_dtype(const Value& a, const Value& b) { return a.dtype == b.dtype || fail("a step changes the dtype"); }
 
   bool tables() {
@@ -193,15 +230,22 @@ struct Checker {
     if (data.value_count < 0 || data.conv_count < 0 || data.grid_count < 0 || data.step_count < 0 ||
         data.external_count < 0 || data.arena_bytes < 0)
       return fail("a count is negative");
+    if ((data.value_count && !data.values) || (data.conv_count && !data.convs) || (data.grid_count && !data.grids) ||
+        (data.step_count && !data.steps))
+      return fail("a table is missing");
+    if (data.arena_bytes > kMostElements) return fail("the arena is too large");
     for (int32_t i = 0; i < data.value_count; ++i) {
       const Value& v = at(i);
-      if (v.height < 1 || v.width < 1 || v.channels < 1 || v.stride < v.channels || v.height > 32767 || v.width > 32767)
+      if (v.height < 1 || v.width < 1 || v.channels < 1 || v.stride < v.channels || v.stride > kMostChannels ||
+          v.height > 32767 || v.width > 32767)
         return fail("a value has an impossible shape");
       if (v.dtype != kFloat32 && v.dtype != kBfloat16) return fail("a value has an unknown dtype");
+      if (v.dtype == kBfloat16 && !has_bfloat16()) return fail("this processor cannot multiply bfloat16 (no AVX512_BF16)");
       const int64_t elements = int64_t{v.height} * v.width * v.stride;
       if (elements > kMostElements) return fail("a value is too large");
       if (v.external < -1 || v.external >= data.external_count) return fail("a value names no external tensor");
-      if (v.external == -1 && (v.offset < 0 || v.offset % 4 || v.offset + elements * element_bytes(v.dtype) > data.arena_bytes))
+      if (v.external == -1 && (v.offset < 0 || v.offset % 4 || v.offset > data.arena_bytes ||
+                               v.offset + elements * element_bytes(v.dtype) > data.arena_bytes))
         return fail("a value lies outside the arena");
     }
     for (int32_t i = 0; i < data.grid_count; ++i)
@@ -219,5 +263,5 @@ std::string check_plan(const PlanData& data) {
   for (int32_t i = 0; i < data.step_count; ++i)
     if (!checker.step(data.steps[i]))
       return "step " + std::to_string(i) + ": " + (checker.reason.empty() ? "impossible" : checker.reason);
-  return "";
+  return check_use(data);
 }

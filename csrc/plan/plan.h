@@ -117,7 +117,8 @@ extern "C" {
 void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size);
 void dynaconv_plan_destroy(void* plan);
 // Safe to call from several threads: each run takes a context (arena) of its own from a pool.
-void* dynaconv_plan_acquire(void* plan, int64_t images);   // null: out of memory
+void* dynaconv_plan_acquire(void* plan, int64_t images);   // null: out of memory, or not 1 .. most_images
+int64_t dynaconv_plan_most_images(void* plan);             // more would not fit the numbers that count rows and bytes
 void dynaconv_plan_release(void* plan, void* context);
 // Pointer to a value of the context (for ATen in between), valid until release.
 void* dynaconv_plan_value(void* plan, void* context, int32_t value);

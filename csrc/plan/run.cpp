@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <sched.h>
@@ -24,6 +25,8 @@
 namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
+constexpr int64_t kMostBytes = int64_t{1} << 46;   // of an arena: more than a processor can address is a mistake
+constexpr int32_t kMostThreads = 1024;
 
 StepFunction function_of(int kind) {
   static constexpr StepFunction kFunctions[kKinds] = {
@@ -64,6 +67,17 @@ int64_t widest(const Plan& plan) {
   return most + 64;
 }
 
+// Rows of the whole batch are counted in 32 bits, bytes of the arena and the masks in 64.
+int64_t most_images(const Plan& plan) {
+  int64_t area = 1, bytes = plan.data.arena_bytes + 1;
+  for (const Value& value : plan.values) area = std::max(area, int64_t{value.height} * value.width);
+  for (const Grid& grid : plan.grids) {
+    area = std::max(area, int64_t{grid.height} * grid.width);
+    bytes += 4 * int64_t{sizeof(Position)} * grid.height * grid.width;
+  }
+  return std::min(std::numeric_limits<int32_t>::max() / area, kMostBytes / bytes);
+}
+
 // Lays the masks out in one region; false when there is no memory.
 bool place_masks(const Plan& plan, Context& context, int64_t images) {
   const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
@@ -87,7 +101,11 @@ bool place_masks(const Plan& plan, Context& context, int64_t images) {
       state.tile_counts = reinterpret_cast<int32_t*>(take(images * sizeof(int32_t)));
       state.open_count = state.tile_count = 0;
     }
-    if (pass == 0 && !context.masks.reserve(at + kSlack)) return false;
+    if (pass == 0) {
+      if (!context.masks.reserve(at + kSlack)) return false;
+      // Whatever a run does first, it finds closed masks there and no garbage.
+      std::memset(context.masks.data(), 0, at);
+    }
   }
   return true;
 }
@@ -104,9 +122,18 @@ std::string check_call(const Plan& plan, const Context& context, const Call& cal
   if (call.images < 1 || call.images != context.images) return "the number of images is not that of the context";
   if (call.first < 0 || call.last > static_cast<int32_t>(plan.steps.size()) || call.first > call.last)
     return "the range of steps lies outside the plan";
-  if (call.threads < 1) return "a run needs at least one thread";
-  for (int32_t i = 0; i < plan.data.external_count; ++i)
-    if (!call.externals || !call.external_planes) return "the external tensors are missing";
+  if (call.threads < 1 || call.threads > kMostThreads) return "a run takes 1 to " + std::to_string(kMostThreads) + " threads";
+  if (plan.data.external_count > 0 && (!call.externals || !call.external_planes)) return "the external tensors are missing";
+  for (int32_t i = call.first; i < call.last; ++i) {
+    const Step& step = plan.steps[i];
+    for (const int32_t id : {step.in, step.in2, step.out, step.aux[0], step.aux[1], step.aux[2], step.aux[3]}) {
+      const int32_t external = id < 0 ? -1 : plan.values[id].external;
+      if (external < 0) continue;
+      if (!call.externals[external]) return "external tensor " + std::to_string(external) + " is missing";
+      if (call.external_planes[external] && !(id == step.in && (step.kind == kLayout || step.kind == kStem)))
+        return "external tensor " + std::to_string(external) + " must be rows, not planes";
+    }
+  }
   return "";
 }
 
@@ -174,7 +201,7 @@ void Barrier::wait() {
 extern "C" {
 
 void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size) try {
-  const std::string reason = check_plan(*data);
+  const std::string reason = data ? check_plan(*data) : "there is no plan";
   if (!reason.empty()) {
     say(error, error_size, reason);
     return nullptr;
@@ -195,6 +222,7 @@ void dynaconv_plan_destroy(void* plan) { delete static_cast<Plan*>(plan); }
 
 void* dynaconv_plan_acquire(void* handle, int64_t images) try {
   Plan& plan = *static_cast<Plan*>(handle);
+  if (images < 1 || images > most_images(plan)) return nullptr;
   std::unique_ptr<Context> context;
   {
     const std::lock_guard<std::mutex> lock(plan.mutex);
@@ -206,15 +234,18 @@ void* dynaconv_plan_acquire(void* handle, int64_t images) try {
   }
   if (!context) context = std::make_unique<Context>();
   context->grids.resize(plan.grids.size());
-  context->images = images;
   const int64_t counters = int64_t(plan.steps.size()) * kPhases * sizeof(std::atomic<int64_t>);
   if (!context->arena.reserve(plan.data.arena_bytes * images + kSlack) || !context->counters.reserve(counters + 64) ||
-      !place_masks(plan, *context, images))
+      (context->images != images && !place_masks(plan, *context, images)))
     return nullptr;
+  context->images = images;
+  for (GridState& grid : context->grids) grid.open_count = grid.tile_count = 0;
   return context.release();
 } catch (const std::bad_alloc&) {
   return nullptr;
 }
+
+int64_t dynaconv_plan_most_images(void* plan) { return most_images(*static_cast<Plan*>(plan)); }
 
 void dynaconv_plan_release(void* handle, void* context) {
   Plan& plan = *static_cast<Plan*>(handle);
@@ -238,7 +269,7 @@ int64_t dynaconv_plan_memory(void* handle) {
   return plan.held_bytes;
 }
 
-int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char* error, int64_t error_size) {
+int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char* error, int64_t error_size) try {
   const Plan& plan = *static_cast<Plan*>(handle);
   Context& context = *static_cast<Context*>(context_handle);
   const std::string reason = check_call(plan, context, *call);
@@ -281,6 +312,9 @@ int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char
   if (call->open_rows)
     for (size_t g = 0; g < plan.grids.size(); ++g) call->open_rows[g] = context.grids[g].open_count;
   return 0;
+} catch (const std::bad_alloc&) {
+  say(error, error_size, "out of memory");
+  return 1;
 }
 
 }  // extern "C"

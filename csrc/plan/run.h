@@ -170,3 +170,5 @@ int64_t scratch_gate(const Plan&, const Step&);
 
 // Why a plan cannot be run, or an empty text. Looks at everything that does not depend on the input.
 std::string check_plan(const PlanData& data);
+// The part of it that looks at the steps as a sequence; indices are in range.
+std::string check_use(const PlanData& data);
