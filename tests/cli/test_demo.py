@@ -18,6 +18,8 @@ def test_quick_demo_from_nothing_to_a_report(cli, tmp_path, monkeypatch) -> None
         "0.5",
         "0.7",
         "ms at batch 1",
+        "PyTorch eager",
+        "eager executor",
         "peak memory",
         f"Report: {out / 'report.html'}",
     ):

@@ -24,14 +24,24 @@ def test_results_go_into_the_run(cli, run) -> None:
     results = json.loads((run / "results.json").read_text())
     assert [point["target"] for point in results["points"]] == [0.3, 0.5, 0.7]
     assert [entry["run"] for entry in results["history"]] == ["dynamic"]
+    for point in results["points"]:
+        timed = point["latency"]["1"]
+        assert (
+            timed["median_ms"] == timed["engines"][timed["engine"]]["median_ms"]
+            and "eager" in timed["engines"]
+        )
+    assert set(results["dense"]["latency"]) == {"1", "32"}
     assert (run / "gallery.npz").is_file()
     page = cli("report", run)
     assert page.code == 0 and (run / "report.html").is_file()
     # A budget of 1 opens everything; its threshold is infinite, which JSON lacks.
-    assert "1.000" in cli("eval", run, "--target", "1").out
+    answer = cli("eval", run, "--target", "1", "--times")
+    assert "1.000" in answer.out and "ms at batch" not in answer.out
     again = json.loads((run / "results.json").read_text())["points"]
     assert [point["target"] for point in again] == [0.3, 0.5, 0.7, 1.0]
     assert again[-1]["threshold"] is None
+    # What was not timed again keeps its milliseconds.
+    assert again[0]["latency"] == results["points"][0]["latency"] and "latency" not in again[-1]
 
 
 def test_limit_prints_and_writes_nothing(cli, run) -> None:

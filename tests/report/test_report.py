@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report.synthetic import make_gallery, make_results, write_run
+from tests.report.synthetic import make_gallery, make_results, with_engines, write_run
 
-from dynaconv.report import charts, write_comparison, write_explanation, write_report
+from dynaconv.report import charts, engines, write_comparison, write_explanation, write_report
 from dynaconv.report.gallery import load_gallery
 from dynaconv.report.results import load_results
 
@@ -52,6 +52,26 @@ def test_figures_and_determinism(tmp_path: Path) -> None:
             "results.json",
         ]
     assert texts[0] == texts[1]
+
+
+def test_every_engine_is_shown_where_the_file_tells_them_apart(page: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", with_engines(make_results()), {})
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "Every engine" in text and "Every engine" not in page
+    for told in ("ONNX Runtime", "OpenVINO bf16", "eager executor", "with dynaconv"):
+        assert told in text
+    assert "Not timed: torch.compile (needs a C++ compiler such as g++)." in text
+    assert (run / "figures" / "engines.png").stat().st_size > 5000
+    results = load_results(run)
+    found = engines.entries(results)
+    assert [e.title for e in found[:5]] == [
+        "dynaconv", "PyTorch eager", "ONNX Runtime", "OpenVINO f32", "OpenVINO bf16",
+    ]  # fmt: skip
+    table = engines.engine_table(results)
+    assert len(table["rows"]) == 5 + 2 * 3 and all(len(row) == len(table["columns"]) for row in table["rows"])
+    assert [row[3] for row in table["rows"][:3]] == ["1.00", "1.60", "1.10"]
+    charts_ = engines.engine_charts(results)
+    assert set(charts_) == {"1", "32"} and len(charts_["1"]["data"][0]["x"]) == 11
 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:

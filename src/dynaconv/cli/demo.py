@@ -13,6 +13,7 @@ from dynaconv._table import format_table
 from dynaconv.cli.bench_networks import verify
 from dynaconv.cli.folders import own_or_new_folder
 from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, count, macs, number, say, share
+from dynaconv.cli.times import TIMES_ARE, every_engine, times
 
 HELP = "train, calibrate, time and report on the embedded data set"
 DESCRIPTION = """
@@ -33,6 +34,8 @@ QUICK = {
     "trainer.epochs": 1,
     "trainer.precision": "fp32",
 }
+# Of timing, for each batch size.
+SECONDS = 12.0
 QUICK_SPLITS = {"calibration_size": 256, "test_size": 256}
 
 
@@ -151,7 +154,7 @@ def lean_on(recipe: Any, dense: Path) -> Any:
 
 def _measure(demo: Demo, recipes: dict[str, Any], bundle: Any, dense: Any, dynamic: Any) -> dict[str, Any]:
     from dynaconv.budget import set_budget_
-    from dynaconv.measure import measure_points
+    from dynaconv.measure import EnginesDisagree, measure_points
 
     demo.stage("Measure accuracy, MACs and milliseconds on the test split")
     targets = [row["target"] for row in dynamic.calibration]
@@ -159,16 +162,22 @@ def _measure(demo: Demo, recipes: dict[str, Any], bundle: Any, dense: Any, dynam
     for target in targets:
         set_budget_(dynamic.model, target)
         verify(dynamic.model, images, f"target {target:g}")
-    measured = measure_points(
-        dynamic.model,
-        bundle,
-        targets,
-        dense=dense.model,
-        dense_name=recipes["dense"].model.name,
-        rounds=2 if demo.quick else 25,
-        batch_sizes=(1, 8) if demo.quick else (1, 32),
-        progress=say,
-    )
+    try:
+        measured = measure_points(
+            dynamic.model,
+            bundle,
+            targets,
+            dense=dense.model,
+            dense_name=recipes["dense"].model.name,
+            rounds=2 if demo.quick else 25,
+            seconds=SECONDS,
+            batch_sizes=(1, 8) if demo.quick else (1, 32),
+            # Exporting the network for the others takes longer than the whole toy.
+            rivals=["eager"] if demo.quick else None,
+            progress=say,
+        )
+    except EnginesDisagree as error:
+        raise CommandFailed(str(error)) from None
     measured["dense"]["train_seconds"] = dense.seconds
     for point, row in zip(measured["points"], dynamic.calibration, strict=True):
         point["calibration_ratio"] = row["ratio"]
@@ -205,7 +214,8 @@ def _notes(demo: Demo, dense: Any, dynamic: Any) -> list[str]:
     return [
         f"Training took {dense.seconds:.0f} s for the dense and {dynamic.seconds:.0f} s for the dynamic network.",
         f"The whole demo took {time.monotonic() - demo.started:.0f} s and at most {peak_memory_gb():.2f} GB of memory.",
-        "Before timing, skipping was checked against the masked dense computation, block by block.",
+        "Before timing, skipping was checked against the masked dense computation, block by block, and our engine "
+        "against eager PyTorch.",
     ]
 
 
@@ -222,6 +232,10 @@ def _outcome(demo: Demo, page: Path) -> Outcome:
     seconds, peak = time.monotonic() - demo.started, peak_memory_gb()
     lines = [
         table(results),
+        TIMES_ARE,
+        "",
+        every_engine(results),
+        "",
         f"{seconds / 60:.1f} minutes, peak memory {peak:.2f} GB",
         f"Report: {page}",
         f"Try it: dynaconv explain {demo.out} PICTURE",
@@ -241,7 +255,7 @@ def table(results: dict[str, Any]) -> str:
             "-",
             macs(dense["macs"]),
             "1.000",
-            *_times(dense, batches),
+            *times(dense, batches),
             "-",
         )
     ]
@@ -249,17 +263,8 @@ def table(results: dict[str, Any]) -> str:
         focus = None if not p["density_outside"] else p["density_inside"] / p["density_outside"]
         cost = (number(p["ratio"]), macs(p["executed_macs"]), number(p["macs_ratio"]))
         rows.append(
-            (f"{p['target']:g}", share(p["accuracy"], 2), *cost, *_times(p, batches), number(focus, ".2f"))
+            (f"{p['target']:g}", share(p["accuracy"], 2), *cost, *times(p, batches), number(focus, ".2f"))
         )
     names = [f"ms at batch {batch}" for batch in batches]
     header = ("budget", "accuracy", "conditional", "executed MACs", "of dense", *names, "in/out of box")
     return format_table(header, rows, "l" + "r" * (len(header) - 1))
-
-
-def _times(entry: dict[str, Any], batches: list[str]) -> list[str]:
-    cells = []
-    for batch in batches:
-        time_ms = entry.get("latency", {}).get(batch)
-        ratio = f" ({time_ms['ratio_median']:.2f})" if time_ms and "ratio_median" in time_ms else ""
-        cells.append(f"{time_ms['median_ms']:.2f}{ratio}" if time_ms else "-")
-    return cells

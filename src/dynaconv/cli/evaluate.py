@@ -1,4 +1,4 @@
-"""`dynaconv eval`: accuracy and executed MACs of a saved network on the test split."""
+"""`dynaconv eval`: accuracy, executed MACs and milliseconds of a saved network on the test split."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from dynaconv import _checks
 from dynaconv._table import format_table
 from dynaconv.cli.datasets import run_dataset
 from dynaconv.cli.networks import Opened, choose_targets, open_network, set_target
-from dynaconv.cli.outcome import Outcome, macs, number, say, share
+from dynaconv.cli.outcome import CommandFailed, Outcome, macs, number, say, share
+from dynaconv.cli.times import TIMES_ARE, times
 
-HELP = "accuracy and executed MACs on the test split"
+HELP = "accuracy, executed MACs and milliseconds on the test split"
 DESCRIPTION = """
 Evaluates a saved network at each of its calibrated budgets on the test split of the data set it was trained
-on, and writes results.json and a gallery into the run for dynaconv report (with --limit or other data it
-only prints). --calibrate first finds the thresholds that meet the budgets on the calibration split and
+on, times it with our engine, the eager executor and the dense engines that are installed, and writes
+results.json and a gallery into the run for dynaconv report (with --limit or other data it only prints, and
+times nothing). --calibrate first finds the thresholds that meet the budgets on the calibration split and
 saves them in the run's network."""
 EXAMPLES = """\
 dynaconv eval runs/demo
 dynaconv eval runs/mine --calibrate 0.3 0.5 0.7
 dynaconv eval runs/mine --data imagefolder:photos --target 0.5 --limit 500 --json"""
+
+
+# For each batch size.
+SECONDS = 5.0
 
 
 def add_arguments(parser: Any) -> None:
@@ -49,6 +55,13 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--limit", type=int, default=None, help="number of test pictures; left out, all")
     parser.add_argument("--batch", type=int, default=64, help="pictures evaluated at once")
     parser.add_argument(
+        "--times",
+        type=int,
+        nargs="*",
+        default=[1, 32],
+        help="batch sizes to time, in pictures; --times alone times nothing",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="stop at an unreadable picture instead of skipping it"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -59,11 +72,15 @@ def run(args: Any) -> Outcome:
 
     Raises:
         ValueError: bad targets, other classes than the network's, damaged files.
-        FileNotFoundError: no such run or data.
+        FileNotFoundError: no such run or data. CommandFailed: our engine and eager PyTorch disagree.
     """
+    from dynaconv.measure import EnginesDisagree
+
     if args.limit is not None:
         _checks.cli_at_least("--limit", args.limit, 1)
     _checks.cli_at_least("--batch", args.batch, 1)
+    for batch in args.times:
+        _checks.cli_at_least("--times", batch, 1)
     for target in (*(args.calibrate or ()), *(args.target or ())):
         _checks.fraction("target", target)
     opened = open_network(args.run)
@@ -74,7 +91,10 @@ def run(args: Any) -> Outcome:
         calibrate(opened, bundle, args.calibrate)
     targets = choose_targets(opened.model, args.target)
     own_data = args.data is None and args.limit is None
-    measured, rows = (_whole if own_data else _part)(opened, bundle, targets, args)
+    try:
+        measured, rows = (_whole if own_data else _part)(opened, bundle, targets, args)
+    except EnginesDisagree as error:
+        raise CommandFailed(str(error)) from None
     data = {"run": opened.folder, "data": bundle.name, "rows": rows, "results": measured}
     return Outcome(_text(rows, opened, bundle, measured), data)
 
@@ -130,7 +150,7 @@ def _whole(
             [],
             dense=opened.model,
             dense_name=opened.arch.get("name", "dense"),
-            latency=False,
+            **_timing(args),
         )
         dense = measured["dense"]
         rows = [_row(None, {**dense, "ratio": None}, dense["macs"], dense["macs"], len(bundle.test))]
@@ -138,11 +158,15 @@ def _whole(
     if targets == [None]:
         return _part(opened, bundle, targets, args)
     measured = measure_points(
-        opened.model, bundle, targets, latency=False, batch_size=args.batch, progress=say
+        opened.model, bundle, targets, batch_size=args.batch, progress=say, **_timing(args)
     )
     dense = measured["dense"]["macs"]
     rows = [_row(p["target"], p, p["executed_macs"], dense, len(bundle.test)) for p in measured["points"]]
     return keep_results(opened, bundle, measured, command), rows
+
+
+def _timing(args: Any) -> dict[str, Any]:
+    return {"latency": bool(args.times), "batch_sizes": tuple(args.times), "seconds": SECONDS}
 
 
 def _row(
@@ -156,6 +180,7 @@ def _row(
         "dense_macs": dense,
         "macs_ratio": executed / dense,
         "images": images,
+        "latency": result.get("latency", {}),
     }
 
 
@@ -163,7 +188,9 @@ def _text(rows: list[dict], opened: Opened, bundle: Any, results: Path | None) -
     import dynaconv as dc
 
     as_is = "as trained" if dc.gates(opened.model) else "dense"
-    header = ("budget", "accuracy", "conditional MACs", "executed MACs", "of dense")
+    batches = list(rows[0]["latency"])
+    names = [f"ms at batch {batch}" for batch in batches]
+    header = ("budget", "accuracy", "conditional MACs", "executed MACs", "of dense", *names)
     cells = [
         (
             as_is if r["target"] is None else f"{r['target']:g}",
@@ -171,10 +198,16 @@ def _text(rows: list[dict], opened: Opened, bundle: Any, results: Path | None) -
             number(r["ratio"]),
             macs(r["executed_macs"]),
             number(r["macs_ratio"]),
+            *times(r, batches),
         )
         for r in rows
     ]
-    lines = [format_table(header, cells, "lrrrr"), f"{rows[0]['images']} test pictures of {bundle.name}"]
+    lines = [
+        format_table(header, cells, "l" + "r" * (len(header) - 1)),
+        f"{rows[0]['images']} test pictures of {bundle.name}",
+    ]
+    if batches:
+        lines.append(TIMES_ARE)
     if results is not None:
         lines.append(f"results in {results}; dynaconv report {opened.folder} draws them")
     elif dc.gates(opened.model) and not dc.calibrated_targets(opened.model):

@@ -13,8 +13,8 @@ from dynaconv.cli.networks import Opened
 def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command: str) -> Path:
     """Write results.json and gallery.npz into the run.
 
-    An earlier results.json keeps its title, notes, dense baseline and history; its milliseconds stay with the budgets
-    they were measured at, and its other budgets stay as long as the network is calibrated as it was.
+    An earlier results.json keeps its title, notes, dense baseline and history; milliseconds that were not measured
+    again stay with their budgets, and its other budgets stay as long as the network is calibrated as it was.
     """
     from dynaconv.measure import build_gallery, read_results, write_results
 
@@ -26,15 +26,17 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
     points = merge_points(old.get("points", []), measured["points"])
     dense = measured["dense"]
     if dense["accuracy"] is None:
-        # Without its own measurement, the network without gates is only a stand-in for a trained baseline.
-        dense = old.get("dense") or dense
+        # The network without gates is only a stand-in for a trained baseline; its milliseconds hold.
+        kept = old.get("dense") or dense
+        timed = "latency" in dense and kept["macs"] == dense["macs"]
+        dense = {**kept, "latency": dense["latency"]} if timed else kept
     targets = [point["target"] for point in points]
     return write_results(
         folder,
         title=old.get("title") or f"{folder.name} on {bundle.name}",
         command=old.get("command") or command,
         bundle=bundle,
-        measured={"dense": dense, "points": points},
+        measured={"dense": dense, "points": points, "left_out": measured.get("left_out", {})},
         history=old.get("history") or history(folder),
         notes=old.get("notes", []),
         gallery=build_gallery(opened.model, bundle, targets) if targets else None,
@@ -42,7 +44,7 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
 
 
 def merge_points(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """New points, sorted by target, with the milliseconds of old ones at the same target and threshold.
+    """New points, sorted by target, with the milliseconds of old ones where they have none themselves.
 
     Old points stay where the new ones show that the calibration is the same, or say nothing about it.
     """
@@ -51,7 +53,7 @@ def merge_points(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[d
     same = all(_same_threshold(before[t], after[t]) for t in before.keys() & after.keys())
     merged = {**(before if same else {}), **after}
     for target, point in after.items():
-        if target in before and same and "latency" in before[target]:
+        if target in before and same and "latency" in before[target] and "latency" not in point:
             merged[target] = {**point, "latency": before[target]["latency"]}
     return [merged[target] for target in sorted(merged)]
 

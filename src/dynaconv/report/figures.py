@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynaconv import _checks
-from dynaconv.report import charts, contact_sheet
+from dynaconv.report import charts, contact_sheet, engines
 from dynaconv.report.gallery import Gallery
 from dynaconv.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("accuracy_vs_macs.png", "accuracy_vs_ms.png", "block_density.png", "gallery.png", "training.png")
+NAMES = (
+    "accuracy_vs_macs.png",
+    "accuracy_vs_ms.png",
+    "block_density.png",
+    "engines.png",
+    "gallery.png",
+    "training.png",
+)
 DPI = 200
 BLUE, ORANGE, GREEN, PINK = "#0b6bb0", "#b9520f", "#00805c", "#a8477f"
 BUDGET_COLOURS = ("#0b4f8a", "#3f9bd9", "#a9d3f0", "#cfd6dc", "#e3e3e3")
@@ -75,6 +82,7 @@ def run_figures(results: Results, gallery: Gallery | None) -> dict[str, bytes]:
         made["accuracy_vs_macs.png"] = accuracy_vs_macs(results)
         made["accuracy_vs_ms.png"] = accuracy_vs_ms(results)
         made["block_density.png"] = block_density(results)
+        made["engines.png"] = engine_bars(results)
         made["training.png"] = training(results)
         if gallery is not None and len(gallery):
             made["gallery.png"] = contact_sheet.contact_sheet(gallery)
@@ -223,6 +231,28 @@ def block_density(results: Results) -> Figure | None:
         columnspacing=1.2,
         handlelength=1.2,
     )
+    return figure
+
+
+def engine_bars(results: Results) -> Figure | None:
+    """Milliseconds of every engine, a panel per batch size, at most three."""
+    found = engines.entries(results)
+    batches = [batch for batch in results.batches if any(batch in entry.latency for entry in found)][:3]
+    if not batches:
+        return None
+    figure, panels = new_figure(1.6 + 4.4 * len(batches), 1.4 + 0.26 * len(found), len(batches))
+    for axes, batch in zip(panels, batches, strict=True):
+        shown = [entry for entry in found if batch in entry.latency][::-1]
+        names = [f"{entry.network}: {entry.title}" for entry in shown]
+        colours = [ORANGE if entry.target is None else BLUE for entry in shown]
+        bars = axes.barh(names, [entry.latency[batch].ms for entry in shown], color=colours, height=0.7)
+        for bar, entry in zip(bars, shown, strict=True):
+            bar.set_alpha(0.45 if entry.engine == "eager" else 0.9)
+        axes.bar_label(bars, [f"{entry.latency[batch].ms:.3g}" for entry in shown], padding=3, fontsize=8)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.14)
+        axes.set(xlabel="ms per image (batch 1)" if batch == 1 else f"ms per batch of {batch} images")
+        axes.set_title(f"Every engine, batch {batch}")
     return figure
 
 

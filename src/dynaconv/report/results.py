@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one forward pass of a whole batch; ratios are dynamic / dense (below 1 is faster)."""
+    """Milliseconds of one forward pass of a whole batch; ratios are dynamic / fastest dense (below 1 is faster).
+
+    engine: what ran it, None in files from before engines were told apart (eager PyTorch ran all of those). engines:
+    every engine that was timed on this network, that one among them.
+    """
 
     min_ms: float | None
     median_ms: float | None
     ratio_min: float | None = None
     ratio_median: float | None = None
+    engine: str | None = None
+    engines: dict[str, Latency] = field(default_factory=dict)
 
     @property
     def ms(self) -> float | None:
@@ -111,6 +117,7 @@ class Results:
     points: tuple[Point, ...]
     history: tuple[Epoch, ...]
     notes: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -212,6 +219,7 @@ class _Reader:
             points=tuple(sorted(points, key=lambda point: point.target)),
             history=tuple(sorted(history, key=lambda row: (row.run, row.epoch))),
             notes=self.strings(raw.get("notes"), "notes"),
+            left_out={k: str(v) for k, v in self.mapping(raw.get("left_out"), "left_out").items()},
         )
 
     def dense(self, value: Any) -> Dense:
@@ -256,18 +264,29 @@ class _Reader:
             if not str(key).isdecimal():
                 raise self.fail(f"{field}.{key}", "a batch size as its name", key)
             row = self.mapping(row, f"{field}.{key}")
-            least, median, ratio_min, ratio_median = (
-                self.number(row, name, f"{field}.{key}.")
-                for name in ("min_ms", "median_ms", "ratio_min", "ratio_median")
-            )
             base = dense.get(int(key))
-            if ratio_median is None and base and base.median_ms and median is not None:
-                ratio_median = median / base.median_ms
-            if ratio_min is None and base and base.min_ms and least is not None:
-                ratio_min = least / base.min_ms
-            if least is not None or median is not None:
-                timed[int(key)] = Latency(least, median, ratio_min, ratio_median)
+            found = self.times(row, f"{field}.{key}", base)
+            engines = {
+                name: times
+                for name, entry in self.mapping(row.get("engines"), f"{field}.{key}.engines").items()
+                if (times := self.times(self.mapping(entry, f"{field}.{key}.engines.{name}"), name, base))
+            }
+            if found is not None:
+                engine = str(row["engine"]) if row.get("engine") else None
+                timed[int(key)] = replace(found, engine=engine, engines=engines)
         return dict(sorted(timed.items()))
+
+    def times(self, row: dict, where: str, base: Latency | None) -> Latency | None:
+        """One measurement, its ratios to the dense one filled in; None without milliseconds."""
+        least, median, ratio_min, ratio_median = (
+            self.number(row, name, f"{where}.")
+            for name in ("min_ms", "median_ms", "ratio_min", "ratio_median")
+        )
+        if ratio_median is None and base and base.median_ms and median is not None:
+            ratio_median = median / base.median_ms
+        if ratio_min is None and base and base.min_ms and least is not None:
+            ratio_min = least / base.min_ms
+        return None if least is None and median is None else Latency(least, median, ratio_min, ratio_median)
 
     def blocks(self, value: Any, field: str) -> list[Block]:
         rows = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynaconv._files import atomic_write_bytes, atomic_write_text
-from dynaconv.report import charts, figures, tables, wording
+from dynaconv.report import charts, engines, figures, tables, wording
 from dynaconv.report.gallery import Gallery, load_gallery
 from dynaconv.report.page import render
 from dynaconv.report.results import Results, load_results
@@ -55,6 +55,7 @@ def run_page(results: Results, gallery: Gallery | None) -> str:
             "accuracy_vs_macs": charts.accuracy_vs_macs(results),
             "accuracy_vs_ms": timed,
             "saved": charts.saved_chart(results),
+            "engines": engines.engine_charts(results),
             "blocks": blocks,
             "training": charts.training_charts(results),
         },
@@ -76,6 +77,8 @@ def run_page(results: Results, gallery: Gallery | None) -> str:
         saved_sentences=[wording.saved_sentence(p) for p in results.points if wording.saved_sentence(p)],
         saved_missing=wording.saved_missing(results),
         table=run_table(results),
+        engines=engines.engine_table(results),
+        left_out=engines.left_out(results),
         block_targets=[(target, target) for target in blocks],
         facts=wording.facts(results),
         definitions=wording.definitions(),
