@@ -1,0 +1,120 @@
+// The mixture of experts for one panel and a few images. Source: CondConv, arXiv 1904.04971, equation 1; with coefficients
+// for every output DyNet's (OpenReview SyeZIkrKwS, equation 1), with scales ODConv's (arXiv 2209.07947, equation 4).
+
+#include "panels.h"
+
+#include <cstring>
+
+namespace {
+
+constexpr int64_t kChunkBytes = 600 << 10;   // of a chunk's experts and what is mixed of them, to stay in the L2 cache
+constexpr int64_t kSmallBytes = 1280 << 10;  // of an image's mixed weights, to stay in the caches of all threads
+
+}  // namespace
+
+PanelShape::PanelShape(const Plan& plan, const Step& step) {
+  const Conv& conv = plan.convs[step.conv[0]];
+  outputs = conv.out_channels / conv.groups;
+  channels = conv.in_channels / conv.groups;
+  taps = int64_t{conv.kernel[0]} * conv.kernel[1];
+  count = step.ints[0];
+  depthwise = outputs == 1 && channels == 1 && conv.groups > 1;
+  if (depthwise) outputs = conv.out_channels;
+  per_group = (outputs + kPanel - 1) / kPanel;
+  panels = depthwise ? per_group : per_group * conv.groups;
+  winograd = step.ints[2] != 0;
+  small = panels * panel_floats(channels) * 4 <= kSmallBytes;
+  const int64_t mixed = winograd ? 2 : kMostMixed;
+  const int64_t fits = std::max<int64_t>(16, kChunkBytes / (kPanel * 4 * (taps * count + mixed * points())));
+  const int64_t chunks = (channels + fits - 1) / fits;
+  chunk = std::min(channels, ((channels + chunks - 1) / chunks + 3) / 4 * 4);
+  // Taps that lie a multiple of 4 KiB apart would fight for the same lines of the cache.
+  if (chunk < channels && taps > 1 && chunk % 32 == 0) chunk = std::min(channels, chunk + 4);
+}
+
+int64_t PanelShape::scratch_floats() const {
+  const int64_t rows = chunk * taps;
+  return int64_t{kMostMixed} * (count * kPanel + rows) + 2 * rows + 64;
+}
+
+PanelMixer::PanelMixer(const Run& run, const Step& step, const PanelShape& shape, float* scratch)
+    : run_(run), step_(step), shape_(shape), conv_(run.conv(step.conv[0])) {
+  places_ = reinterpret_cast<int64_t*>(scratch);
+  shares_ = scratch + 2 * shape.chunk * shape.taps;
+  scale_ = shares_ + int64_t{kMostMixed} * shape.count * kPanel;
+}
+
+void PanelMixer::take_shares(int64_t panel, int64_t image, float* shares, bool scaled) const {
+  const float* from = row(step_.aux[0], image);
+  const float* scale = scaled ? row(step_.aux[3], image) : nullptr;
+  const int64_t first = shape_.first_output(panel);
+  const int columns = shape_.columns(panel);
+  for (int e = 0; e < shape_.count; ++e, shares += kPanel) {
+    for (int c = 0; c < kPanel; ++c) {
+      const int64_t o = first + std::min(c, columns - 1);
+      shares[c] = (step_.ints[1] ? from[o * shape_.count + e] : from[e]) * (scale ? scale[o] : 1.0f);
+    }
+  }
+}
+
+const float* PanelMixer::take_scale(int64_t panel, int64_t image, int images, int64_t first, int64_t channels) {
+  if (step_.aux[1] < 0 && step_.aux[2] < 0) return nullptr;
+  // A depthwise kernel's input channels are its outputs, whose scale is among the shares.
+  const int64_t start = shape_.depthwise ? 0 : panel / shape_.per_group * shape_.channels + first;
+  float* to = scale_;
+  for (int i = 0; i < images; ++i) {
+    const float *taps = row(step_.aux[1], image + i), *own = row(step_.aux[2], image + i);
+    for (int64_t k = 0; k < channels; ++k)
+      for (int64_t t = 0; t < shape_.taps; ++t) *to++ = (taps ? taps[t] : 1.0f) * (own ? own[start + k] : 1.0f);
+  }
+  return scale_;
+}
+
+const int64_t* PanelMixer::take_places(int64_t channels, int64_t step) {
+  if (shape_.taps == 1) return nullptr;
+  if (channels != placed_channels_ || step != placed_step_) {
+    int64_t* to = places_;
+    for (int64_t k = 0; k < channels; ++k)
+      for (int64_t t = 0; t < shape_.taps; ++t) *to++ = t * step + k * kPanel;
+    placed_channels_ = channels;
+    placed_step_ = step;
+  }
+  return places_;
+}
+
+void PanelMixer::mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place) {
+  const int64_t row_floats = int64_t{shape_.count} * kPanel;
+  for (int i = 0; i < images; ++i) take_shares(panel, image + i, shares_ + i * row_floats, true);
+  MixCall call{};
+  call.experts = static_cast<const float*>(conv_.weight) + (panel * shape_.channels + first) * shape_.taps * row_floats;
+  call.rows = channels * shape_.taps;
+  call.count = shape_.count;
+  call.shares = shares_;
+  call.images = images;
+  call.scale = take_scale(panel, image, images, first, channels);
+  call.out = place.out;
+  call.image_step = place.image_step;
+  if (place.winograd) {
+    call.point_step = place.step;
+    mix_kernels().mix_winograd(call);
+  } else {
+    call.places = take_places(channels, place.step);
+    mix_kernels().mix(call);
+  }
+}
+
+void PanelMixer::bias(int64_t panel, int64_t image, float* out) {
+  std::memcpy(out, conv_.bias + panel * kPanel, kPanel * sizeof(float));
+  if (step_.conv[1] < 0) return;
+  take_shares(panel, image, shares_, false);
+  float mixed[kPanel];
+  MixCall call{};
+  call.experts = static_cast<const float*>(run_.conv(step_.conv[1]).weight) + panel * shape_.count * kPanel;
+  call.rows = 1;
+  call.count = shape_.count;
+  call.shares = shares_;
+  call.images = 1;
+  call.out = mixed;
+  mix_kernels().mix(call);
+  for (int c = 0; c < kPanel; ++c) out[c] += mixed[c];
+}

@@ -1,0 +1,66 @@
+// Weights of each sample, made one panel of outputs at a time: the mixture of a dynamic convolution's experts.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../kernels/gemm.h"
+#include "../kernels/mixing.h"
+#include "run.h"
+
+// What follows from a step's geometry alone.
+struct PanelShape {
+  int64_t panels, per_group;   // all panels, and those of one group
+  int64_t outputs, channels;   // of one group
+  int64_t taps;
+  int count;                   // experts
+  bool depthwise, winograd;    // Winograd may be used
+  bool small;                  // the mixed weights of an image stay in the cache
+  int64_t chunk;               // input channels that are mixed at once
+
+  PanelShape(const Plan& plan, const Step& step);
+  int64_t points() const { return winograd ? 16 : taps; }
+  // Floats of the mixed weights of one panel and `channels` channels, with room between the points.
+  int64_t panel_floats(int64_t of_channels) const { return points() * (of_channels * kPanel + kPanel); }
+  int64_t scratch_floats() const;
+  int columns(int64_t panel) const {
+    return static_cast<int>(std::min<int64_t>(kPanel, outputs - panel % per_group * kPanel));
+  }
+  int64_t first_output(int64_t panel) const { return panel / per_group * outputs + panel % per_group * kPanel; }
+};
+
+// Where mixed weights go. Direct: out + i * image_step + t * step + k * kPanel for tap t and channel k of image i.
+// Winograd: the same with points instead of taps.
+struct PanelPlace {
+  float* out;
+  int64_t image_step, step;
+  bool winograd;
+};
+
+class PanelMixer {
+ public:
+  // scratch: scratch_floats() for each thread.
+  PanelMixer(const Run& run, const Step& step, const PanelShape& shape, float* scratch);
+
+  // Of channels [first, first + channels), at most shape.chunk, for at most kMostMixed images from `image` on.
+  void mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place);
+  // [kPanel], static and mixed.
+  void bias(int64_t panel, int64_t image, float* out);
+
+ private:
+  void take_shares(int64_t panel, int64_t image, float* shares, bool scaled) const;
+  const float* take_scale(int64_t panel, int64_t image, int images, int64_t first, int64_t channels);
+  const int64_t* take_places(int64_t channels, int64_t step);
+  const float* row(int32_t value, int64_t image) const {
+    return value < 0 ? nullptr : reinterpret_cast<const float*>(run_.data(value)) + image * run_.value(value).stride;
+  }
+
+  const Run& run_;
+  const Step& step_;
+  const PanelShape& shape_;
+  const Conv& conv_;
+  float *shares_, *scale_;
+  int64_t* places_;
+  int64_t placed_channels_ = -1, placed_step_ = -1;
+};
