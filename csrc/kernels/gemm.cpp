@@ -16,29 +16,49 @@ DYNACONV_INLINE Vector clamped(Vector v, Vector low, Vector high) {
   return at_most(at_least(v, low), high);
 }
 
-// The general end of a tile: sums wait in `block`, and any activation, residual and number of columns is served.
-template <typename Vector, int Rows>
-DYNACONV_INLINE void finish(const TileCall& call, float* block, int row, int column, int width) {
-  constexpr int kLanes = sizeof(Vector) / sizeof(float);
-  for (int r = 0; r < Rows; ++r) {
-    float* values = block + r * 2 * kLanes;
-    float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
-    for (int c = 0; c < 2 * kLanes; c += kLanes)
-      store<Vector>(values + c, activate<Vector>(load<Vector>(values + c), call.activation));
-    if (call.residual) {
+// The switch lies outside of the loop: what is left inside is straight code.
+template <typename Vector>
+DYNACONV_INLINE void activate_block(float* values, int count, int activation) {
+#define DYNACONV_CASE(ACTIVATION)                                                       \
+  case ACTIVATION:                                                                      \
+    for (int i = 0; i < count; i += kLanesOf<Vector>)                                   \
+      store<Vector>(values + i, activate<Vector>(load<Vector>(values + i), ACTIVATION)); \
+    break;
+  switch (activation) {
+    DYNACONV_CASE(kRelu) DYNACONV_CASE(kRelu6) DYNACONV_CASE(kSilu) DYNACONV_CASE(kHardswish)
+    DYNACONV_CASE(kSigmoid) DYNACONV_CASE(kHardsigmoid) DYNACONV_CASE(kGelu) DYNACONV_CASE(kLeakyRelu)
+    default: break;
+  }
+#undef DYNACONV_CASE
+}
+
+// The general end of a tile: sums wait in `block`, rows `step` apart (a multiple of the vector's length), and any
+// activation, residual and number of columns is served.
+template <typename Vector>
+DYNACONV_INLINE void finish(const TileCall& call, float* block, int step, int rows, int row, int column, int width) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  activate_block<Vector>(block, rows * step, call.activation);
+  if (call.residual) {
+    for (int r = 0; r < rows; ++r) {
       const float* add = static_cast<const float*>(call.residual[row + r]) + call.column + column;
-      for (int c = 0; c < width; ++c) values[c] += add[c];
+      for (int c = 0; c < width; ++c) block[r * step + c] += add[c];
     }
-    if (call.final_activation != kNone)
-      for (int c = 0; c < 2 * kLanes; c += kLanes)
-        store<Vector>(values + c, activate<Vector>(load<Vector>(values + c), call.final_activation));
-    __builtin_memcpy(out, values, width * sizeof(float));
+  }
+  activate_block<Vector>(block, rows * step, call.final_activation);
+  for (int r = 0; r < rows; ++r) {
+    float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
+    const float* values = block + r * step;
+    int c = 0;
+    for (; c + kLanes <= width; c += kLanes) store<Vector>(out + c, load<Vector>(values + c));
+    for (; c < width; ++c) out[c] = values[c];
   }
 }
 
+using Finish = void (*)(const TileCall& call, float* block, int step, int rows, int row, int column, int width);
+
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
-DYNACONV_INLINE void piece(const TileCall& call, int row, int column) {
+DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
   Vector sums[Rows][Columns];
 #pragma GCC unroll 4
@@ -101,39 +121,43 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column) {
     for (int c = 0; c < Columns; ++c) store<Vector>(block + (r * 2 + c) * kLanes, sums[r][c]);
   if constexpr (Columns == 1)
     for (int r = 0; r < Rows; ++r) store<Vector>(block + (r * 2 + 1) * kLanes, Vector{});
-  finish<Vector, Rows>(call, block, row, column, width);
+  end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
 template <typename Vector, int Most, int Rows, int Columns>
-DYNACONV_INLINE void all_rows(const TileCall& call, int column) {
+DYNACONV_INLINE void all_rows(const TileCall& call, int column, Finish end) {
   constexpr int kWhole = Rows / Most * Most;
-  for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, Columns>(call, row, column);
-  if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, Columns>(call, kWhole, column);
+  for (int row = 0; row < kWhole; row += Most) piece<Vector, Most, Columns>(call, row, column, end);
+  if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, Columns>(call, kWhole, column, end);
 }
 
 // Rows in pieces of at most `Most`, columns in pieces of two vectors, one, or half of one at the end of a panel.
 template <typename Vector, typename Half, int Most, int Rows>
-DYNACONV_INLINE void tile(const TileCall& call) {
+DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
   for (int column = 0; column < call.columns;) {
     const int left = call.columns - column;
     if (left > kLanes + kLanes / 2) {
-      all_rows<Vector, Most, Rows, 2>(call, column);
+      all_rows<Vector, Most, Rows, 2>(call, column, end);
       column += 2 * kLanes;
     } else if (left > kLanes / 2) {
-      all_rows<Vector, Most, Rows, 1>(call, column);
+      all_rows<Vector, Most, Rows, 1>(call, column, end);
       column += kLanes;
     } else {
-      all_rows<Half, Most, Rows, 1>(call, column);
+      all_rows<Half, Most, Rows, 1>(call, column, end);
       column += kLanes / 2;
     }
   }
 }
 
 #define DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, ROWS) \
-  TARGET void tile_##NAME##_##ROWS(const TileCall& call) { tile<VECTOR, HALF, MOST, ROWS>(call); }
+  TARGET void tile_##NAME##_##ROWS(const TileCall& call) { tile<VECTOR, HALF, MOST, ROWS>(call, finish_##NAME); }
 
-#define DYNACONV_TILES(NAME, TARGET, VECTOR, HALF, MOST)                                                                \
+#define DYNACONV_TILES(NAME, TARGET, VECTOR, HALF, MOST) \
+  TARGET __attribute__((noinline)) void finish_##NAME(const TileCall& call, float* block, int step, int rows, int row, \
+                                                      int column, int width) {                                       \
+    finish<VECTOR>(call, block, step, rows, row, column, width);                                                     \
+  }                                                                                                                  \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 2)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 4)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 6)                      \
