@@ -85,8 +85,10 @@ struct Checker {
     return value(id, what) && (at(id).dtype == kFloat32 || fail(std::string(what) + " must be float32"));
   }
   bool winograd(const Step& s, const Value& in, const Value& out) {
+    return !data.convs[s.conv[0]].winograd || minimal(s, in, out);
+  }
+  bool minimal(const Step& s, const Value& in, const Value& out) {
     const Conv& c = data.convs[s.conv[0]];
-    if (!c.winograd) return true;
     for (int i = 0; i < 2; ++i)
       if (c.kernel[i] != 3 || c.stride[i] != 1 || c.dilation[i] != 1) return fail("Winograd weights are for 3x3, stride 1");
     if (c.groups != 1 || in.dtype != kFloat32 || s.closed) return fail("Winograd weights are for one group, float32, open rows");
@@ -94,6 +96,26 @@ struct Checker {
       return fail("an output size does not follow from kernel, stride and padding");
     if (s.grid2 >= 0 && !lies_on(s.grid2, in)) return false;
     return s.grid < 0 || data.grids[s.grid].tiles || fail("a masked Winograd convolution needs the tiles of its grid");
+  }
+  // Numbers of each image: coefficients, attention.
+  bool numbers(int32_t id, int64_t count) {
+    if (!value(id, "coefficients")) return false;
+    const Value& v = at(id);
+    return (v.dtype == kFloat32 && v.height * v.width == 1 && v.channels == count) ||
+           fail("coefficients must be float32, on a 1x1 grid, as many as the step needs");
+  }
+  bool dynamic(const Step& s, const Value& in, const Value& out) {
+    if (!convolution(s, s.conv[0], in, out) || !residual(s, out)) return false;
+    const Conv& c = data.convs[s.conv[0]];
+    if (in.dtype != kFloat32 || out.dtype != kFloat32) return fail("experts are mixed in float32");
+    if (s.ints[0] < 1 || s.ints[0] > 4096) return fail("the number of experts is out of range");
+    if (s.conv[1] >= 0 && !data.convs[s.conv[1]].weight) return fail("biases to mix are missing");
+    const bool depthwise = c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
+    if (depthwise && s.aux[2] >= 0) return fail("a depthwise kernel's channels are scaled as outputs");
+    return numbers(s.aux[0], int64_t{s.ints[0]} * (s.ints[1] ? c.out_channels : 1)) &&
+           (s.aux[1] < 0 || numbers(s.aux[1], int64_t{c.kernel[0]} * c.kernel[1])) &&
+           (s.aux[2] < 0 || numbers(s.aux[2], c.in_channels)) && (s.aux[3] < 0 || numbers(s.aux[3], c.out_channels)) &&
+           (!depthwise || no_closed(s)) && (!s.ints[2] || minimal(s, in, out));
   }
   bool inverted(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);
@@ -122,7 +144,7 @@ struct Checker {
     if (!grid(s.grid) || !grid(s.grid2) || !conv(s.conv[0])) return false;
     const Grid &out = data.grids[s.grid], &in = data.grids[s.grid2];
     return (s.grid != s.grid2 || fail("a grid cannot be dilated into itself")) &&
-           geometry(data.convs[s.conv[0]], in.height, in.width, out.height, out.width);
+           geometry(data.convs[s.conv[0]], in.height, in.width, out.height, out.width, true);  // one decision for several
   }
   bool gate(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);

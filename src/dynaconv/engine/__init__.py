@@ -4,8 +4,8 @@
 compiled kernels (csrc/plan) or with PyTorch operations.
 """
 
-from dynaconv.engine.compiled import CompiledModel, load
+from dynaconv.engine.compiled import CompiledModel, RunStats, load
 from dynaconv.engine.compiler import compile
 from dynaconv.engine.plan_table import PlanTable
 
-__all__ = ["CompiledModel", "PlanTable", "compile", "load"]
+__all__ = ["CompiledModel", "PlanTable", "RunStats", "compile", "load"]

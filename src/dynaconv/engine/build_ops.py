@@ -191,9 +191,13 @@ def avg_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None
     size = b.map_size(node, "nchw")
     if not is_map(x, "nchw") or size is None or call["divisor_override"] is not None:
         return None
+    stride, padding = pair(call["stride"] or kernel), pair(call["padding"])
+    # With ceil_mode a window may be larger than the map; what lies outside does not count.
+    room = [s + 2 * p for s, p in zip(x.node.size, padding, strict=False)]
+    kernel = tuple(min(k, r) for k, r in zip(pair(kernel), room, strict=True))
     return b.add(
-        "avg_pool", node, size, "nchw", {"x": x.node}, kernel=pair(kernel), stride=pair(call["stride"] or kernel),
-        padding=pair(call["padding"]), dilation=(1, 1), include_pad=bool(call["count_include_pad"]),
+        "avg_pool", node, size, "nchw", {"x": x.node}, kernel=kernel, stride=stride,
+        padding=padding, dilation=(1, 1), include_pad=bool(call["count_include_pad"]),
     )  # fmt: skip
 
 

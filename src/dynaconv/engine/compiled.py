@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,38 @@ from dynaconv.engine.plan_table import PlanTable
 from dynaconv.testing.masks import ForcedMask
 
 BACKENDS = ("auto", "cpu", "triton", "eager")
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """What one forward took.
+
+    Attributes:
+        images: N.
+        open_rows: of every grid of the plan, over the batch.
+        step_ns: wall time of every native step in nanoseconds.
+        densities: open share of every gate's mask, by name of block.
+        steps: {"layer", "kernel", "ms"} of every native step.
+    """
+
+    images: int
+    open_rows: list[int]
+    step_ns: list[float]
+    densities: dict[str, float]
+    steps: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, plan: Plan, n: int, open_rows: list[int], step_ns: list[float]) -> RunStats:
+        """From what the executor counted."""
+        densities = {}
+        for gate in plan.gates:
+            grid = plan.grids[gate.grid]
+            densities[gate.name] = open_rows[gate.grid] / (n * grid.height * grid.width)
+        steps = [
+            {"layer": step.layer, "kernel": step.kind, "ms": ns / 1e6}
+            for step, ns in zip(plan.steps, step_ns, strict=False)
+        ]
+        return cls(n, open_rows, step_ns[: len(plan.steps)], densities, steps)
 
 
 class CompiledModel:
@@ -47,6 +79,7 @@ class CompiledModel:
         self._program = Program(plan, self.backend)
         self._out_spec = out_spec
         self._source = None if source is None else weakref.ref(source)
+        self._source_gates = {} if source is None else {n: weakref.ref(g) for n, g in gates(source).items()}
         self._forced: dict[str, ForcedMask] = {}
 
     @property
@@ -72,23 +105,10 @@ class CompiledModel:
         """
         return self._run(inputs)[0]
 
-    def run_with_stats(self, *inputs: Any) -> tuple[Any, dict[str, Any]]:
-        """The result, and what it took: open rows and density of every gate, milliseconds of every step.
-
-        Returns:
-            (y, {"images": N, "gates": {name: {"open_rows", "density"}}, "steps": [{"layer", "kernel", "ms"}]}).
-        """
+    def run_with_stats(self, *inputs: Any) -> tuple[Any, RunStats]:
+        """The result, and what it took: see `RunStats`."""
         y, forward, n = self._run(inputs, timed=True)
-        plan = self._program.plan
-        open_rows, found = list(forward.open_rows), {}
-        for gate in plan.gates:
-            rows = n * plan.grids[gate.grid].height * plan.grids[gate.grid].width
-            found[gate.name] = {"open_rows": open_rows[gate.grid], "density": open_rows[gate.grid] / rows}
-        steps = [
-            {"layer": s.layer, "kernel": s.kind, "ms": forward.step_ns[i] / 1e6}
-            for i, s in enumerate(plan.steps)
-        ]
-        return y, {"images": n, "gates": found, "steps": steps}
+        return y, RunStats.of(self._program.plan, n, list(forward.open_rows), list(forward.step_ns))
 
     def _run(self, inputs: tuple[Any, ...], timed: bool = False, forced: dict[str, Tensor] | None = None):
         program = self._program
@@ -114,21 +134,19 @@ class CompiledModel:
         masks = self._active_masks() if forced is None else {}
         for gate in plan.gates:
             grid = plan.grids[gate.grid]
-            mask = (forced or {}).get(gate.name)
-            if mask is None and gate.name in masks:
-                mask = masks[gate.name].mask(n, (grid.height, grid.width))
-            if mask is not None:
-                found[gate.grid] = mask.reshape(n, grid.height, grid.width) > 0.5
+            if forced is not None and gate.name in forced:
+                found[gate.grid] = forced[gate.name].reshape(n, grid.height, grid.width) > 0.5
+            elif gate.name in masks:
+                found[gate.grid] = masks[gate.name].decisions(n, (grid.height, grid.width))
         return found
 
     def _active_masks(self) -> dict[str, ForcedMask]:
-        source = None if self._source is None else self._source()
+        """Masks forced on the network that this came from, overruled by those forced on this model."""
         found = {}
-        if source is not None:
-            for name, gate in gates(source).items():
-                hooks = [h for h in gate._forward_hooks.values() if isinstance(h, ForcedMask)]
-                if hooks:
-                    found[name] = hooks[0]
+        for name, reference in self._source_gates.items():
+            gate = reference()
+            hooks = () if gate is None else gate._forward_hooks.values()
+            found.update((name, hook) for hook in hooks if isinstance(hook, ForcedMask))
         return found | self._forced
 
     def force(self, masks: dict[str, ForcedMask]) -> dict[str, ForcedMask]:

@@ -51,7 +51,12 @@ def _parts(project: Node, users: dict[Node, list[Node]]) -> tuple[Node | None, N
 
 
 def _inner(node: Node, users: dict[Node, list[Node]]) -> bool:
-    return node.op == "conv" and len(users[node]) == 1 and "residual" not in node.inputs and "closed_act" not in node.attrs
+    return (
+        node.op == "conv"
+        and len(users[node]) == 1
+        and "residual" not in node.inputs
+        and "closed_act" not in node.attrs
+    )
 
 
 def _pointwise(node: Node) -> bool:

@@ -307,7 +307,8 @@ class _Lowering:
 
     def _upsample(self, node: Node) -> None:
         factors = node.attrs["factors"]
-        conv = self._conv_data(Conv("none", 1, 1, 1, factors, factors))
+        kernel = (min(factors[0], node.size[0]), min(factors[1], node.size[1]))
+        conv = self._conv_data(Conv("none", 1, 1, 1, kernel, factors))
         source = self.grids[node.x]
         grid = self._grid(node, self.plan.grids[source].gate)
         # Forced masks have the size of the gate's result, which is this one.

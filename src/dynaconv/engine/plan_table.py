@@ -16,11 +16,12 @@ class PlanTable:
 
     Attributes:
         steps: one dict for each native step: layer, kernel, dense_ms, sparse_ms, break_even, choice, reason.
+        raw: the `dynaconv.engine.plan.Plan`.
         aten: one dict for each operation that runs through ATen: layer, operation, reason.
     """
 
     def __init__(self, plan: Plan, backend: str = "cpu", backend_reason: str | None = None) -> None:
-        self.backend, self.backend_reason = backend, backend_reason
+        self.raw, self.backend, self.backend_reason = plan, backend, backend_reason
         self.arena_bytes, self.image = plan.arena_bytes, plan.image
         self.steps = [_row(plan, i, step) for i, step in enumerate(plan.steps)]
         self.aten = [{"layer": a.layer, "operation": a.target, "reason": a.reason} for a in plan.aten]

@@ -46,10 +46,11 @@ class Run:
     weights: dict[int, tuple[Tensor, ...]]
     poison: bool = False
     masks: dict[int, Tensor] = field(default_factory=dict)
-    step_ns: dict[int, float] = field(default_factory=dict)
+    step_ns: list[float] = field(init=False)
     arena: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.step_ns = [0.0] * len(self.plan.steps)
         size = self.plan.arena_bytes * self.n
         self.arena = torch.empty(size, dtype=torch.uint8)
         self.arena.view(torch.float32).fill_(float("nan") if self.poison else 0.0)

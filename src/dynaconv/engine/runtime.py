@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import weakref
 
 import torch
@@ -16,12 +15,13 @@ from dynaconv.ops import _native
 _TEXT = 512
 
 
-@functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels with the plan functions declared, or None."""
     loaded, _ = _native.load()
     if loaded is None or not hasattr(loaded, "dynaconv_plan_create"):
         return None
+    if loaded.dynaconv_plan_create.restype is ctypes.c_void_p:
+        return loaded
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     loaded.dynaconv_plan_create.argtypes = [ctypes.POINTER(PlanData), ctypes.c_char_p, i64]
     loaded.dynaconv_plan_create.restype = pointer
@@ -41,10 +41,10 @@ def library() -> ctypes.CDLL | None:
 
 def missing() -> str | None:
     """Why the native executor cannot be used, or None when it can."""
-    reason = _native.missing()
-    if reason is None and library() is None:
-        return "the compiled kernels are from another version; run `make setup`"
-    return reason
+    loaded, reason = _native.load()
+    if loaded is None:
+        return reason
+    return None if library() else "the compiled kernels are from another version; run `make setup`"
 
 
 class NativePlan:
@@ -91,7 +91,8 @@ class NativeRun:
     ) -> None:
         self.native, self.n, self.externals, self.threads = native, n, externals, threads
         self.plan = native.plan
-        self.forced = {g: mask.to(torch.uint8).contiguous() for g, mask in forced.items()}
+        # Booleans are bytes of 0 and 1.
+        self.forced = {g: mask.contiguous() for g, mask in forced.items()}
         self._forced = (ctypes.c_void_p * max(len(self.plan.grids), 1))()
         for grid, mask in self.forced.items():
             self._forced[grid] = mask.data_ptr()

@@ -54,6 +54,7 @@ class ForcedMask:
         self.density = density
         self._salt = seed * 1_000_003 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
         self._masks: dict[tuple[int, ...], Tensor] = {}
+        self._decisions: dict[tuple[int, ...], Tensor] = {}
 
     def mask(self, n: int, size: tuple[int, int]) -> Tensor:
         """The decision [n, 1, h, w] for `size` = (h, w), the same at every call."""
@@ -61,6 +62,13 @@ class ForcedMask:
         if key not in self._masks:
             self._masks[key] = blob_mask(n, size, self.density, self._salt)
         return self._masks[key]
+
+    def decisions(self, n: int, size: tuple[int, int]) -> Tensor:
+        """The same as [n, h, w] of bool."""
+        key = (n, *size)
+        if key not in self._decisions:
+            self._decisions[key] = self.mask(n, size)[:, 0] > 0.5
+        return self._decisions[key]
 
     def __call__(self, _gate: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         """The forward hook."""
