@@ -28,8 +28,18 @@ struct Value {
 // Weights and geometry. `weight` is packed for the kernel that the step names:
 //   kConv       [groups][panels of 32 outputs][taps * in_channels / groups][32], zero padded; taps in row-major order
 //   kDepthwise  [taps][channels]
-//   kStem       one panel block as kConv, but depth runs over (channel, ky, kx), padded to a multiple of 4 with zeros
-//   kGate       [taps][C], for squeeze followed by [C] of the Linear; bias[0] is the sum of both biases
+//   kStem       as kConv
+//   kGate       [taps][C] float32, for squeeze followed by [C] of the Linear; bias[0] is the sum of both biases
+// For bfloat16 inputs (for kStem: outputs) the weights are bfloat16, rounded to the nearest, with pairs of neighbours in
+// depth beside each other:
+//   kConv       [groups][panels of 32 outputs][taps][(in_channels / groups + 1) / 2][32][2], zeros beside odd channels
+//   kStem       as kConv with ky as the taps and (kx, channel) as their channels
+//   kDepthwise  [panels of 32 channels][pairs of taps][2][16][2]: channel 8 q + 4 half + r lies at [half][4 q + r]. Kernel
+//               rows 2 i and 2 i + 1 pair up column by column; a last odd row pairs columns 2 j and 2 j + 1, the last of
+//               them with zero. Its bias is padded to whole panels
+//   kDynamicConv  [groups][panels of 32 outputs][in_channels / groups][taps][experts][32] float32; one channel a group:
+//               [panels of 32 channels][taps][experts][32], bias [panels * 32]. conv[1]: biases to mix,
+//               [groups][panels][experts][32]
 // bias: [groups][panels * 32] float32, zero padded; depthwise [channels]. Never null.
 struct Conv {
   const void* weight;
@@ -69,7 +79,10 @@ enum Kind : int32_t {
   kLayerNorm,     // over channels: weight/bias in conv[0] (weight [C], bias [C]), floats[0] = eps
   kSoftmax,       // over channels in groups of ints[0], of in * floats[0]
   kCopy,          // rows of `in` into channels ints[0].. of out (concatenation), from channel ints[1] of in
-  kDynamicConv,   // see steps_dynamic.cpp
+  kDynamicConv,   // as kConv with a kernel for each image, mixed from ints[0] experts: coefficients aux[0], [experts] or with
+                  // ints[1] = 1 [outputs][experts], mix the kernels and the biases of conv[1] (or -1); the kernels are scaled
+                  // by aux[1] [taps], aux[2] [in_channels], aux[3] [outputs] (or -1). ints[2] = 1: Winograd may be used, as
+                  // for kConv
   kChannelFusion, // see steps_dynamic.cpp
   kKinds
 };

@@ -56,8 +56,10 @@ int64_t scratch_bytes(const Plan& plan) {
 // Bytes that all threads share during a step.
 int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
   int64_t most = 0;
-  for (const Step& step : plan.steps)
+  for (const Step& step : plan.steps) {
     if (step.kind == kInverted) most = std::max(most, shared_inverted(plan, step, images, threads));
+    if (step.kind == kDynamicConv) most = std::max(most, shared_dynamic(plan, step, images));
+  }
   return most;
 }
 
