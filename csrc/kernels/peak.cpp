@@ -84,6 +84,8 @@ double seconds_of(int threads, Work work) {
 
 extern "C" {
 
+int dynaconv_has_bfloat16() { return has_bfloat16(); }
+
 // Multiply-adds a second of `threads` cores, in float32 or in bfloat16 with float32 sums; 0 where it cannot.
 double dynaconv_peak_macs(int bfloat16, int threads, int64_t rounds) {
   MultiplyAdd work = multiply_add_plain;

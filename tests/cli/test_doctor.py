@@ -10,6 +10,10 @@ def test_facts(cli) -> None:
     assert data["torch"] == torch.__version__
     assert data["self_check"]["passed"] and data["self_check"]["worst_deviation"] < 1e-4
     assert data["free_disk_gb"] > 0 and data["threads"] >= 1
+    assert data["engine"].startswith(("compiled kernels, ", "PyTorch operations: "))
+    assert data["engine_bfloat16"].startswith(("yes", "no: "))
+    engines = {e["engine"]: e for e in data["engines"]}
+    assert engines["eager"]["problem"] is None and {"onnxruntime", "openvino", "inductor"} <= set(engines)
     assert {p["package"] for p in data["packages"]} >= {"timm", "lightning", "plotly"}
 
 

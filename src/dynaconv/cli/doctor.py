@@ -14,9 +14,10 @@ from dynaconv.cli.outcome import DONE, FAILED, Outcome
 
 HELP = "check the installation and this machine"
 DESCRIPTION = """
-Shows the versions of Python and torch, what the processor can do, which optional packages work (or why they
-do not), free disk and memory, and checks in two seconds that a masked block gives the same numbers when it
-skips as when it computes everything. Exit code 1 when that check fails. Put its output into a bug report."""
+Shows the versions of Python and torch, what the processor can do, what our engine runs on, which dense
+engines it can be compared with, which optional packages work (or why they do not), free disk and memory, and
+checks in two seconds that a masked block gives the same numbers when it skips as when it computes everything.
+Exit code 1 when that check fails. Put its output into a bug report."""
 EXAMPLES = """\
 dynaconv doctor
 dynaconv doctor --json > machine.json"""
@@ -44,14 +45,29 @@ def run(args: Any) -> Outcome:
         for name in names
     ]
     check = self_check()
-    data = {**facts, "packages": packages, "self_check": check}
+    engines = _engines()
+    data = {**facts, "engines": engines, "packages": packages, "self_check": check}
     table = format_table(
         ("package", "extra", "version", "state"),
         [(p["package"], p["extra"], p["version"] or "-", p["problem"] or "works") for p in packages],
     )
     lines = [f"{key.replace('_', ' '):<16} {value}" for key, value in facts.items()]
-    text = "\n".join([*lines, "", table, "", check["sentence"]])
+    rivals = format_table(
+        ("dense engine", "version", "state"),
+        [(e["title"], e["version"] or "-", e["problem"] or "works") for e in engines],
+    )
+    text = "\n".join([*lines, "", rivals, "", table, "", check["sentence"]])
     return Outcome(text, data, DONE if check["passed"] else FAILED)
+
+
+def _engines() -> list[dict[str, Any]]:
+    """The dense engines that `dynaconv bench` compares with: version, and why one cannot run (None when it can)."""
+    from dynaconv.measure.rivals import RIVALS
+
+    return [
+        {"engine": name, "title": r.title, "version": _version(r.package), "problem": r.available()}
+        for name, r in RIVALS.items()
+    ]
 
 
 def self_check() -> dict[str, Any]:
@@ -82,10 +98,12 @@ def _machine() -> dict[str, Any]:
 
     from dynaconv import __version__
     from dynaconv.cost import machine_line
+    from dynaconv.measure.roofline import engine_state
     from dynaconv.ops import _native
     from dynaconv.train.precision import native_bf16
 
     available, total = _memory()
+    engine, bfloat16 = engine_state()
     return {
         "dynaconv": __version__,
         "python": platform.python_version(),
@@ -96,6 +114,8 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "native_bf16": native_bf16(),
         "compiled_kernels": _native.load()[1],
+        "engine": engine,
+        "engine_bfloat16": bfloat16,
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
         "free_memory_gb": available,
@@ -114,14 +134,18 @@ def _memory() -> tuple[float | None, float | None]:
     return tuple(None if v is None else round(v * 1024 / 1e9, 1) for v in gigabytes)
 
 
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(DISTRIBUTIONS.get(name, name))
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _package(name: str) -> dict[str, str | None]:
     """Version, and why it cannot be used (None when it can)."""
     from dynaconv import integrations
 
-    try:
-        version = metadata.version(DISTRIBUTIONS.get(name, name))
-    except metadata.PackageNotFoundError:
-        version = None
+    version = _version(name)
     guarded = getattr(integrations, f"import_{name}", None)
     try:
         guarded() if guarded else import_module(name)

@@ -95,6 +95,18 @@ def timed_steps(fast: Any, x: Tensor, rounds: int = 15) -> list[TimedStep]:
     ]
 
 
+def engine_state() -> tuple[str, str]:
+    """Which kernels the engine runs and whether it has bfloat16, or why not, one line each."""
+    from dynaconv.engine import runtime
+
+    library, text = _native.load()
+    reason = runtime.missing()
+    if library is None or reason is not None:
+        return f"PyTorch operations: {reason or text}", "no: it needs the compiled kernels"
+    able = hasattr(library, "dynaconv_has_bfloat16") and bool(library.dynaconv_has_bfloat16())
+    return f"compiled kernels, {text}", "yes" if able else "no: this processor has no AVX512_BF16"
+
+
 def step_work(plan: Any, index: int, images: int, open_rows: Sequence[int] | None = None) -> StepWork:
     """Multiply-adds and bytes of one step for a batch of `images`.
 

@@ -21,6 +21,7 @@ class Rival:
 
     available: None, or one line that says why it cannot run. prepare: (subject, x [N, C, H, W], threads) -> a function
     without arguments that computes the network on x and returns its output.
+    package: the distribution that it comes in.
     slow_start: preparing takes a minute, so it runs only where it is asked for.
     """
 
@@ -29,6 +30,7 @@ class Rival:
     precision: str
     available: Callable[[], str | None]
     prepare: Callable[[Subject, Tensor, int], Run]
+    package: str = "torch"
     slow_start: bool = False
 
 
@@ -37,13 +39,18 @@ RIVALS: dict[str, Rival] = {
     for rival in (
         Rival("eager", "PyTorch eager", "float32", lambda: None, pytorch.eager),
         Rival("inductor", "torch.compile", "float32", pytorch.no_compiler, pytorch.inductor, slow_start=True),
-        Rival("onnxruntime", "ONNX Runtime", "float32", runtimes.no_onnxruntime, runtimes.onnxruntime),
-        Rival("openvino-f32", "OpenVINO f32", "float32", runtimes.no_openvino, runtimes.openvino_float32),
         Rival(
-            "openvino", "OpenVINO bf16", "bfloat16", runtimes.no_openvino_bfloat16, runtimes.openvino_default
+            "onnxruntime", "ONNX Runtime", "float32", runtimes.no_onnxruntime, runtimes.onnxruntime, "onnxruntime"
+        ),
+        Rival(
+            "openvino-f32", "OpenVINO f32", "float32", runtimes.no_openvino, runtimes.openvino_float32, "openvino"
+        ),
+        Rival(
+            "openvino", "OpenVINO bf16", "bfloat16", runtimes.no_openvino_bfloat16, runtimes.openvino_default,
+            "openvino",
         ),
     )
-}
+}  # fmt: skip
 # Largest deviation from eager PyTorch in float32 with which a time still means something.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-1}
 
