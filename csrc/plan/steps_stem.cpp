@@ -1,5 +1,5 @@
-// The first convolution reads the picture itself. Its lines are copied once, padded, plane by plane; then every kernel line
-// is a tap whose channels are the pixels of that line.
+// The first convolution reads the picture itself. Its lines are copied once, padded, channels beside each other; then every
+// kernel line is a tap whose channels are the pixels and channels that it covers.
 
 #include <algorithm>
 #include <cstring>
@@ -10,9 +10,9 @@
 
 namespace {
 
-// A padded line, and room for the vectors that read past its end.
+// A padded line of all channels, and room for the vectors that read past its end.
 int64_t line_elements(const Conv& conv, const Value& out) {
-  return (int64_t{out.width} - 1) * conv.stride[1] + conv.kernel[1] + 16;
+  return ((int64_t{out.width} - 1) * conv.stride[1] + conv.kernel[1]) * conv.in_channels + 16;
 }
 
 int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -23,39 +23,30 @@ struct Picture {
   int32_t height, width;
 };
 
-// Where the lines go: as floats, or rounded to bfloat16.
-struct Lines {
-  char* base;
-  int64_t length;  // elements
-  int dtype;
+// to[x * channels + c] = from[x * x_step + c * channel_step].
+template <int Channels>
+void interleave(const float* from, int64_t x_step, int64_t channel_step, int64_t count, int64_t channels, float* __restrict to) {
+  const int64_t own = Channels ? Channels : channels;
+  for (int64_t x = 0; x < count; ++x)
+    for (int64_t c = 0; c < own; ++c) to[x * own + c] = from[x * x_step + c * channel_step];
+}
 
-  // Line `index` becomes `left` zeros, `count` pixels that lie `step` apart, and zeros.
-  void fill(int64_t index, int64_t left, const float* from, int64_t step, int64_t count, float* spare) const {
-    const int64_t element = element_bytes(dtype);
-    char* const line = base + index * length * element;
-    std::memset(line, 0, left * element);
-    if (step != 1) {
-      for (int64_t x = 0; x < count; ++x) spare[x] = from[x * step];
-      from = spare;
+// Line `ky` is the one that output row `oy` reads, zeros outside of the picture.
+void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, int64_t length, float* lines) {
+  const int64_t channels = conv.in_channels, left = std::min<int64_t>(conv.padding[1] * channels, length);
+  const int64_t pixels = std::min<int64_t>(picture.width, (length - left) / channels), inside = pixels * channels;
+  for (int32_t i = 0; i < conv.kernel[0]; ++i, lines += length) {
+    const int64_t y = oy * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
+    if (y < 0 || y >= picture.height) {
+      std::memset(lines, 0, length * sizeof(float));
+      continue;
     }
-    if (dtype == kFloat32) std::memcpy(line + left * element, from, count * element);
-    else row_kernels(dtype).from_float(from, count, kNone, line + left * element);
-    std::memset(line + (left + count) * element, 0, (length - left - count) * element);
-  }
-};
-
-// Line c * kernel + ky is the one that output row `oy` reads, zeros outside of the picture.
-void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, const Lines& lines, float* spare) {
-  const int64_t left = std::min<int64_t>(conv.padding[1], lines.length);
-  const int64_t inside = std::min<int64_t>(picture.width, lines.length - left);
-  int64_t index = 0;
-  for (int32_t c = 0; c < conv.in_channels; ++c) {
-    for (int32_t i = 0; i < conv.kernel[0]; ++i, ++index) {
-      const int64_t y = oy * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
-      const bool there = y >= 0 && y < picture.height;
-      const int64_t start = image * picture.image_step + c * picture.channel_step + (there ? y * picture.row_step : 0);
-      lines.fill(index, left, picture.base + start, picture.x_step, there ? inside : 0, spare);
-    }
+    const float* from = picture.base + image * picture.image_step + y * picture.row_step;
+    std::memset(lines, 0, left * sizeof(float));
+    if (picture.channel_step == 1 && picture.x_step == channels) std::memcpy(lines + left, from, inside * sizeof(float));
+    else if (channels == 3) interleave<3>(from, picture.x_step, picture.channel_step, pixels, channels, lines + left);
+    else interleave<0>(from, picture.x_step, picture.channel_step, pixels, channels, lines + left);
+    std::memset(lines + left + inside, 0, (length - left - inside) * sizeof(float));
   }
 }
 
@@ -63,9 +54,8 @@ void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t
 
 int64_t scratch_stem(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
-  const int64_t taps = int64_t{conv.in_channels} * conv.kernel[0];
-  const int64_t length = line_elements(conv, plan.values[step.out]);
-  return rounded(taps * kMaxRows * int64_t{sizeof(void*)}) + rounded(length * 4) + taps * length * 4 + 64;
+  const int64_t lines = conv.kernel[0] * line_elements(conv, plan.values[step.out]);
+  return rounded(conv.kernel[0] * kMaxRows * int64_t{sizeof(void*)}) + rounded(lines * 4) + rounded(lines * 2);
 }
 
 void step_stem(Worker& worker, const Step& step) {
@@ -83,19 +73,22 @@ void step_stem(Worker& worker, const Step& step) {
                         in.width};
   char* result = run.data(step.out);
   const int64_t out_bytes = out.stride * element_bytes(out.dtype), panels = (conv.out_channels + kPanel - 1) / kPanel;
-  const int64_t tiles = (out.width + kMaxRows - 1) / kMaxRows, taps_count = int64_t{conv.in_channels} * conv.kernel[0];
-  const int64_t element = element_bytes(out.dtype);
-  int64_t elements = panel_elements(out.dtype, taps_count, conv.kernel[1]);
-  if (out.dtype == kFloat32) elements = (elements + 4 * kPanel - 1) / (4 * kPanel) * (4 * kPanel);
-  const int64_t panel_bytes = elements * element;
+  const int64_t tiles = (out.width + kMaxRows - 1) / kMaxRows, taps_count = conv.kernel[0];
+  const int64_t channels = int64_t{conv.kernel[1]} * conv.in_channels, shift = int64_t{conv.stride[1]} * conv.in_channels;
+  const int64_t element = element_bytes(out.dtype), panel_bytes = panel_elements(out.dtype, taps_count, channels) * element;
   worker.share(run.call.images * out.height, [&](int64_t line) {
     const int64_t image = line / out.height, oy = line % out.height;
     auto** taps = reinterpret_cast<const void**>(worker.scratch);
-    float* spare = reinterpret_cast<float*>(worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)}));
-    const Lines lines{reinterpret_cast<char*>(spare) + rounded(length * 4), length, out.dtype};
-    copy_lines(picture, conv, image, oy, lines, spare);
+    float* lines = reinterpret_cast<float*>(worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)}));
+    copy_lines(picture, conv, image, oy, length, lines);
+    const char* source = reinterpret_cast<const char*>(lines);
+    if (out.dtype != kFloat32) {
+      char* narrow = worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)}) + rounded(taps_count * length * 4);
+      row_kernels(out.dtype).from_float(lines, taps_count * length, kNone, narrow);
+      source = narrow;
+    }
     for (int64_t t = 0; t < taps_count; ++t)
-      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines.base + (t * length + p * conv.stride[1]) * element;
+      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = source + (t * length + p * shift) * element;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = out.width * tile / tiles;
       const int pixels = static_cast<int>(out.width * (tile + 1) / tiles - first);
@@ -104,8 +97,8 @@ void step_stem(Worker& worker, const Step& step) {
       TileCall call{};
       call.taps = taps;
       call.taps_count = static_cast<int>(taps_count);
-      call.channels = conv.kernel[1];
-      call.tap_offset = first * conv.stride[1];
+      call.channels = channels;
+      call.tap_offset = first * shift;
       call.out = outs;
       call.activation = step.activation[0];
       call.final_activation = kNone;

@@ -97,15 +97,16 @@ struct PlanBuilder {
     return place(packed(weight, bias, out, groups, in / groups, int64_t{kernel} * kernel, dtype), in, kernel, stride, padding,
                  dilation);
   }
-  // A stem in bfloat16: weight [O][I][ky][kx] with the taps (channel, ky) and kx as their channels.
+  // A stem in bfloat16: weight [O][I][ky][kx] with ky as the taps and (kx, channel) as their channels.
   int32_t stem_bfloat16(const std::vector<float>& weight, const std::vector<float>& bias, int32_t in, int32_t out,
                         int32_t kernel, int32_t stride, int32_t padding) {
-    const int64_t taps = int64_t{in} * kernel;
     std::vector<float> turned(weight.size());
     for (int64_t o = 0; o < out; ++o)
-      for (int64_t t = 0; t < taps; ++t)
-        for (int64_t k = 0; k < kernel; ++k) turned[(o * kernel + k) * taps + t] = weight[(o * taps + t) * kernel + k];
-    return place(packed(turned, bias, out, 1, kernel, taps, kBfloat16), in, kernel, stride, padding, 1);
+      for (int64_t i = 0; i < in; ++i)
+        for (int64_t t = 0; t < kernel; ++t)
+          for (int64_t k = 0; k < kernel; ++k)
+            turned[((o * kernel + k) * in + i) * kernel + t] = weight[((o * in + i) * kernel + t) * kernel + k];
+    return place(packed(turned, bias, out, 1, int64_t{in} * kernel, kernel, kBfloat16), in, kernel, stride, padding, 1);
   }
   // weight [C][kernel][kernel] as pairs of taps, see plan.h.
   int32_t depthwise_bfloat16(const std::vector<float>& weight, const std::vector<float>& bias, int32_t channels, int32_t kernel,

@@ -40,7 +40,7 @@ def test_packing_is_reversible(out: int, inner: int, groups: int, kernel: tuple[
         channels = out * groups
     weight = torch.randn(channels, inner, *kernel, generator=generator)
     bias = torch.randn(channels, generator=generator)
-    function = {"depthwise": pack.pack_depthwise, "stem": pack.pack_stem}.get(form)
+    function = {"depthwise": pack.pack_depthwise}.get(form)
     packed = function(weight, bias) if function else pack.pack_conv(weight, bias, groups)
     conv = Conv(form, inner * groups, channels, groups, kernel, weight=packed[0], bias=packed[1])
     again = pack.unpack(conv)

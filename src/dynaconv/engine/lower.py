@@ -207,7 +207,7 @@ class _Lowering:
         if form == "depthwise":
             packed = pack.pack_depthwise(weight, bias)
         else:
-            packed = pack.pack_stem(weight, bias) if form == "stem" else pack.pack_conv(weight, bias, groups)
+            packed = pack.pack_conv(weight, bias, groups)
         conv = Conv(
             form, weight.shape[1] * groups, weight.shape[0], groups, tuple(weight.shape[2:]),
             *(node.attrs[k] for k in ("stride", "padding", "dilation")), *packed,

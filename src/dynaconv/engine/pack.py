@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynaconv.engine import pack_bfloat16
 from dynaconv.engine.plan import Conv
 
 PANEL = 32
@@ -22,13 +23,6 @@ def pack_conv(weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor
     out_channels, depth = weight.shape[0] // groups, weight[0].numel()
     rows = weight.permute(0, 2, 3, 1).reshape(groups, out_channels, depth)
     return _panels(rows, bias.reshape(groups, out_channels))
-
-
-def pack_stem(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """As pack_conv for one group, with depth over (channel, ky, kx) and padded to a multiple of 4."""
-    rows = weight.reshape(1, weight.shape[0], -1)
-    rows = torch.nn.functional.pad(rows, (0, -rows.shape[2] % 4))
-    return _panels(rows, bias.reshape(1, -1))
 
 
 def _panels(rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +64,8 @@ def pack_gate(weight: Tensor, linear: Tensor | None, bias: Tensor) -> tuple[Tens
 
 def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
     """The weight [O, I/g, kh, kw] and bias [O] behind a packed convolution, in float32."""
+    if conv.weight.dtype == torch.bfloat16:
+        return pack_bfloat16.unpack(conv)
     weight, bias = conv.weight.float(), conv.bias.float()
     (kh, kw), per_group = conv.kernel, conv.out_channels // conv.groups
     if conv.form == "depthwise":
@@ -77,8 +73,6 @@ def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
     inner = conv.in_channels // conv.groups
     rows = weight.transpose(2, 3).flatten(1, 2)[:, :per_group]
     shifts = bias[:, :per_group].reshape(-1)
-    if conv.form == "stem":
-        return rows[0, :, : inner * kh * kw].reshape(-1, inner, kh, kw), shifts
     return rows.reshape(conv.out_channels, kh, kw, inner).permute(0, 3, 1, 2), shifts
 
 
