@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "../plan/plan.h"
 #include "depthwise.h"
@@ -353,6 +354,51 @@ void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* b
   walk.hidden_panels(panels * share / args.threads, panels * (share + 1) / args.threads);
 }
 
+// How many of `count` bytes of 0 and 1 are 1.
+int64_t ones(const uint8_t* bytes, int64_t count) {
+  int64_t sum = 0, i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes + i, 8);
+    sum += eight * 0x0101010101010101u >> 56;
+  }
+  for (; i < count; ++i) sum += bytes[i];
+  return sum;
+}
+
+// Multiplications that an output row takes, its share of the hidden rows included, in units of the hidden width.
+template <typename T>
+int64_t row_cost(const InvertedArgsOf<T>& args, int64_t row) {
+  const int64_t image = row / args.out_height, y = row % args.out_height;
+  const int64_t open = args.need ? ones(args.need + row * args.out_width, args.out_width) : args.out_width;
+  int64_t cost = open * (args.kernel[0] * args.kernel[1] + args.out_channels);
+  if (!args.expand_weight) return cost;
+  const int64_t first = y * args.stride[0], last = std::min<int64_t>(first + args.stride[0], args.height);
+  const int64_t pixels = std::max<int64_t>(0, last - first) * args.width;
+  const uint8_t* need = args.need_hidden;
+  return cost + args.channels * (need ? ones(need + (image * args.height + first) * args.width, pixels) : pixels);
+}
+
+// The output rows of a chunk: equal work for all, wherever the mask is open.
+template <typename T>
+std::pair<int64_t, int64_t> rows_of(const InvertedArgsOf<T>& args, int64_t chunk, int64_t chunks) {
+  const int64_t rows = args.images * args.out_height;
+  if (!args.need) return {rows * chunk / chunks, rows * (chunk + 1) / chunks};
+  int64_t total = 0, before = 0, first = rows, last = rows;
+  for (int64_t row = 0; row < rows; ++row) total += row_cost(args, row);
+  for (int64_t row = 0; row < rows; ++row) {
+    // A row belongs to the chunk in which its middle falls.
+    const int64_t cost = row_cost(args, row), middle = before + cost / 2;
+    if (first == rows && middle * chunks >= total * chunk) first = row;
+    if (middle * chunks >= total * (chunk + 1)) {
+      last = row;
+      break;
+    }
+    before += cost;
+  }
+  return {first, last};
+}
+
 }  // namespace
 
 template <typename T>
@@ -369,8 +415,8 @@ int64_t inverted_chunks(const InvertedArgsOf<T>& args, int) {
 template <typename T>
 void inverted_run_chunk(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* scratch) {
   if (by_panels(args)) return run_panels(args, phase, chunk, scratch);
-  const int64_t rows = args.images * args.out_height, chunks = inverted_chunks(args, 0);
-  run_rows(args, rows * chunk / chunks, rows * (chunk + 1) / chunks, scratch);
+  const auto [first, last] = rows_of(args, chunk, inverted_chunks(args, 0));
+  run_rows(args, first, last, scratch);
 }
 
 template <typename T>
