@@ -163,10 +163,10 @@ Branch branch_of(const std::vector<Tensor>& weights, const Ints& strides, const 
 }
 
 // The branch's convolutions in the layout of the kernels, one after the other.
-Tensor pack_branch(std::vector<Tensor> weights, std::vector<Maybe> biases, Ints groups) {
+Tensor pack_branch(std::vector<Tensor> weights, std::vector<Tensor> biases, Ints groups) {
   const Ints pairs(2 * weights.size(), 1), none(weights.size(), 0);
   const Branch branch = branch_of(weights, pairs, pairs, pairs, groups, none);
-  STD_TORCH_CHECK(biases.size() == weights.size(), "a branch needs a bias, or none, for each convolution");
+  STD_TORCH_CHECK(biases.size() == weights.size(), "a branch needs a bias for each convolution");
   const std::array<int64_t, 1> size = {branch.floats};
   const Tensor packed = torch::stable::empty({size.data(), 1}, ScalarType::Float);
   float* to = writable(packed);
@@ -179,7 +179,7 @@ Tensor pack_branch(std::vector<Tensor> weights, std::vector<Maybe> biases, Ints 
 }
 
 Tensor masked_residual(const Tensor& x, const Tensor& mask, const Tensor& shortcut, std::vector<Tensor> weights,
-                       std::vector<Maybe> biases, Ints strides, Ints paddings, Ints dilations, Ints groups,
+                       std::vector<Tensor> biases, Ints strides, Ints paddings, Ints dilations, Ints groups,
                        Ints activations, int64_t activation, std::optional<double> break_even, const Maybe& packed) {
   const auto elsewhere = [&] {
     return eager("dynaconv::masked_residual", x, mask, shortcut, weights, biases, strides, paddings, dilations, groups,

@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynaconv.ops._conv import ConvSpec
-
 ABI = 5
 LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libdynaconv_kernels.so"
 OPERATORS = LIBRARY.with_name("libdynaconv_ops.so")
@@ -72,11 +70,10 @@ def missing() -> str | None:
     return load_operators()
 
 
-def pack_branch(convs: Sequence[ConvSpec]) -> Tensor | None:
-    """Weights and biases of a branch in the layout of the kernels, or None when they are missing or cannot run it."""
-    tensors = [t for conv in convs for t in (conv.weight, conv.bias) if t is not None]
-    if missing() is not None or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+def pack_branch(weights: Sequence[Tensor], biases: Sequence[Tensor], groups: Sequence[int]) -> Tensor | None:
+    """A branch's weights in the layout of the kernels, or None when they are missing or cannot run it."""
+    usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (*weights, *biases))
+    if missing() is not None or not usable:
         return None
     with torch.no_grad():
-        weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
-        return torch.ops.dynaconv.pack_branch(weights, biases, [conv.groups for conv in convs])
+        return torch.ops.dynaconv.pack_branch(weights, biases, groups)

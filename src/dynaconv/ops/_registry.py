@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 _LIBRARY = torch.library.Library("dynaconv", "FRAGMENT")
 # Only the compiled library packs weights for itself, and no graph contains it.
-_LIBRARY.define("pack_branch(Tensor[] weights, Tensor?[] biases, int[] groups) -> Tensor")
+_LIBRARY.define("pack_branch(Tensor[] weights, Tensor[] biases, int[] groups) -> Tensor")
 _DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {}
 
 

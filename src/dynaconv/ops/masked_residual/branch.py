@@ -25,19 +25,20 @@ class PackedBranch:
     macs_per_position: tuple[int, ...]
     activation: str
     native: Tensor | None
-    # Weights, biases and numbers as the op takes them.
+    # Weights, biases (zeros where there is none) and numbers as the op takes them.
     operands: tuple = field(repr=False)
 
     @classmethod
     def of(cls, convs: Sequence[ConvSpec], activation: str) -> PackedBranch:
         """Pack the weights of `convs` once."""
+        operands = _operands(convs, activation)
         return cls(
             tuple(convs),
             tuple(conv.geometry for conv in convs),
             tuple(conv.macs_per_position for conv in convs),
             activation,
-            _native.pack_branch(convs),
-            _operands(convs, activation),
+            _native.pack_branch(*operands[:2], operands[5]),
+            operands,
         )
 
     @functools.cached_property
@@ -49,7 +50,7 @@ class PackedBranch:
 def _operands(convs: Sequence[ConvSpec], activation: str) -> tuple:
     return (
         [conv.weight for conv in convs],
-        [conv.bias for conv in convs],
+        [conv.weight.new_zeros(conv.weight.shape[0]) if conv.bias is None else conv.bias for conv in convs],
         [v for conv in convs for v in conv.stride],
         [v for conv in convs for v in conv.padding],
         [v for conv in convs for v in conv.dilation],

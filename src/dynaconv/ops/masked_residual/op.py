@@ -17,7 +17,7 @@ from dynaconv.ops.masked_residual.branch import PackedBranch
 _Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
 
 
-def _specs(weights: Sequence[Tensor], biases: Sequence[Tensor | None], geometry: _Geometry) -> list[ConvSpec]:
+def _specs(weights: Sequence[Tensor], biases: Sequence[Tensor], geometry: _Geometry) -> list[ConvSpec]:
     strides, paddings, dilations, groups, activations = geometry
     return [
         ConvSpec(
@@ -40,8 +40,10 @@ def arguments(
     """What the op takes, from a packed branch; `weights` replaces the branch's own, see `masked_residual`."""
     if weights is None:
         return x, mask, shortcut, *branch.operands, break_even, packed
-    rest = iter(weights)
-    pairs = [(next(rest), None if conv.bias is None else next(rest)) for conv in branch.convs]
+    rest, zeros = iter(weights), branch.operands[1]
+    pairs = [
+        (next(rest), z if c.bias is None else next(rest)) for c, z in zip(branch.convs, zeros, strict=True)
+    ]
     own = [weight for weight, _ in pairs], [bias for _, bias in pairs]
     return x, mask, shortcut, *own, *branch.operands[2:], break_even, packed
 
@@ -64,13 +66,8 @@ def _dense(x: Tensor, mask: Tensor, shortcut: Tensor, convs: Sequence[ConvSpec],
 
 
 def _decomposition(x: Tensor, mask: Tensor, shortcut: Tensor, weights, biases, *rest) -> Tensor:
-    *geometry, activation, _, _ = _filled(rest)
+    *geometry, activation, _, _ = rest
     return _registry.rows(_dense(x, mask, shortcut, _specs(weights, biases, geometry), activation))
-
-
-def _filled(rest: tuple) -> tuple:
-    """The last two arguments have a default, which a graph leaves out."""
-    return *rest, *(None,) * (8 - len(rest))
 
 
 def _fake(x: Tensor, mask: Tensor, shortcut: Tensor, weights, biases, *rest) -> Tensor:
@@ -110,10 +107,11 @@ def _flops(
     return total
 
 
+# Without defaults: torch leaves out arguments that have them, and then wants gradients of a list in another structure.
 OP = _registry.register(
     "masked_residual",
-    "Tensor x, Tensor mask, Tensor shortcut, Tensor[] weights, Tensor?[] biases, int[] strides, int[] paddings, "
-    "int[] dilations, int[] groups, int[] activations, int activation, float? break_even=None, Tensor? packed=None",
+    "Tensor x, Tensor mask, Tensor shortcut, Tensor[] weights, Tensor[] biases, int[] strides, int[] paddings, "
+    "int[] dilations, int[] groups, int[] activations, int activation, float? break_even, Tensor? packed",
     eager=_eager,
     fake=_fake,
     saved=_saved,
