@@ -101,6 +101,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "avg_pool": (lambda: _stem(nn.AvgPool2d(3, 2, 1)), 0),
     "avg_pool_ceil": (lambda: _stem(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)), 0),
     "avg_pool_ceil_padded": (lambda: _stem(nn.AvgPool2d(4, 3, 2, ceil_mode=True)), 0),
+    "mean_of_flattened": (lambda: _stem(Lambda(lambda m, x: x.flatten(2).mean(2)), nn.Linear(8, 3)), 0),
+    "shuffle": (lambda: _stem(nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)), None),
+    "shuffle_by_view": (
+        lambda: _stem(Lambda(lambda m, x: x.view(-1, 2, 4, 17, 13).transpose(1, 2).flatten(1, 2)), nn.Conv2d(8, 4, 1)),
+        None,
+    ),
     "classifier": (
         lambda: _stem(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 7), nn.Softmax(1)), 0
     ),

@@ -23,6 +23,7 @@ from dynaconv._checks.cli import (
     cli_target_range,
 )
 from dynaconv._checks.engine import (
+    engine_batch,
     engine_damaged_file,
     engine_device,
     engine_dtype,
@@ -171,6 +172,7 @@ __all__ = [
     "cli_rules_not_json",
     "cli_target_range",
     "count",
+    "engine_batch",
     "engine_damaged_file",
     "engine_device",
     "engine_dtype",

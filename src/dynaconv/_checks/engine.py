@@ -90,6 +90,11 @@ def engine_device(device: object) -> ValueError:
     return ValueError(f"the engine runs on the CPU, but the model is on {device}; move it with model.cpu()")
 
 
+def engine_batch(images: int, most: int) -> ValueError:
+    """Error for more images than the kernels can number."""
+    return ValueError(f"a compiled model takes at most {most} images of this size, got {images}; split the batch")
+
+
 def engine_other_file(path: str, got: object, expected: int) -> ValueError:
     """Error for a file that is no compiled model of this version."""
     what = "is no compiled model" if got is None else f"is of format {got}"

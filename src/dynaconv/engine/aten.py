@@ -31,8 +31,12 @@ def look(rows: Tensor, layout: str) -> Tensor:
         return rows.reshape(n, c)
     if layout == "nc1":
         return rows.reshape(n, c, 1)
-    assert layout == "flat"
-    return rows.permute(0, 3, 1, 2).reshape(n, c * h * w)
+    assert layout in ("flat", "ncl")
+    return (
+        rows.permute(0, 3, 1, 2).reshape(n, c * h * w)
+        if layout == "flat"
+        else rows.flatten(1, 2).transpose(1, 2)
+    )
 
 
 def as_rows(tensor: Tensor, layout: str) -> Tensor:

@@ -128,7 +128,8 @@ class Builder:
         layout = {1: "nc", 3: "nchw"}.get(len(self.shape(node) or ()), "raw")
         size = None if layout == "raw" else self.map_size(node, layout)
         layout = "raw" if size is None else layout
-        attrs = {"target": node.target, "args": args, "kwargs": kwargs, "reason": reason, "held": layout}
+        target = _STRIDE_FREE.get(node.target, node.target)
+        attrs = {"target": target, "args": args, "kwargs": kwargs, "reason": reason, "held": layout}
         return self.add("aten", node, size, layout, inputs, **attrs)
 
 
@@ -195,3 +196,8 @@ def channel_vector(view: View, constant: Any) -> Tensor | None:
 
 
 GETITEM = operator.getitem
+# Maps come as channels-last views, whose strides the exported graph did not see.
+_STRIDE_FREE = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}

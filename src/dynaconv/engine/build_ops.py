@@ -226,6 +226,9 @@ def mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     """Over both axes of the grid."""
     x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
     keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    dims = [dims] if isinstance(dims, int) else dims
+    if is_map(x, "ncl") and dims and [d % 3 for d in dims] == [2] and not keep and not kwargs.get("dtype"):
+        return b.add("mean", node, (1, 1, x.node.size[2]), "nc", {"x": x.node})
     if not is_map(x, "nchw", "nhwc") or not dims:
         return None
     first = 2 if x.layout == "nchw" else 1

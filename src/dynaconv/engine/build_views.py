@@ -38,7 +38,8 @@ def reshape(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
         if c > 1 or x.layout != "nhwc":
             layouts[(c, 1, 1)] = "nchw"
         return View(x.node, layouts[shape]) if shape in layouts else None
-    return View(x.node, "flat") if x.layout == "nchw" and shape == (c * h * w,) else None
+    layouts = {(c * h * w,): "flat", (c, h * w): "ncl"}
+    return View(x.node, layouts[shape]) if x.layout == "nchw" and shape in layouts else None
 
 
 @handles("slice")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 GRID_OPS = ("threshold", "upsample", "dilate")
-LAYOUTS = ("nchw", "nhwc", "nc", "nc1", "flat", "raw")
+LAYOUTS = ("nchw", "nhwc", "nc", "nc1", "flat", "ncl", "raw")
 
 
 @dataclass(eq=False)

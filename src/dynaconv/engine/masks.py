@@ -62,6 +62,13 @@ def needed(graph: Graph, grid: Node, reader: Node) -> Node:
     return node
 
 
+def _can_split(shortcut: Node, users: dict[Node, list[Node]]) -> bool:
+    """A step can compute the closed rows of this shortcut, and another the open ones; depthwise ones walk all rows."""
+    if not can_take_residual(shortcut, users) or shortcut.attrs["act"] != "none":
+        return False
+    return shortcut.attrs["groups"] == 1 or shortcut.attrs["weight"].shape[1] > 1
+
+
 def place_shortcuts(graph: Graph) -> None:
     """Decide, after activations were fused, how the closed rows of masked convolutions get act(shortcut).
 
@@ -75,7 +82,7 @@ def place_shortcuts(graph: Graph) -> None:
         shortcut, act = node.inputs["residual"], node.attrs["final_act"]
         if act == "none" or already(shortcut, act):
             node.attrs["closed"] = "ready"
-        elif can_take_residual(shortcut, users) and shortcut.attrs["act"] == "none":
+        elif _can_split(shortcut, users):
             node.attrs["closed"] = "split"
             shortcut.inputs["grid"] = node.inputs["grid"]
             shortcut.attrs["closed_act"] = act

@@ -8,6 +8,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from dynaconv import _checks
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.structures import BYTE, Call, PlanData, plan_data
 from dynaconv.ops import _native
@@ -29,6 +30,8 @@ def library() -> ctypes.CDLL | None:
     loaded.dynaconv_plan_destroy.restype = None
     loaded.dynaconv_plan_acquire.argtypes = [pointer, i64]
     loaded.dynaconv_plan_acquire.restype = pointer
+    loaded.dynaconv_plan_most_images.argtypes = [pointer]
+    loaded.dynaconv_plan_most_images.restype = i64
     loaded.dynaconv_plan_release.argtypes = [pointer, pointer]
     loaded.dynaconv_plan_release.restype = None
     loaded.dynaconv_plan_value.argtypes = [pointer, pointer, i32]
@@ -45,6 +48,14 @@ def missing() -> str | None:
     if loaded is None:
         return reason
     return None if library() else "the compiled kernels are from another version; run `make setup`"
+
+
+def missing_bfloat16() -> str | None:
+    """Why plans in bfloat16 cannot run on the native executor, or None when they can."""
+    found = library()
+    if found is None:
+        return missing()
+    return None if found.dynaconv_has_bfloat16() else "this processor has no AVX512_BF16"
 
 
 class NativePlan:
@@ -64,6 +75,7 @@ class NativePlan:
         if not handle:
             raise RuntimeError(f"the compiled kernels refuse this plan: {text.value.decode()}")
         self.handle = handle
+        self.most_images: int = found.dynaconv_plan_most_images(handle)
         weakref.finalize(self, found.dynaconv_plan_destroy, handle)
 
     def open(
@@ -100,6 +112,8 @@ class NativeRun:
         self.step_ns = (ctypes.c_double * max(len(self.plan.steps), 1))()
         self.timed = False
         self.context = library().dynaconv_plan_acquire(native.handle, n)
+        if not self.context and n > native.most_images:
+            raise _checks.engine_batch(n, native.most_images)
         if not self.context:
             raise MemoryError(f"no memory for {n} images ({self.plan.arena_bytes * n} bytes of arena)")
 
