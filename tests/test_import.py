@@ -24,6 +24,10 @@ OPTIONAL = (
     "jinja2",
     "rich",
     "tqdm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
 )
 
 BLOCK = """
