@@ -74,7 +74,7 @@ class CompiledModel:
         self, plan: Plan, out_spec: Any, *, backend: str = "auto", threads: int | None = None,
         source: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        self.backend, self.backend_reason = choose_backend(backend)
+        self.backend, self.backend_reason = choose_backend(backend, getattr(torch, plan.dtype))
         self.threads = threads
         self._program = Program(plan, self.backend)
         self._out_spec = out_spec
@@ -186,7 +186,8 @@ class CompiledModel:
         themselves are compared like every other step.
 
         Args:
-            tolerance: accepted error, relative to the largest magnitude of each result; default 1e-4.
+            tolerance: accepted error, relative to the largest magnitude of each result; default 1e-4, and 1e-1 in
+                bfloat16, where each step by itself may be off by 1e-2 (see verify.py).
         Returns:
             {"error", "tolerance", "reference", "worst_layer", "worst_kernel", "worst_error"}.
         Raises:
@@ -212,11 +213,12 @@ class CompiledModel:
         )
 
 
-def choose_backend(backend: str) -> tuple[str, str | None]:
+def choose_backend(backend: str, dtype: torch.dtype = torch.float32) -> tuple[str, str | None]:
     """The backend that runs, and why it is not the fastest.
 
     Raises:
-        ValueError: an unknown name. RuntimeError: an explicit choice that cannot run, with the reason.
+        ValueError: an unknown name, or a dtype that this processor has no kernels for. RuntimeError: an explicit choice
+        that cannot run, with the reason.
     """
     _checks.one_of("backend", backend, BACKENDS)
     if backend == "eager":
@@ -225,6 +227,8 @@ def choose_backend(backend: str) -> tuple[str, str | None]:
         raise _checks.grad_free_backend("compile", "triton", "the engine has no Triton kernels yet")
     reason = runtime.missing()
     if reason is None:
+        if dtype == torch.bfloat16 and (lacks := runtime.missing_bfloat16()) is not None:
+            raise _checks.engine_dtype(dtype, lacks)
         return "cpu", None
     if backend == "cpu":
         raise _checks.grad_free_backend("compile", "cpu", reason)

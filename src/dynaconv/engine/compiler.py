@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
-from dynaconv.engine import arena, build_ops, build_views  # noqa: F401  the handlers register themselves
+from dynaconv.engine import arena, build_masks, build_ops, build_views  # noqa: F401  the handlers register themselves
 from dynaconv.engine.build import Builder
 from dynaconv.engine.compiled import CompiledModel, choose_backend
 from dynaconv.engine.export import Exported, export
@@ -21,8 +21,19 @@ from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
 from dynaconv.engine.measure import measure_plan
 from dynaconv.engine.plan import Plan
+from dynaconv.engine.pool import pool_weights
+from dynaconv.engine.precision import to_bfloat16
 
-PASSES = (fold, fuse_silu, fuse_activations, fuse_gates, recognise_masks, fuse_residuals, place_shortcuts, fuse_inverted)
+PASSES = (
+    fold,
+    fuse_silu,
+    fuse_activations,
+    fuse_gates,
+    recognise_masks,
+    fuse_residuals,
+    place_shortcuts,
+    fuse_inverted,
+)
 
 
 def compile(
@@ -42,14 +53,15 @@ def compile(
     Args:
         model: on the CPU, in float32; static, or made dynamic by `dynamize_`.
         example_inputs: (x,) with images [N, C, H, W]; N stays free, C, H and W are fixed.
-        dtype: of the computation; None is float32.
+        dtype: of feature maps and weights, torch.float32 (also None) or torch.bfloat16; sums, masks, routing weights,
+            images and results stay float32. bfloat16 needs a processor with AVX512_BF16.
         backend: "auto", "cpu" (compiled kernels), "triton" or "eager"; only "auto" falls back.
         threads: for the native steps; None follows `torch.get_num_threads()` at every call.
         measure: time masked convolutions on this machine, to know above which density they run densely.
     Returns:
         CompiledModel; `fast(x)`, `fast.plan`, `fast.verify((x,))`, `fast.save(path)`, `fast.set_budget(target)`.
     Raises:
-        ValueError: training mode, a dtype without kernels, a network that torch.export cannot follow.
+        ValueError: training mode, a dtype without kernels here, a network that torch.export cannot follow.
         TypeError: no module, or example inputs that are no tuple of tensors. RuntimeError: an explicit backend that
         cannot run.
 
@@ -60,9 +72,9 @@ def compile(
     torch.Size([2, 10])
     """
     _check(model, example_inputs, dtype)
-    chosen, _ = choose_backend(backend)
+    chosen, _ = choose_backend(backend, dtype or torch.float32)
     example = tuple(example_inputs)
-    plan, exported = make_plan(model, example)
+    plan, exported = make_plan(model, example, dtype)
     if measure and chosen == "cpu":
         measure_plan(plan, example, threads)
     return CompiledModel(plan, exported.out_spec, backend=backend, threads=threads, source=model)
@@ -72,8 +84,8 @@ def _check(model: nn.Module, example_inputs: Any, dtype: torch.dtype | None) -> 
     if not isinstance(model, nn.Module):
         raise _checks.engine_model(model)
     _checks.engine_example(example_inputs)
-    if dtype not in (None, torch.float32):
-        raise _checks.engine_dtype(dtype, "only float32 kernels are there")
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise _checks.engine_dtype(dtype, "there are kernels for torch.float32 and torch.bfloat16")
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         raise _checks.engine_training(training)
@@ -82,7 +94,9 @@ def _check(model: nn.Module, example_inputs: Any, dtype: torch.dtype | None) -> 
             raise _checks.engine_device(tensor.device)
 
 
-def make_plan(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Plan, Exported]:
+def make_plan(
+    model: nn.Module, example: tuple[Tensor, ...], dtype: torch.dtype | None = None
+) -> tuple[Plan, Exported]:
     """The plan of a network in evaluation mode, and the export that it comes from."""
     exported = export(model, example)
     graph = Builder(exported).build()
@@ -90,7 +104,10 @@ def make_plan(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Plan, Expo
     for change in PASSES:
         change(graph)
     plan = lower(graph, exported.fixed_batch, len(exported.inputs))
+    if dtype == torch.bfloat16:
+        to_bfloat16(plan)
     arena.place(plan)
+    pool_weights(plan)
     return plan, exported
 
 

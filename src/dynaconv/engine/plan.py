@@ -142,7 +142,7 @@ class GateInfo:
 
 @dataclass
 class Plan:
-    """Everything that a forward needs, for images of one size."""
+    """Everything that a forward needs, for images of one size; `dtype` is that of feature maps and weights."""
 
     image: tuple[int, int, int] = (0, 0, 0)
     values: list[Value] = field(default_factory=list)
@@ -160,6 +160,7 @@ class Plan:
     inputs: int = 1
     arena_bytes: int = 0
     batch: int | None = None
+    dtype: str = "float32"
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

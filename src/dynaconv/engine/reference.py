@@ -86,6 +86,10 @@ class Run:
         """A value as [N, C, h, w] in float32."""
         return self.value(index).permute(0, 3, 1, 2).float()
 
+    def rounded(self, x: Tensor, index: int) -> Tensor:
+        """A tensor as a value's precision holds it, in float32."""
+        return x.to(getattr(torch, self.plan.values[index].dtype)).float()
+
     def conv(self, index: int) -> Conv:
         """A convolution of the plan."""
         return self.plan.convs[index]
@@ -149,8 +153,8 @@ def conv(run: Run, step: Step) -> None:
 def stem(run: Run, step: Step) -> None:
     """As conv, from the image."""
     size = run.plan.values[step.out].size
-    image = run.externals[run.plan.values[step.input].external]
-    y = convolve(image.float(), run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
+    image = run.rounded(run.externals[run.plan.values[step.input].external], step.out)
+    y = convolve(image, run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
     run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](y)))
 
 
@@ -161,7 +165,8 @@ def inverted(run: Run, step: Step) -> None:
     grids = [run.plan.values[step.input].size, size, size]
     for index, act, grid in zip(step.conv, step.activation, grids, strict=True):
         if index >= 0:
-            x = _ACTIVATIONS[act](convolve(x, run.conv(index), *run.weight(index), grid))
+            x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
+            x = _ACTIVATIONS[act](x)
     run.write(step, _finish(run, step, x))
 
 

@@ -13,14 +13,17 @@ from dynaconv.convert import gates
 from dynaconv.engine.aten import decode
 from dynaconv.engine.execute import Program
 
-TOLERANCE = 1e-4
+# bfloat16 rounds every map to 8 bits: through untrained networks that adds up to 0.5 % (ResNets) to 8 % (MobileNetV2),
+# as much as the network itself in bfloat16. One step alone, given the same operands, is off by one rounding.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-1}
+STEP_TOLERANCE = 1e-2
 
 
 def verify(compiled: Any, inputs: tuple[Any, ...], tolerance: float | None) -> dict[str, Any]:
     """See `CompiledModel.verify`."""
-    tolerance = TOLERANCE if tolerance is None else float(tolerance)
-    source = None if compiled._source is None else compiled._source()
     plan = compiled._program.plan
+    tolerance = TOLERANCES[plan.dtype] if tolerance is None else float(tolerance)
+    source = None if compiled._source is None else compiled._source()
     _checks.engine_inputs(inputs, plan)
     if source is not None and not source.training:
         expected, masks, against = *_eager(source, inputs), "eager"
@@ -33,6 +36,9 @@ def verify(compiled: Any, inputs: tuple[Any, ...], tolerance: float | None) -> d
     got = _pytree.tree_leaves(compiled._run(inputs, forced=masks or None)[0])
     error = max((difference(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
     report = {"error": error, "tolerance": tolerance, "reference": against, **worst}
+    if plan.dtype == "bfloat16" and not worst["worst_error"] <= STEP_TOLERANCE:
+        alone = {"error": worst["worst_error"], "tolerance": STEP_TOLERANCE, "reference": "interpreter's"}
+        raise _checks.engine_not_verified(report | alone)
     if not error <= tolerance:
         raise _checks.engine_not_verified(report)
     return report
@@ -72,7 +78,11 @@ def _eager(source: Any, inputs: tuple[Any, ...]) -> tuple[list[Any], dict[str, T
 def _worst_step(
     compiled: Any, inputs: tuple[Any, ...], forced: dict[int, Tensor]
 ) -> tuple[dict[str, Any], list]:
-    """The step whose result differs most from the interpreter's, each on its own chain of values."""
+    """The step whose result differs most from the interpreter's, and the interpreter's results.
+
+    In float32 each follows its own chain of values. In bfloat16 the interpreter goes on from our values, or a rounding
+    that falls the other way would grow from step to step.
+    """
     program = compiled._program
     plan, n = program.plan, inputs[0].shape[0]
     other = Program(plan, "eager")
@@ -92,7 +102,7 @@ def _worst_step(
                 for i in range(segment.first, segment.last):
                     for _, _, forward in runs:
                         forward.steps(i, i + 1)
-                    error = _step_error(plan.steps[i], runs[0][2], runs[1][2])
+                    error = _step_error(plan.steps[i], runs[0][2], runs[1][2], plan.dtype == "bfloat16")
                     if error > worst["worst_error"]:
                         step = plan.steps[i]
                         worst = {"worst_layer": step.layer, "worst_kernel": step.kind, "worst_error": error}
@@ -102,7 +112,7 @@ def _worst_step(
             forward.close()
 
 
-def _step_error(step: Any, ours: Any, reference: Any) -> float:
+def _step_error(step: Any, ours: Any, reference: Any, together: bool) -> float:
     if step.out < 0:
         return 0.0
     rows = None
@@ -115,4 +125,9 @@ def _step_error(step: Any, ours: Any, reference: Any) -> float:
         a, b = a[..., step.ints[0] :], b[..., step.ints[0] :]
         count = min(a.shape[3], ours.plan.values[step.input].channels - step.ints[1])
         a, b = a[..., :count], b[..., :count]
-    return difference(a, b) if rows is None else difference(a[rows], b[rows])
+    if rows is None:
+        rows = ...
+    error = difference(a[rows], b[rows])
+    if together:
+        b[rows] = a[rows]
+    return error
