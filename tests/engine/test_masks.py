@@ -14,6 +14,7 @@ from torch import nn
 import dynaconv as dc
 from dynaconv.convert import SpatialMasking, gates
 from dynaconv.engine.compiler import make_plan
+from dynaconv.ops.mask_ops import mask_logits
 from dynaconv.testing import force_masks
 
 KINDS = ["basic", "basic_s2", "bottleneck", "bottleneck_s2", "bottleneck_groups", "inverted"]
@@ -168,3 +169,24 @@ def test_a_chain_of_blocks_needs_no_copies() -> None:
     for step in plan.steps:
         if step.input2 >= 0:
             assert plan.values[step.input2].storage == plan.values[step.out].storage
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masked_operators_called_by_name(backend: str) -> None:
+    """`nn.MaskedConv2d` and `ops.mask_ops.mask_logits`: sparse with a shortcut, a product without."""
+    conv = dc.nn.MaskedConv2d(8, 8, 3, padding=1)
+    gate = dc.nn.MaskUnit(8)
+
+    def forward(m: nn.Module, x: torch.Tensor):
+        x = m.stem(x)
+        logits = mask_logits(
+            x, m.gate.conv.weight, m.gate.linear.weight, m.gate.linear.bias + m.gate.conv.bias
+        )
+        mask = (logits >= 0.0).to(x.dtype)
+        return x + m.conv(x, mask), m.conv(x, mask)
+
+    model, x = Lambda(forward, stem=conv_bn(3, 8), conv=conv, gate=gate).eval(), torch.randn(2, *SIZE)
+    fast = dc.compile(model, (x,), backend=backend)
+    assert fast.plan.aten == []
+    assert [row["choice"] for row in fast.plan.steps if row["kernel"].startswith("conv")].count("sparse") == 1
+    check(fast, model, x)

@@ -1,0 +1,42 @@
+"""Handlers of this library's own operators for masks, where a network calls them by name."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from dynaconv.engine.build import Builder, handles
+from dynaconv.engine.build_ops import is_map
+from dynaconv.engine.ir import Constant, View
+
+
+@handles("dynaconv::masked_conv2d")
+def masked_conv2d(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str:
+    """mask * conv(x); with a shortcut added to it, only open rows are computed (masks.py)."""
+    x, mask, weight, bias, stride, padding, dilation, groups = args
+    size = b.map_size(node, "nchw")
+    if not is_map(x, "nchw") or not is_map(mask, "nchw") or size is None:
+        return "its mask is no float map"
+    if not isinstance(weight, Constant) or not (bias is None or isinstance(bias, Constant)):
+        return "its weight depends on the input"
+    conv = b.add(
+        "conv", node, size, "nchw", {"x": x.node},
+        weight=weight.tensor.float(), bias=None if bias is None else bias.tensor.float(), stride=tuple(stride),
+        padding=tuple(padding), dilation=tuple(dilation), groups=groups, act="none",
+    )  # fmt: skip
+    return b.add("mul", node, size, "nchw", {"x": conv.node, "y": mask.node}, act="none")
+
+
+@handles("dynaconv::mask_logits")
+def mask_logits(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str:
+    """Logits of a squeeze unit."""
+    x, weight, linear, bias, stride = args
+    size = b.map_size(node, "nchw")
+    if not is_map(x, "nchw") or size is None:
+        return "only logits of float maps have a kernel"
+    if not all(isinstance(t, Constant) for t in (weight, linear, bias)):
+        return "its weight depends on the input"
+    weights = {"weight": weight.tensor.float(), "linear": linear.tensor.float().reshape(-1)}
+    return b.add(
+        "gate", node, size, "nchw", {"x": x.node}, **weights, bias=bias.tensor.float().reshape(-1), squeeze=True,
+        stride=(stride, stride), padding=(1, 1), dilation=(1, 1),
+    )  # fmt: skip
