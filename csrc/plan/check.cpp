@@ -52,7 +52,7 @@ struct Checker {
     return int64_t{c.kernel[0]} * c.kernel[1] <= kMostTaps || fail("a kernel has too many taps");
   }
   bool weights(const Conv& c) {
-    if (!c.weight || !c.bias) return fail("a convolution has no weight or no bias");
+    if ((!c.weight && !c.winograd) || !c.bias) return fail("a convolution has no weight or no bias");
     if (c.groups < 1 || c.in_channels < 1 || c.out_channels < 1 || c.in_channels > kMostChannels ||
         c.out_channels > kMostChannels || c.in_channels % c.groups || c.out_channels % c.groups)
       return fail("channels of a convolution are not divisible into its groups");
@@ -61,7 +61,7 @@ struct Checker {
   bool convolution(const Step& s, int32_t id, const Value& in, const Value& out) {
     if (!conv(id)) return false;
     const Conv& c = data.convs[id];
-    return weights(c) && (c.in_channels == in.channels || fail("an input has other channels than its convolution")) &&
+    return weights(c) && direct(s) && (c.in_channels == in.channels || fail("an input has other channels than its convolution")) &&
            (c.out_channels == out.channels || fail("an output has other channels than its convolution")) &&
            geometry(c, in.height, in.width, out.height, out.width) && masked(s, out);
   }
@@ -83,6 +83,11 @@ struct Checker {
   }
   bool float_value(int32_t id, const char* what) {
     return value(id, what) && (at(id).dtype == kFloat32 || fail(std::string(what) + " must be float32"));
+  }
+  // Weights for Winograd alone serve where every row is computed.
+  bool direct(const Step& s) {
+    const Conv& c = data.convs[s.conv[0]];
+    return c.weight || (s.kind == kConv && s.grid < 0) || fail("a convolution has no weight or no bias");
   }
   bool winograd(const Step& s, const Value& in, const Value& out) {
     return !data.convs[s.conv[0]].winograd || minimal(s, in, out);

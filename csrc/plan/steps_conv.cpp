@@ -87,7 +87,8 @@ void step_conv(Worker& worker, const Step& step) {
   if (conv.winograd) {
     const int64_t all = run.call.images * ((out.height + 1) / 2) * ((out.width + 1) / 2);
     const int64_t tiles = list ? mask->tile_count : all;
-    if (double(tiles) * kTilePositions < double(count)) return step_winograd(worker, step, list ? mask->tiles : nullptr, tiles);
+    if (!conv.weight || double(tiles) * kTilePositions < double(count))
+      return step_winograd(worker, step, list ? mask->tiles : nullptr, tiles);
   }
   const int64_t element = element_bytes(in.dtype), taps = int64_t{conv.kernel[0]} * conv.kernel[1];
   const int64_t depth = taps * conv.in_channels / conv.groups;

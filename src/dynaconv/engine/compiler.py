@@ -21,7 +21,7 @@ from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
 from dynaconv.engine.measure import measure_plan
 from dynaconv.engine.plan import Plan
-from dynaconv.engine.pool import pool_weights
+from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
 
 PASSES = (
@@ -107,6 +107,7 @@ def make_plan(
     if dtype == torch.bfloat16:
         to_bfloat16(plan)
     arena.place(plan)
+    drop_unread(plan)
     pool_weights(plan)
     return plan, exported
 

@@ -6,16 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils import _pytree
 
 from dynaconv import _checks
 from dynaconv._files import atomic_path
 from dynaconv.engine.plan import Plan
-from dynaconv.engine.pool import pool_weights
+from dynaconv.engine.pool import Pool
 
 FORMAT = 1
+# What a plan may hold, by the name that safetensors gives it.
+_DTYPES = {
+    "F32": torch.float32, "BF16": torch.bfloat16, "F64": torch.float64, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def save(plan: Plan, out_spec: Any, path: str | Path) -> Path:
@@ -44,11 +51,26 @@ def load(path: str | Path) -> tuple[Plan, Any]:
             metadata = opened.metadata() or {}
             if metadata.get("dynaconv") != "plan" or metadata.get("format") != str(FORMAT):
                 raise _checks.engine_other_file(str(file), metadata.get("format"), FORMAT)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         data = json.loads(metadata["plan"])
         out_spec = _pytree.treespec_loads(data["out_spec"])
-        plan = Plan.from_json(data, tensors)
-        pool_weights(plan)
-        return plan, out_spec
+        return Plan.from_json(data, _read_tensors(file)), out_spec
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise _checks.engine_damaged_file(str(file), error) from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a file that safetensors has accepted, read straight to its place, so that none is held twice."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        entries = json.loads(opened.read(length))
+        entries.pop("__metadata__", None)
+        sizes = [end - start for start, end in (e["data_offsets"] for e in entries.values())]
+        pool, tensors = Pool(sizes), {}
+        for name, entry in entries.items():
+            start, end = entry["data_offsets"]
+            own = pool.take(end - start)
+            opened.seek(8 + length + start)
+            if end > start and opened.readinto(memoryview(own.numpy())) != end - start:
+                raise _checks.engine_damaged_file(str(file), EOFError("a tensor ends early"))
+            tensors[name] = own.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    return tensors

@@ -64,6 +64,8 @@ def pack_gate(weight: Tensor, linear: Tensor | None, bias: Tensor) -> tuple[Tens
 
 def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
     """The weight [O, I/g, kh, kw] and bias [O] behind a packed convolution, in float32."""
+    if conv.weight is None:
+        return unpack_winograd(conv)
     if conv.weight.dtype == torch.bfloat16:
         return pack_bfloat16.unpack(conv)
     weight, bias = conv.weight.float(), conv.bias.float()
@@ -74,6 +76,15 @@ def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
     rows = weight.transpose(2, 3).flatten(1, 2)[:, :per_group]
     shifts = bias[:, :per_group].reshape(-1)
     return rows.reshape(conv.out_channels, kh, kw, inner).permute(0, 3, 1, 2), shifts
+
+
+def unpack_winograd(conv: Conv) -> tuple[Tensor, Tensor]:
+    """The weight [O, I, 3, 3] and bias [O] behind Winograd's weights: G g G' undone along both axes."""
+    points = conv.winograd.double().permute(1, 2, 0, 3).flatten(2)[..., : conv.out_channels]
+    points = points.reshape(4, 4, conv.in_channels, conv.out_channels)
+    rows = torch.stack([points[0], points[1] - points[2], points[3]])
+    taps = torch.stack([rows[:, 0], rows[:, 1] - rows[:, 2], rows[:, 3]], dim=1)
+    return taps.permute(3, 2, 0, 1).float(), conv.bias.float().reshape(-1)[: conv.out_channels]
 
 
 def unpack_gate(conv: Conv, squeeze: bool) -> tuple[Tensor, Tensor | None, Tensor]:

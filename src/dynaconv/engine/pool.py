@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,29 +14,55 @@ _ALIGNMENT, _HUGE_PAGE = 64, 2 << 20
 _NAMES = ("weight", "bias", "winograd")
 
 
+# A convolution over all rows takes Winograd's tiles whenever they cost less (kTilePositions in csrc/plan/steps_conv.cpp).
+_TILE_POSITIONS = 2.3
+
+
+def drop_unread(plan: Plan) -> None:
+    """Forget direct weights that no run would read, because the convolution has no mask and Winograd's cost less."""
+    readers: dict[int, list[int]] = {}
+    for i, step in enumerate(plan.steps):
+        for conv in step.conv:
+            readers.setdefault(conv, []).append(i)
+    for index, conv in enumerate(plan.convs):
+        steps = [plan.steps[i] for i in readers.get(index, [])]
+        if conv.winograd is None or len(steps) != 1 or steps[0].kind != "conv" or steps[0].grid >= 0:
+            continue
+        h, w = plan.values[steps[0].out].size
+        if ((h + 1) // 2) * ((w + 1) // 2) * _TILE_POSITIONS < h * w:
+            conv.weight = None
+
+
 def pool_weights(plan: Plan) -> None:
     """Move packed weights, in the order of the plan, into one region; tensors keep their values and shapes."""
     places = [(conv, name) for conv in plan.convs for name in _NAMES if getattr(conv, name) is not None]
-    sizes = [_rounded(getattr(conv, name)) for conv, name in places]
-    if sum(sizes) < _HUGE_PAGE:
-        return
-    region = _region(sum(sizes))
-    at = 0
+    sizes = [getattr(conv, name).numel() * getattr(conv, name).element_size() for conv, name in places]
+    pool = Pool(sizes)
     for (conv, name), size in zip(places, sizes, strict=True):
         tensor = getattr(conv, name)
-        own = region[at : at + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
-        setattr(conv, name, own.copy_(tensor))
-        at += size
+        setattr(conv, name, pool.take(size).view(tensor.dtype).view(tensor.shape).copy_(tensor))
 
 
-def _rounded(tensor: Tensor) -> int:
-    return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+class Pool:
+    """Bytes for tensors of these sizes, in large pages where that pays and the system has them."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        total, self._at = sum(map(_rounded, sizes)), 0
+        if total < _HUGE_PAGE:
+            self._bytes = torch.empty(total + _ALIGNMENT, dtype=torch.uint8)
+            self._bytes = self._bytes[-self._bytes.data_ptr() % _ALIGNMENT :]
+            return
+        pages = mmap.mmap(-1, total + 2 * _HUGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        region = torch.frombuffer(pages, dtype=torch.uint8)
+        self._bytes = region[-region.data_ptr() % _HUGE_PAGE :]
+
+    def take(self, size: int) -> Tensor:
+        """The next `size` bytes, aligned to a line of the cache."""
+        start, self._at = self._at, self._at + _rounded(size)
+        return self._bytes[start : start + size]
 
 
-def _region(size: int) -> Tensor:
-    """Bytes that begin at a large page, where the system has such pages."""
-    pages = mmap.mmap(-1, size + 2 * _HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    region = torch.frombuffer(pages, dtype=torch.uint8)
-    return region[-region.data_ptr() % _HUGE_PAGE :]
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
