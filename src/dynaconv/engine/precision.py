@@ -61,7 +61,9 @@ class _Change:
 
     def _choose_dtypes(self) -> None:
         values, steps = self.plan.values, self.plan.steps
-        always = {a for s in steps for a in s.aux if a >= 0} | {s.out for s in steps if s.kind in _WRITES_FLOAT}
+        always = {a for s in steps for a in s.aux if a >= 0} | {
+            s.out for s in steps if s.kind in _WRITES_FLOAT
+        }
         # Values computed in place have one precision.
         floats = {values[i].storage for i in always if i >= 0}
         decisions = self._decisions()
@@ -158,7 +160,9 @@ class _Change:
                     if index >= 0 and index not in done:
                         _pack_conv(self.plan.convs[index])
                         done.add(index)
-        if all(c.winograd is None for c in self.plan.convs) and all(s.kind != "dynamic_conv" for s in self.steps):
+        if all(c.winograd is None for c in self.plan.convs) and all(
+            s.kind != "dynamic_conv" for s in self.steps
+        ):
             for grid in self.plan.grids:
                 grid.tiles = 0
 
