@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,9 @@ from torch import Tensor
 
 from dynaconv.engine.plan import AtenStep
 
+# Plans come from files: nothing but arithmetic and registered operators can be named in them.
+_NAMESPACES = ("aten", "prims", "dynaconv", "torchvision")
+_BUILTINS = ("abs", "bool", "float", "int", "max", "min", "pow", "round", "sum")
 _NAMED = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -104,17 +106,18 @@ def target_text(target: Any) -> str:
 
 
 def target_of(text: str) -> Callable[..., Any]:
-    """The operation; AttributeError when this PyTorch does not have it."""
+    """The operation; AttributeError when this PyTorch does not have it, or when a plan has no business to call it."""
     if "::" in text:
         namespace, rest = text.split("::")
         name, overload = rest.rsplit(".", 1)
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    module, name = text.split(":")
-    if module == "operator":
-        return getattr(operator, name)
-    if module.split(".")[0] not in ("torch", "math", "builtins"):
-        raise AttributeError(f"{text} is no operation of PyTorch")
-    return getattr(importlib.import_module(module), name)
+        if namespace in _NAMESPACES:
+            return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    else:
+        module, name = text.split(":")
+        allowed = {"operator": name.isidentifier(), "math": True, "builtins": name in _BUILTINS}
+        if module == "torch" and name.startswith("sym_") or allowed.get(module, False):
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"{text} is no operation of PyTorch")
 
 
 def run_aten(

@@ -84,6 +84,12 @@ class NativePlan:
         """A forward over n images."""
         return NativeRun(self, n, externals, forced, threads)
 
+    def no_context(self, n: int) -> Exception:
+        """Why no arena for n images could be had."""
+        if n > self.most_images:
+            return _checks.engine_batch(n, self.most_images)
+        return MemoryError(f"no memory for {n} images ({self.plan.arena_bytes * n} bytes of arena)")
+
     @property
     def memory(self) -> int:
         """Bytes of the arenas that are kept for the next calls."""
@@ -112,10 +118,8 @@ class NativeRun:
         self.step_ns = (ctypes.c_double * max(len(self.plan.steps), 1))()
         self.timed = False
         self.context = library().dynaconv_plan_acquire(native.handle, n)
-        if not self.context and n > native.most_images:
-            raise _checks.engine_batch(n, native.most_images)
         if not self.context:
-            raise MemoryError(f"no memory for {n} images ({self.plan.arena_bytes * n} bytes of arena)")
+            raise native.no_context(n)
 
     def steps(self, first: int, last: int) -> None:
         """Run native steps [first, last)."""
