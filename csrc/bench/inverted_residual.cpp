@@ -1,5 +1,6 @@
 // Times the fused inverted residual on every block shape of MobileNetV2 at 224, and on shapes given on the command line.
-//   inverted_residual [threads] [density] [band] [batch]
+//   inverted_residual [threads] [density] [band] [batch] [cold]
+// cold = 1: between runs every thread reads more than its L2 cache holds, as the rest of a network does.
 
 #include <algorithm>
 #include <atomic>
@@ -63,7 +64,7 @@ void mask(double density, int out, int in, int stride, int kernel, int64_t image
 // Threads that spin between runs, as those of a plan do between steps.
 class Pool {
  public:
-  explicit Pool(int threads) : threads_(threads) {}
+  Pool(int threads, bool cold) : threads_(threads), other_(cold ? threads * kOtherFloats : 0, 1.0f) {}
 
   double run(const InvertedArgs& args, std::vector<std::vector<char>>& scratch, int rounds) {
     double best = 1e30;
@@ -71,6 +72,9 @@ class Pool {
     const auto work = [&](int id) {
       double begin = 0;
       for (int round = 0; round < rounds; ++round) {
+        float sum = 0;
+        for (size_t i = 0; i < other_.size() / threads_; i += 16) sum += other_[id * kOtherFloats + i];
+        sink_ = sum;
         wait();
         const double start = met_;
         if (round == 0) begin = start;
@@ -111,7 +115,10 @@ class Pool {
     }
   }
 
+  static constexpr int64_t kOtherFloats = 1 << 20;
   const int threads_;
+  std::vector<float> other_;
+  volatile float sink_ = 0;
   double met_ = 0;  // when the last thread came
   std::atomic<int> arrived_{0}, round_{0};
   std::atomic<int64_t> next_[2] = {};
@@ -124,6 +131,7 @@ int main(int count, char** words) {
   const double density = count > 2 ? std::atof(words[2]) : 1;
   const int band = count > 3 ? std::atoi(words[3]) : 0;
   const int64_t images = count > 4 ? std::atoi(words[4]) : 1;
+  const bool cold = count > 5 && std::atoi(words[5]);
   std::printf("%s, %d threads, density %.2f, batch %d\n", best_isa(), threads, density, static_cast<int>(images));
   double total = 0, macs_total = 0;
   for (const Shape& shape : kShapes) {
@@ -178,7 +186,7 @@ int main(int count, char** words) {
     }
     const double macs = (args.expand_weight ? open_hidden * hidden * shape.channels : 0) +
                         open * hidden * (shape.kernel * shape.kernel + shape.out_channels);
-    Pool pool(threads);
+    Pool pool(threads, cold);
     pool.run(args, scratch, 20);
     const double best = pool.run(args, scratch, std::max(50, static_cast<int>(4e9 / macs)));
     std::printf("%3d x %3d  e%d -> %3d s%d k%d  %8.1f us  %6.1f MMAC  %5.1f GMAC/s  x%d\n", shape.size, shape.channels,

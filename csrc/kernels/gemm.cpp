@@ -124,6 +124,74 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
   end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
+// The bounds of both activations of a tile, each of which is a clamp.
+template <typename Vector>
+struct Clamps {
+  Vector low, high, last_low, last_high;
+
+  explicit Clamps(const TileCall& call) {
+    const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
+    low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
+    last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
+  }
+};
+
+template <typename Vector>
+DYNACONV_INLINE void write(const TileCall& call, const Clamps<Vector>& clamps, Vector sum, int row, int64_t column) {
+  sum = clamped<Vector>(sum, clamps.low, clamps.high);
+  if (call.residual) sum += load<Vector>(static_cast<const float*>(call.residual[row]) + column);
+  store<Vector>(static_cast<float*>(call.out[row]) + column, clamped<Vector>(sum, clamps.last_low, clamps.last_high));
+}
+
+// One vector and a half of columns: both sums of a row take the same factor.
+template <typename Vector, typename Half, int Rows>
+DYNACONV_INLINE void piece_and_half(const TileCall& call, int row, int column, Finish end) {
+  constexpr int kLanes = kLanesOf<Vector>, kHalf = kLanesOf<Half>;
+  Vector sums[Rows];
+  Half halves[Rows];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    sums[r] = load<Vector>(call.bias + column);
+    halves[r] = load<Half>(call.bias + column + kLanes);
+  }
+  const float* weight = static_cast<const float*>(call.weight) + column;
+  for (int t = 0; t < call.taps_count; ++t) {
+    const float* from[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+      from[r] = static_cast<const float*>(call.taps[t * kMaxRows + row + r]) + call.tap_offset;
+    for (int64_t k = 0; k < call.channels; ++k, weight += kPanel) {
+      const Vector w = load<Vector>(weight);
+      const Half h = load<Half>(weight + kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        const float value = from[r][k];
+        sums[r] += w * value;
+        halves[r] += h * value;
+      }
+    }
+  }
+  const int width = call.columns - column;
+  if (width == kLanes + kHalf && is_clamp(call.activation) && is_clamp(call.final_activation)) {
+    const Clamps<Vector> wide(call);
+    const Clamps<Half> narrow(call);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      write<Vector>(call, wide, sums[r], row + r, call.column + column);
+      write<Half>(call, narrow, halves[r], row + r, call.column + column + kLanes);
+    }
+    return;
+  }
+  float block[Rows * 2 * kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    store<Vector>(block + r * 2 * kLanes, sums[r]);
+    store<Half>(block + r * 2 * kLanes + kLanes, halves[r]);
+    store<Half>(block + r * 2 * kLanes + kLanes + kHalf, Half{});
+  }
+  end(call, block, 2 * kLanes, Rows, row, column, width);
+}
+
 template <typename Vector, int Most, int Rows, int Columns>
 DYNACONV_INLINE void all_rows(const TileCall& call, int column, Finish end) {
   constexpr int kWhole = Rows / Most * Most;
@@ -131,15 +199,20 @@ DYNACONV_INLINE void all_rows(const TileCall& call, int column, Finish end) {
   if constexpr (Rows > kWhole) piece<Vector, Rows - kWhole, Columns>(call, kWhole, column, end);
 }
 
-// Rows in pieces of at most `Most`, columns in pieces of two vectors, one, or half of one at the end of a panel.
+// Rows in pieces of at most `Most`, columns in pieces of two vectors, one and a half, one, or half of one at the end of a
+// panel.
 template <typename Vector, typename Half, int Most, int Rows>
 DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  constexpr bool kAndHalf = Rows <= Most && sizeof(Vector) == 2 * sizeof(Half);
   for (int column = 0; column < call.columns;) {
     const int left = call.columns - column;
     if (left > kLanes + kLanes / 2) {
       all_rows<Vector, Most, Rows, 2>(call, column, end);
       column += 2 * kLanes;
+    } else if (kAndHalf && left > kLanes) {
+      if constexpr (kAndHalf) piece_and_half<Vector, Half, Rows>(call, 0, column, end);
+      return;
     } else if (left > kLanes / 2) {
       all_rows<Vector, Most, Rows, 1>(call, column, end);
       column += kLanes;
