@@ -5,6 +5,8 @@ A masked network may take so many times its share of multiply-adds as here, time
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # (network, precision) -> ratio with everything computed, factor at density 0.5, factor at density 0.25.
 MASKED = {
     ("timm:resnet50", "float32"): (1.00, 1.08, 1.12),
@@ -15,20 +17,27 @@ MASKED = {
 # network -> ratio to our own engine on the static network, by batch size.
 KERNELS = {"dyconv4_resnet18": {1: 1.6, 8: 1.2}, "dcd_mobilenetv2_100": {1: 1.15, 8: 1.15}}
 OTHERS = 1.15
+# A promise is about these rivals: without all of them beside ours, a ratio neither keeps nor breaks it.
+AGAINST = {"float32": {"onnxruntime", "openvino-f32"}, "bfloat16": {"openvino"}}
 
 
-def limit(network: str, batch: int, precision: str, masks: str, macs_ratio: float) -> float | None:
-    """The largest ratio allowed, None where nothing is promised.
+def limit(
+    network: str, batch: int, precision: str, masks: str, macs_ratio: float, timed: Iterable[str]
+) -> float | None:
+    """The largest ratio allowed, None where nothing is promised, or not against the rivals that were `timed`.
 
-    >>> round(limit("timm:resnet50", 1, "float32", "density 0.5", 0.6), 3)
+    >>> both = ("onnxruntime", "openvino-f32")
+    >>> round(limit("timm:resnet50", 1, "float32", "density 0.5", 0.6, both), 3)
     0.648
-    >>> limit("timm:resnet18", 1, "float32", "density 1", 1.02)
+    >>> limit("timm:resnet18", 1, "float32", "density 1", 1.02, both)
     1.15
-    >>> limit("timm:resnet18", 1, "float32", "density 0.5", 0.6) is None
+    >>> limit("timm:resnet18", 1, "float32", "density 0.5", 0.6, both) is None
     True
     """
     if masks == "dynamic kernels":
         return KERNELS.get(network, {}).get(batch) if precision == "float32" else None
+    if not AGAINST[precision] <= set(timed):
+        return None
     everything = masks in ("static", "density 1")
     if (network, precision) in MASKED:
         whole, half, quarter = MASKED[network, precision]

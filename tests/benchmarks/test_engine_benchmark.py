@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,12 @@ def test_tables_and_numbers(bench, tmp_path) -> None:
 @compiled
 def test_a_missed_limit_fails_the_check(bench, monkeypatch) -> None:
     script = importlib.import_module("engine")
-    monkeypatch.setattr(script, "limit", lambda *_: 1e-6)
-    assert bench("--batch", "1", "--check")[0] == 1
-    assert bench("--batch", "1")[0] == 0
+    # Eager PyTorch alone is not what the promises are about.
+    assert bench("--batch", "1", "--check", "--densities", "1")[0] == 1
+    for allowed, code in ((1e-6, 1), (1e6, 0)):
+        monkeypatch.setattr(script, "limit", lambda *_, allowed=allowed: allowed)
+        found, out = bench("--batch", "1", "--check", "--densities", "1")
+        assert found == code and ("missed: resnet8_cifar, batch 1, float32, static" in out) == (code == 1)
 
 
 def test_no_number_while_the_engine_is_wrong(bench, monkeypatch) -> None:
@@ -82,12 +86,16 @@ def test_fit_and_limits(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     found = importlib.import_module("linear").fit(np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 3.0]))
     assert found["ms_per_gmac"] == pytest.approx(0.5) and found["intercept_ms"] == pytest.approx(1.0)
-    limit = importlib.import_module("limits").limit
+    allowed = importlib.import_module("limits").limit
+    both = ("eager", "onnxruntime", "openvino-f32")
+    limit = partial(allowed, timed=both)
     assert limit("timm:mobilenetv2_100", 8, "float32", "density 0.25", 0.65) == pytest.approx(
         0.8 * 1.25 * 0.65
     )
-    assert limit("timm:resnet50", 1, "bfloat16", "density 0.5", 0.6) == pytest.approx(1.12 * 0.6)
-    assert limit("timm:resnet50", 1, "bfloat16", "static", 1.0) == 1.03
     assert limit("dyconv4_resnet18", 8, "float32", "dynamic kernels", 1.1) == 1.2
     assert limit("dyconv4_resnet18", 8, "float32", "static", 1.0) is None
     assert limit("timm:resnet50", 1, "float32", "density 0.3", 0.4) is None
+    limit = partial(allowed, timed=("openvino",))
+    assert limit("timm:resnet50", 1, "bfloat16", "density 0.5", 0.6) == pytest.approx(1.12 * 0.6)
+    assert limit("timm:resnet50", 1, "bfloat16", "static", 1.0) == 1.03
+    assert limit("timm:resnet50", 1, "float32", "static", 1.0) is None
