@@ -190,12 +190,8 @@ class Walk {
       while (x < args_.out_width) {
         const int32_t end = next_closed(need, x, args_.out_width);
         scratch_.spans[spans++] = {static_cast<int32_t>(y), x, end, index};
-        for (; x < end; ++x, ++index) {
-          const int64_t pixel = row * args_.out_width + x;
-          scratch_.project.from[index] = scratch_.buffer + index * layout_.hidden_stride;
-          scratch_.project.to[index] = args_.out + pixel * args_.out_stride;
-          scratch_.project.add[index] = args_.residual ? args_.residual + pixel * args_.residual_stride : nullptr;
-        }
+        list_span(row * args_.out_width + x, end - x, index);
+        index += end - x;
         x = next_open(need, end, args_.out_width);
       }
     }
@@ -203,20 +199,41 @@ class Walk {
     return spans;
   }
 
+  // Pointers of `count` pixels from `pixel` on. Everything is a local, since a store of a pointer could change any member.
+  void list_span(int64_t pixel, int64_t count, int64_t index) {
+    const int64_t step = layout_.hidden_stride, out_step = args_.out_stride, add_step = args_.residual_stride;
+    const void** const sources = scratch_.project.from + index;
+    void** const results = scratch_.project.to + index;
+    const void** const adds = scratch_.project.add + index;
+    const T* from = scratch_.buffer + index * step;
+    T* to = args_.out + pixel * out_step;
+    for (int64_t i = 0; i < count; ++i, from += step, to += out_step) {
+      sources[i] = from;
+      results[i] = to;
+    }
+    if (!args_.residual) return;
+    const T* add = args_.residual + pixel * add_step;
+    for (int64_t i = 0; i < count; ++i, add += add_step) adds[i] = add;
+  }
+
   // Lists the hidden pixels that the band needs and the ring lacks.
   void find_hidden(int64_t first, int64_t last) {
     const int64_t low = std::max<int64_t>(0, first * args_.stride[0] - args_.padding[0]);
     const int64_t high = std::min<int64_t>(args_.height, (last - 1) * args_.stride[0] - args_.padding[0] + layout_.span);
+    const int64_t width = args_.width, step = args_.in_stride;
+    const void** const sources = scratch_.expand.from;
+    void** const results = scratch_.expand.to;
     int64_t count = 0;
     for (int64_t y = std::max(low, ready_); y < high; ++y) {
       const int64_t row = (image_ * args_.height + y) * args_.width;
       const uint8_t* need = args_.need_hidden ? args_.need_hidden + row : nullptr;
       T* to = scratch_.ring + (y % layout_.slots * layout_.pitch + layout_.left) * kPanel;
       const T* from = args_.in + row * args_.in_stride;
-      for (int32_t x = 0; x < args_.width; ++x, to += kPanel, from += args_.in_stride) {
-        if (need && !need[x]) continue;
-        scratch_.expand.from[count] = from;
-        scratch_.expand.to[count++] = to;
+      for (int64_t x = 0; x < width; ++x, to += kPanel, from += step) {
+        // What is not needed is overwritten by the next.
+        sources[count] = from;
+        results[count] = to;
+        count += need ? need[x] : 1;
       }
     }
     ready_ = std::max(ready_, high);
