@@ -1,13 +1,14 @@
 // The kernels as operators of torch, for CPU tensors: the only file that knows torch, through its stable ABI.
 //
-// dynaconv/ops/_registry.py defines the operators and their meaning; what the kernels cannot run goes to the overload `eager`
-// of the same operator, which is written in PyTorch operations.
+// dynaconv/ops/_registry.py defines the operators and their meaning; what the kernels cannot run goes to the overload
+// `eager` of the same operator, which is written in PyTorch operations.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,6 +47,29 @@ bool is_dense(const Tensor& t, bool rows) {
 }
 
 Tensor as_rows(const Tensor& t) { return is_dense(t, true) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast); }
+// Rows of planes; small ones are turned here, which is less than a call of torch costs.
+struct Rows {
+  std::vector<float> turned;
+  std::optional<Tensor> held;
+  const float* data = nullptr;
+
+  explicit Rows(const Tensor& x) {
+    constexpr int64_t kSmall = 1 << 14;
+    if (x.is_contiguous() && x.numel() <= kSmall && !is_dense(x, true)) {
+      const int64_t n = x.size(0), channels = x.size(1), area = x.size(2) * x.size(3);
+      turned.resize(x.numel());
+      const float* from = floats(x);
+      for (int64_t b = 0; b < n; ++b)
+        for (int64_t c = 0; c < channels; ++c, from += area)
+          for (int64_t p = 0; p < area; ++p) turned[(b * area + p) * channels + c] = from[p];
+      data = turned.data();
+    } else {
+      held = as_rows(x);
+      data = floats(*held);
+    }
+  }
+};
+
 Tensor as_planes(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // As torch.channels_last is asked about: what is both counts as contiguous.
@@ -55,10 +79,16 @@ Tensor as_mask(const Tensor& mask) {
   return as_planes(is_float(mask) ? mask : torch::stable::to(mask, ScalarType::Float));
 }
 
+// Empty, without the detour over the dispatcher.
 Tensor images(int64_t n, int64_t channels, int64_t height, int64_t width, bool rows) {
   const std::array<int64_t, 4> size = {n, channels, height, width};
-  return torch::stable::empty({size.data(), size.size()}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
-                              rows ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const int64_t area = height * width;
+  const std::array<int64_t, 4> stride = rows ? std::array<int64_t, 4>{area * channels, 1, width * channels, channels}
+                                             : std::array<int64_t, 4>{area * channels, area, width, 1};
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), stride.data(), aoti_torch_dtype_float32(),
+                                                         aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
 }
 
 template <typename... Args>
@@ -131,24 +161,31 @@ Tensor masked_conv2d(const Tensor& x, const Tensor& mask, const Tensor& weight, 
   pack(conv, weight, bias, packed.data());
   conv.weight = packed.data();
   conv.bias = packed.data() + dynaconv_packed_bias(&conv);
-  const Tensor rows = as_rows(x), open = as_mask(mask);
-  const Tensor y = images(x.size(0), conv.out_channels, sizes[2], sizes[3], true);
-  check_memory(dynaconv_masked_conv(floats(rows), floats(open), writable(y), x.size(0), &conv, sizes.data()),
+  const Rows rows(x);
+  const Tensor open = as_mask(mask), y = images(x.size(0), conv.out_channels, sizes[2], sizes[3], true);
+  check_memory(dynaconv_masked_conv(rows.data, floats(open), writable(y), x.size(0), &conv, sizes.data()),
                "masked convolution");
   return y;
 }
 
+// A residual branch: convolutions in order and the final activation.
 struct Branch {
   std::vector<BranchConv> convs;
-  std::vector<int64_t> sizes;
-  int64_t floats = 0;
+  int64_t activation = 0;
+
+  int64_t floats() const {
+    int64_t sum = 0;
+    for (const BranchConv& conv : convs) sum += dynaconv_packed_size(&conv);
+    return sum;
+  }
 };
 
 Branch branch_of(const std::vector<Tensor>& weights, const Ints& strides, const Ints& paddings, const Ints& dilations,
-                 const Ints& groups, const Ints& activations) {
+                 const Ints& groups, const Ints& activations, int64_t activation) {
   STD_TORCH_CHECK(!weights.empty() && groups.size() == weights.size() && activations.size() == weights.size(),
                   "a branch needs groups and an activation for each convolution");
   Branch branch;
+  branch.activation = activation;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& weight = weights[i];
     STD_TORCH_CHECK(weight.dim() == 4 && groups[i] > 0 && weight.size(0) % groups[i] == 0,
@@ -157,19 +194,32 @@ Branch branch_of(const std::vector<Tensor>& weights, const Ints& strides, const 
     STD_TORCH_CHECK(i == 0 || branch.convs[i - 1].out_channels == branch.convs[i].in_channels,
                     "the convolutions of a branch do not follow each other");
     branch.convs[i].activation = static_cast<int32_t>(activations[i]);
-    branch.floats += dynaconv_packed_size(&branch.convs[i]);
   }
   return branch;
 }
 
-// The branch's convolutions in the layout of the kernels, one after the other.
-Tensor pack_branch(std::vector<Tensor> weights, std::vector<Tensor> biases, Ints groups) {
-  const Ints pairs(2 * weights.size(), 1), none(weights.size(), 0);
-  const Branch branch = branch_of(weights, pairs, pairs, pairs, groups, none);
+// What a packed branch begins with; BranchConv structures without pointers follow, then the weights of each of them.
+struct PackedHead {
+  int64_t mark, count, activation, floats;
+};
+
+constexpr int64_t kPackedMark = 0x64796e6163763031;
+constexpr int64_t kAlign = 16;  // floats
+
+int64_t head_floats(int64_t count) {
+  const int64_t bytes = sizeof(PackedHead) + count * sizeof(BranchConv), step = kAlign * sizeof(float);
+  return (bytes + step - 1) / step * kAlign;
+}
+
+Tensor pack_whole(const Branch& branch, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
   STD_TORCH_CHECK(biases.size() == weights.size(), "a branch needs a bias for each convolution");
-  const std::array<int64_t, 1> size = {branch.floats};
-  const Tensor packed = torch::stable::empty({size.data(), 1}, ScalarType::Float);
+  const auto count = static_cast<int64_t>(branch.convs.size());
+  const PackedHead head{kPackedMark, count, branch.activation, branch.floats()};
+  const Tensor packed = images(1, 1, 1, head_floats(count) + head.floats, false);
   float* to = writable(packed);
+  std::memcpy(to, &head, sizeof(head));
+  std::memcpy(reinterpret_cast<char*>(to) + sizeof(head), branch.convs.data(), count * sizeof(BranchConv));
+  to += head_floats(count);
   for (size_t i = 0; i < weights.size(); ++i) {
     STD_TORCH_CHECK(is_float(weights[i]) && is_float(biases[i]), "the kernels pack float32 weights on the CPU");
     pack(branch.convs[i], weights[i], biases[i], to);
@@ -178,57 +228,126 @@ Tensor pack_branch(std::vector<Tensor> weights, std::vector<Tensor> biases, Ints
   return packed;
 }
 
-Tensor masked_residual(const Tensor& x, const Tensor& mask, const Tensor& shortcut, std::vector<Tensor> weights,
-                       std::vector<Tensor> biases, Ints strides, Ints paddings, Ints dilations, Ints groups,
-                       Ints activations, int64_t activation, std::optional<double> break_even, const Maybe& packed) {
-  const auto elsewhere = [&] {
-    return eager("dynaconv::masked_residual", x, mask, shortcut, weights, biases, strides, paddings, dilations, groups,
-                 activations, activation, break_even, packed);
-  };
-  bool usable = is_float(x) && is_float(shortcut);
-  for (const Tensor& weight : weights) usable = usable && is_float(weight);
-  if (!usable) return elsewhere();
-  Branch branch = branch_of(weights, strides, paddings, dilations, groups, activations);
-  check_images(x, weights[0], groups[0]);
-  branch.sizes = {x.size(2), x.size(3)};
-  branch.sizes.resize(2 * weights.size() + 2);
-  for (size_t i = 0; i < weights.size(); ++i)
-    output_size(branch.convs[i], &branch.sizes[2 * i], &branch.sizes[2 * i + 2]);
-  const int64_t* size = &branch.sizes[2 * weights.size()];
-  const int64_t n = x.size(0), channels = branch.convs.back().out_channels;
-  check_grid(mask, n, 1, size, "mask");
-  check_grid(shortcut, n, channels, size, "shortcut");
-  const Tensor panels = packed ? *packed : pack_branch(weights, biases, groups);
-  STD_TORCH_CHECK(is_float(panels) && panels.is_contiguous() && panels.numel() == branch.floats,
-                  "`packed` does not hold these weights");
-  const float* from = floats(panels);
+// A branch in the layout of the kernels, in one tensor that also says what it is.
+Tensor pack_branch(std::vector<Tensor> weights, std::vector<Tensor> biases, Ints strides, Ints paddings, Ints dilations,
+                   Ints groups, Ints activations, int64_t activation) {
+  return pack_whole(branch_of(weights, strides, paddings, dilations, groups, activations, activation), weights, biases);
+}
+
+Branch unpacked(const Tensor& packed) {
+  const char* said = "this is not a packed branch";
+  STD_TORCH_CHECK(is_float(packed) && packed.is_contiguous() && packed.numel() >= head_floats(1), said);
+  PackedHead head;
+  std::memcpy(&head, packed.const_data_ptr(), sizeof(head));
+  STD_TORCH_CHECK(head.mark == kPackedMark && head.count > 0 && head.count <= packed.numel() &&
+                      packed.numel() == head_floats(head.count) + head.floats, said);
+  Branch branch;
+  branch.activation = head.activation;
+  branch.convs.resize(head.count);
+  std::memcpy(branch.convs.data(), static_cast<const char*>(packed.const_data_ptr()) + sizeof(head),
+              head.count * sizeof(BranchConv));
+  STD_TORCH_CHECK(branch.floats() == head.floats, said);
+  const float* from = floats(packed) + head_floats(head.count);
   for (BranchConv& conv : branch.convs) {
     conv.weight = from;
     conv.bias = from + dynaconv_packed_bias(&conv);
     from += dynaconv_packed_size(&conv);
   }
-  const Tensor rows = as_rows(x), open = as_mask(mask), before = as_rows(shortcut);
-  const Tensor y = images(n, channels, size[0], size[1], true);
-  const int status = dynaconv_masked_residual(floats(rows), floats(open), floats(before), writable(y), n,
-                                              branch.convs.data(), static_cast<int>(branch.convs.size()),
-                                              branch.sizes.data(), static_cast<int>(activation),
-                                              break_even.value_or(kBreakEven));
-  check_memory(status, "masked block");
-  return status ? elsewhere() : y;
+  return branch;
 }
 
-Tensor mask_logits(const Tensor& x, const Tensor& weight, const Tensor& linear, const Tensor& bias, int64_t stride) {
-  if (!is_float(x) || !is_float(weight) || !is_float(linear) || !is_float(bias))
-    return eager("dynaconv::mask_logits", x, weight, linear, bias, stride);
+// The result, or nothing where more than `break_even` of the branch would be computed.
+Maybe run(const Branch& branch, const Tensor& x, const Tensor& mask, const Tensor& shortcut, double break_even) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == branch.convs[0].in_channels,
+                  "the channels of x and of the weight do not fit together");
+  std::array<int64_t, 16> few;
+  std::vector<int64_t> many;
+  const size_t count = branch.convs.size();
+  if (2 * count + 2 > few.size()) many.resize(2 * count + 2);
+  int64_t* sizes = many.empty() ? few.data() : many.data();
+  sizes[0] = x.size(2);
+  sizes[1] = x.size(3);
+  for (size_t i = 0; i < count; ++i) output_size(branch.convs[i], sizes + 2 * i, sizes + 2 * i + 2);
+  const int64_t *size = sizes + 2 * count, n = x.size(0), channels = branch.convs.back().out_channels;
+  check_grid(mask, n, 1, size, "mask");
+  check_grid(shortcut, n, channels, size, "shortcut");
+  const Rows rows(x), before(shortcut);
+  const Tensor open = as_mask(mask), y = images(n, channels, size[0], size[1], true);
+  const int status = dynaconv_masked_residual(rows.data, floats(open), before.data, writable(y), n,
+                                              branch.convs.data(), static_cast<int>(count), sizes,
+                                              static_cast<int>(branch.activation), break_even);
+  check_memory(status, "masked block");
+  return status ? Maybe() : Maybe(y);
+}
+
+bool same(const Branch& a, const Branch& b) {
+  if (a.convs.size() != b.convs.size() || a.activation != b.activation) return false;
+  for (size_t i = 0; i < a.convs.size(); ++i) {
+    BranchConv one = a.convs[i], other = b.convs[i];
+    one.weight = one.bias = other.weight = other.bias = nullptr;
+    if (std::memcmp(&one, &other, sizeof(one)) != 0) return false;
+  }
+  return true;
+}
+
+Tensor masked_residual(const Tensor& x, const Tensor& mask, const Tensor& shortcut, std::vector<Tensor> weights,
+                       std::vector<Tensor> biases, Ints strides, Ints paddings, Ints dilations, Ints groups,
+                       Ints activations, int64_t activation, std::optional<double> break_even, const Maybe& packed) {
+  const auto elsewhere = [&](std::optional<double> limit) {
+    return eager("dynaconv::masked_residual", x, mask, shortcut, weights, biases, strides, paddings, dilations, groups,
+                 activations, activation, limit, packed);
+  };
+  bool usable = is_float(x) && is_float(shortcut);
+  for (const Tensor& weight : weights) usable = usable && is_float(weight);
+  if (!usable) return elsewhere(break_even);
+  const Branch asked = branch_of(weights, strides, paddings, dilations, groups, activations, activation);
+  const Tensor whole = packed ? *packed : pack_whole(asked, weights, biases);
+  const Branch branch = unpacked(whole);
+  STD_TORCH_CHECK(same(asked, branch), "`packed` does not hold these weights");
+  const Maybe y = run(branch, x, mask, shortcut, break_even.value_or(kBreakEven));
+  // Zero asks for all positions.
+  return y ? *y : elsewhere(0.0);
+}
+
+// The same without gradients and for little words: one packed tensor; empty where `break_even` is exceeded.
+Tensor run_branch(const Tensor& x, const Tensor& mask, const Tensor& shortcut, const Tensor& packed, double break_even) {
+  STD_TORCH_CHECK(is_float(x) && is_float(shortcut), "the kernels compute float32 on a CPU");
+  const Maybe y = run(unpacked(packed), x, mask, shortcut, break_even < 0 ? kBreakEven : break_even);
+  return y ? *y : images(0, 0, 0, 0, false);
+}
+
+Tensor logits(const Tensor& x, const Tensor& weight, const Tensor& linear, const Tensor& bias, int64_t stride) {
   check_images(x, weight, 1);
   const int64_t n = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   STD_TORCH_CHECK(weight.size(0) == 1 && weight.size(2) == 3 && weight.size(3) == 3 && linear.numel() == channels &&
                       bias.numel() == 1 && stride > 0,
                   "mask logits need weight [1, C, 3, 3], linear [1, C], bias [1] and a positive stride");
   // Channels-last weights are the nine rows of taps that the kernel reads.
-  const Tensor rows = as_rows(x), taps = as_rows(weight), line = as_planes(linear);
+  const Rows rows(x), taps(weight);
+  const Tensor line = as_planes(linear);
   const Tensor z = images(n, 1, (height - 1) / stride + 1, (width - 1) / stride + 1, false);
-  if (n) dynaconv_mask_logits(floats(rows), floats(taps), floats(line), *floats(bias), n, height, width, channels, stride, writable(z));
+  if (n)
+    dynaconv_mask_logits(rows.data, taps.data, floats(line), *floats(bias), n, height, width, channels, stride,
+                         writable(z));
+  return z;
+}
+
+Tensor mask_logits(const Tensor& x, const Tensor& weight, const Tensor& linear, const Tensor& bias, int64_t stride) {
+  if (!is_float(x) || !is_float(weight) || !is_float(linear) || !is_float(bias))
+    return eager("dynaconv::mask_logits", x, weight, linear, bias, stride);
+  return logits(x, weight, linear, bias, stride);
+}
+
+// 1 where the logit reaches the threshold, else 0; without gradients.
+Tensor squeeze_mask(const Tensor& x, const Tensor& weight, const Tensor& linear, const Tensor& bias, int64_t stride,
+                    const Tensor& threshold) {
+  STD_TORCH_CHECK(is_float(x) && is_float(weight) && is_float(linear) && is_float(bias) && is_float(threshold) &&
+                      threshold.numel() == 1, "the kernels compute float32 on a CPU");
+  const Tensor z = logits(x, weight, linear, bias, stride);
+  float* values = writable(z);
+  const float least = *floats(threshold);
+  const int64_t count = z.numel();
+  for (int64_t i = 0; i < count; ++i) values[i] = values[i] >= least ? 1.0f : 0.0f;
   return z;
 }
 
@@ -333,7 +452,8 @@ Tensor dynamic_conv2d(const Tensor& x, const Tensor& experts, const Tensor& rout
     conv.stride[i] = static_cast<int32_t>(stride[i]);
     conv.padding[i] = static_cast<int32_t>(padding[i]);
     conv.dilation[i] = static_cast<int32_t>(dilation[i]);
-    STD_TORCH_CHECK(stride[i] > 0 && dilation[i] > 0 && padding[i] >= 0, "stride and dilation must be positive, padding not negative");
+    STD_TORCH_CHECK(stride[i] > 0 && dilation[i] > 0 && padding[i] >= 0,
+                    "stride and dilation must be positive, padding not negative");
   }
   const std::array<int64_t, 2> in = {x.size(2), x.size(3)};
   std::array<int64_t, 2> out{};
@@ -343,18 +463,22 @@ Tensor dynamic_conv2d(const Tensor& x, const Tensor& experts, const Tensor& rout
   STD_TORCH_CHECK(is_float(*packed) && packed->is_contiguous() &&
                       packed->numel() == padded * taps_count * conv.count * experts.size(2),
                   "`packed` does not hold these experts");
-  const Tensor source = depthwise && planar ? as_planes(x) : as_rows(x);
+  const Maybe planes = depthwise && planar ? Maybe(as_planes(x)) : Maybe();
+  const std::optional<Rows> rows = planes ? std::nullopt : std::optional<Rows>(std::in_place, x);
+  const float* source = planes ? floats(*planes) : rows->data;
   const Tensor y = images(n, channels, out[0], out[1], !planar);
   const std::vector<float> shift = offsets(routing, bias, static_bias, channels, padded);
   int status = 0;
   if (depthwise) {
     const std::vector<float> filters = mixed_filters(*packed, routing, taps, taps_count, channels, planar);
-    status = dynaconv_sample_depthwise(floats(source), writable(y), n, in[0], in[1], out[0], out[1], &conv, filters.data(), shift.data());
+    status = dynaconv_sample_depthwise(source, writable(y), n, in[0], in[1], out[0], out[1], &conv, filters.data(),
+                                       shift.data());
   } else {
     conv.experts = floats(*packed);
     const std::vector<float> shares = coefficients(routing, padded);
     const Maybe scale = taps ? Maybe(as_planes(*taps)) : taps;
-    status = dynaconv_dynamic_conv(floats(source), writable(y), n, in[0], in[1], out[0], out[1], &conv, shares.data(), scale ? floats(*scale) : nullptr, shift.data());
+    status = dynaconv_dynamic_conv(source, writable(y), n, in[0], in[1], out[0], out[1], &conv, shares.data(),
+                                   scale ? floats(*scale) : nullptr, shift.data());
   }
   check_memory(status, "dynamic convolution");
   return y;
@@ -368,4 +492,6 @@ STABLE_TORCH_LIBRARY_IMPL(dynaconv, CPU, library) {
   library.impl("mask_logits", TORCH_BOX(&mask_logits));
   library.impl("dynamic_conv2d", TORCH_BOX(&dynamic_conv2d));
   library.impl("pack_branch", TORCH_BOX(&pack_branch));
+  library.impl("squeeze_mask", TORCH_BOX(&squeeze_mask));
+  library.impl("run_branch", TORCH_BOX(&run_branch));
 }

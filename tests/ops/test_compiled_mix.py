@@ -100,7 +100,7 @@ def test_copies_leave_the_packed_weights_behind():
     packed = PackedExperts()
     packed.panels(torch.randn(2, 4, 3, 3, 3))
     for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert other._panels is None
+        assert other._made is None
 
 
 def test_it_says_what_it_cannot_run():

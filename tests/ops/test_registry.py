@@ -14,17 +14,21 @@ from torch.export import Dim
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+import dynaconv as dc
 from dynaconv import ops
-from dynaconv.nn import CondConv2d, MaskedConv2d
+from dynaconv.nn import CondConv2d, MaskedConv2d, MaskUnit
 from dynaconv.ops import ConvSpec, PackedBranch
 from dynaconv.ops.dynamic_conv2d.compiled import PackedExperts
-from dynaconv.testing import random_mask
+from dynaconv.testing import force_masks, random_mask
 
 # Inside torch's exporter, which copies tree specs.
 copies_specs = pytest.mark.filterwarnings(
     "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"
 )
 
+needs_kernels = pytest.mark.skipif(
+    ops._native.missing() is not None, reason="the compiled kernels are not built"
+)
 NAMES = ("dynamic_conv2d", "mask_logits", "masked_conv2d", "masked_residual")
 
 
@@ -270,7 +274,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(ops._native.missing() is not None, reason="the compiled kernels are not built")
+@needs_kernels
 @pytest.mark.parametrize(("name", "case"), [(n, i) for n in NAMES for i in range(len(REFUSED[n]))])
 def test_the_kernels_refuse_what_does_not_fit(name: str, case: int) -> None:
     args = list(mixture(packed=True) if name == "dynamic_conv2d" else SAMPLES[name][0])
@@ -305,3 +309,50 @@ def test_masks_of_other_types_and_layouts() -> None:
         close(op("masked_conv2d")(x, other, weight, *rest), want)
     wide = drawn(2, 4, 9, 14)[..., ::2].copy_(x)
     close(op("masked_conv2d")(wide, mask, weight.contiguous(memory_format=torch.channels_last), *rest), want)
+
+
+@needs_kernels
+def test_a_packed_branch_is_told_from_other_tensors() -> None:
+    x, mask, shortcut, *branch, break_even, _ = masked_branch()
+    packed = torch.ops.dynaconv.pack_branch(*branch)
+    close(
+        op("masked_residual")(x, mask, shortcut, *branch, break_even, packed),
+        op("masked_residual")(*masked_branch()),
+    )
+    run = torch.ops.dynaconv.run_branch
+    assert run(x, mask, shortcut, packed, 0.0).numel() == 0
+    for wrong in (
+        packed[..., :-1].contiguous(),
+        torch.zeros_like(packed),
+        packed[..., :4].contiguous(),
+        packed.double(),
+    ):
+        with pytest.raises(RuntimeError, match="not a packed branch"):
+            run(x, mask, shortcut, wrong, 2.0)
+    with pytest.raises(RuntimeError, match="does not hold these weights"):
+        op("masked_residual")(x, mask, shortcut, *branch[:-1], 2, break_even, packed)
+
+
+@needs_kernels
+@pytest.mark.parametrize("threshold", [0.0, 0.7, float("nan")])
+def test_masks_in_one_call_are_thresholded_logits(threshold: float) -> None:
+    unit = MaskUnit(5, stride=2).eval()
+    unit.threshold.fill_(threshold)
+    x = drawn(2, 5, 9, 7)
+    x[1, :, 0, 0] = float("nan")
+    with torch.no_grad():
+        at_once, logits = unit(x), unit.logits(x)
+        assert unit._mask_at_once(x) is not None
+        assert torch.equal(at_once, (logits >= unit.threshold).float())
+
+
+def test_a_replaced_layer_is_noticed_in_evaluation() -> None:
+    model = dc.create_model("dynconv_resnet8_cifar").eval()
+    block, x = dc.masked_blocks(model)["layer1.0"], drawn(1, 16, 8, 8)
+    with torch.no_grad(), force_masks(model, 0.5):
+        before = block(x)
+        block.block.conv2 = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        after = block(x)
+        block.backend = "eager"
+        close(after, block(x), 1e-4)
+    assert not torch.equal(before, after)

@@ -114,6 +114,7 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "native_bf16": native_bf16(),
         "compiled_kernels": _native.load()[1],
+        "torch_operators": _native.load_operators() or "registered, for every torch from 2.11 on",
         "engine": engine,
         "engine_bfloat16": bfloat16,
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,

@@ -16,7 +16,7 @@ from dynaconv import _checks
 from dynaconv.nn._fresh import Snapshot
 from dynaconv.nn.gate import Gate
 from dynaconv.ops import _native
-from dynaconv.ops._registry import below_autograd
+from dynaconv.ops._registry import SQUEEZE_MASK, below_autograd
 from dynaconv.ops.mask_ops import conv3x3_to_one, nine_taps, upsample_mask
 from dynaconv.ops.mask_ops.logits import OP as MASK_LOGITS
 
@@ -140,13 +140,29 @@ class MaskUnit(Gate):
 
     def _reordered_logits(self, x: Tensor) -> Tensor:
         """The same logits from fewer and faster operations: nine taps at once, both biases added with the average."""
-        if self._reordered is None or not self._reordered.snapshot.fresh():
-            self._reordered = _Reordered.of(self.conv, self.linear)
-        ready = self._reordered
+        ready = self._ready()
         if ready.native and x.dtype == torch.float32:
             return below_autograd(MASK_LOGITS, x, ready.weight, ready.linear, ready.bias, self.stride)
         average = F.linear(x.mean((2, 3)), self.linear.weight, ready.bias)
         return conv3x3_to_one(x, ready.taps, self.stride).add_(average.view(-1, 1, 1, 1))
+
+    def _ready(self) -> _Reordered:
+        if self._reordered is None or not self._reordered.snapshot.fresh():
+            self._reordered = _Reordered.of(self.conv, self.linear)
+        return self._reordered
+
+    def _mask_at_once(self, x: Tensor) -> Tensor | None:
+        """The mask by one call of the compiled kernel, or None where that is not possible."""
+        own = type(self).logits is MaskUnit.logits and type(self).decide is Gate.decide
+        if not own or self.granularity_px > 1 or self.norm is not None or not self._can_reorder(x):
+            return None
+        ready = self._ready()
+        if not ready.native or x.dtype is not torch.float32:
+            return None
+        _checks.images(x, self.in_channels, f"MaskUnit({self.in_channels})")
+        return below_autograd(
+            SQUEEZE_MASK, x, ready.weight, ready.linear, ready.bias, self.stride, self.threshold
+        )
 
     def train(self, mode: bool = True) -> MaskUnit:
         """Switch mode; the reordered weights are dropped, since training will change what they were made of."""
@@ -159,6 +175,9 @@ class MaskUnit(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask [N, 1, h, w] of 0 and 1 on the block's output grid."""
+        mask = self._mask_at_once(x)
+        if mask is not None:
+            return mask
         mask = self.decide(self.logits(x))
         if self.granularity_px == 1:
             return mask

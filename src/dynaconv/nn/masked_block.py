@@ -51,9 +51,12 @@ _DYNAMIC_BREAK_EVEN = 0.6
 
 @dataclass(frozen=True, eq=False)
 class _Runtime:
-    """What evaluation needs, computed once: the packed branch, the folded projection, and what they were made of."""
+    """What evaluation needs, computed once: the packed branch, the folded projection, and what they were made of.
 
-    branch: PackedBranch
+    branch: None where some kernel depends on the sample.
+    """
+
+    branch: PackedBranch | None
     projection: ConvSpec | None
     in_channels: int
     norms: tuple[nn.Module, ...]
@@ -131,11 +134,12 @@ class MaskedBlock(nn.Module):
         """x [N, C, H, W] -> [N, C_out, h, w]."""
         if self.training or self.backend == "eager" or torch.compiler.is_compiling():
             return self._dense(x)
-        if self.dynamic:
-            return self._sparse_dynamic(x)
         runtime = self._prepared()
-        if any(norm.training for norm in runtime.norms):
-            return self._dense(x)
+        if runtime.branch is None:
+            return self._sparse_dynamic(x)
+        for norm in runtime.norms:
+            if norm.training:
+                return self._dense(x)
         _checks.images(x, runtime.in_channels, "MaskedBlock")
         mask = self.gate(x)
         projection, weights = runtime.projection, None
@@ -209,6 +213,8 @@ class MaskedBlock(nn.Module):
         return self._runtime
 
     def _prepare(self) -> _Runtime:
+        if self.dynamic:
+            return _Runtime(None, None, self.convs[0].in_channels, (), Snapshot([self.block]))
         convs, projection = self._fold()
         act = activation_name(self.part(self.anatomy.act))
         assert act in ACTIVATIONS

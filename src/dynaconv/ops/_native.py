@@ -70,10 +70,13 @@ def missing() -> str | None:
     return load_operators()
 
 
-def pack_branch(weights: Sequence[Tensor], biases: Sequence[Tensor], groups: Sequence[int]) -> Tensor | None:
-    """A branch's weights in the layout of the kernels, or None when they are missing or cannot run it."""
+def pack_branch(weights: Sequence[Tensor], biases: Sequence[Tensor], *numbers: object) -> Tensor | None:
+    """A branch in the layout of the kernels, or None when they are missing or cannot run it.
+
+    numbers: strides, paddings, dilations, groups and activations of its convolutions, and the final activation.
+    """
     usable = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (*weights, *biases))
     if missing() is not None or not usable:
         return None
     with torch.no_grad():
-        return torch.ops.dynaconv.pack_branch(weights, biases, groups)
+        return torch.ops.dynaconv.pack_branch(weights, biases, *numbers)

@@ -16,8 +16,19 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 _LIBRARY = torch.library.Library("dynaconv", "FRAGMENT")
-# Only the compiled library packs weights for itself, and no graph contains it.
-_LIBRARY.define("pack_branch(Tensor[] weights, Tensor[] biases, int[] groups) -> Tensor")
+# Only the compiled library has these, and no graph contains them: fewer words for calls without gradient.
+_LIBRARY.define(
+    "pack_branch(Tensor[] weights, Tensor[] biases, int[] strides, int[] paddings, int[] dilations, int[] groups, "
+    "int[] activations, int activation) -> Tensor"
+)
+_LIBRARY.define(
+    "run_branch(Tensor x, Tensor mask, Tensor shortcut, Tensor packed, float break_even) -> Tensor"
+)
+_LIBRARY.define(
+    "squeeze_mask(Tensor x, Tensor weight, Tensor linear, Tensor bias, int stride, Tensor threshold) -> Tensor"
+)
+SQUEEZE_MASK = torch.ops.dynaconv.squeeze_mask.default
+RUN_BRANCH = torch.ops.dynaconv.run_branch.default
 _DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {}
 
 

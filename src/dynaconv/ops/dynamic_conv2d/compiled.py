@@ -19,25 +19,21 @@ class PackedExperts:
     """
 
     def __init__(self) -> None:
-        self._key: tuple | None = None
-        self._source: Tensor | None = None
-        self._panels: Tensor | None = None
+        # Address, version, the experts (held, so that no others can come to lie at the same address), panels.
+        self._made: tuple[int, int, Tensor, Tensor] | None = None
 
     def panels(self, experts: Tensor) -> Tensor:
         """[O / 32][taps * I][K][32], output channels padded with zeros, from experts [K, O, I, kh, kw].
 
         Depthwise experts [K, C, 1, kh, kw] become [K][taps][C].
         """
-        version = 0 if experts.is_inference() else experts._version
-        key = (experts.data_ptr(), version, tuple(experts.shape))
-        panels = self._panels
-        if panels is None or key != self._key:
-            depthwise = experts.shape[2] == 1 and experts.shape[1] > 1
-            pack = _tap_major if depthwise else _pack
-            # Held, so that no other weights can come to lie at the same address.
-            self._source = experts.detach()
-            panels = pack(self._source)
-            self._key, self._panels = key, panels
+        address, version = experts.data_ptr(), 0 if experts.is_inference() else experts._version
+        made = self._made
+        if made is not None and made[0] == address and made[1] == version and made[2].shape == experts.shape:
+            return made[3]
+        source = experts.detach()
+        panels = (_tap_major if experts.shape[2] == 1 and experts.shape[1] > 1 else _pack)(source)
+        self._made = address, version, source, panels
         return panels
 
     def __deepcopy__(self, memo: dict) -> PackedExperts:

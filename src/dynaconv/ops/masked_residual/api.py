@@ -44,15 +44,40 @@ def masked_residual(
         RuntimeError: an explicit backend that cannot run here.
     Source: arXiv 1912.03203, equation 1 and section 3.3.
     """
+    if branch.native is not None and backend in ("auto", "cpu") and _plain(x):
+        y = _compiled(x, mask, shortcut, branch.native, break_even)
+        if y is not None:
+            return y
+        return reference.masked_residual(x, mask, shortcut, branch.convs, branch.activation)
     chosen = _backends.choose("masked_residual", backend, {"cpu": cpu.can_run}, x)
     _checks.mask_for(mask, (shortcut.shape[0], shortcut.shape[2], shortcut.shape[3]))
     if chosen == "eager":
         return reference.masked_residual(x, mask, shortcut, branch.convs, branch.activation)
-    if torch.compiler.is_compiling():
+    if chosen == "traced":
         return OP(*arguments(x, mask, shortcut, branch, weights, break_even, None))
     given = arguments(x, mask, shortcut, branch, weights, break_even, branch.native)
-    if torch.is_grad_enabled() and _registry.wants_gradient(x, mask, shortcut, *given[3], *given[4]):
+    gradient = torch.is_grad_enabled() and _registry.wants_gradient(x, mask, shortcut, *given[3], *given[4])
+    if gradient or branch.native is not None:
         return OP(*given)
-    if branch.native is None:
-        return cpu.masked_residual(x, mask, shortcut, branch, break_even)
-    return _registry.below_autograd(OP, *given)
+    return cpu.masked_residual(x, mask, shortcut, branch, break_even)
+
+
+def _plain(x: Tensor) -> bool:
+    """A call in which only the kernels have a part: no gradient, compiler or autocast."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.dtype is torch.float32 and x.is_cpu
+
+
+def _compiled(
+    x: Tensor, mask: Tensor, shortcut: Tensor, packed: Tensor, break_even: float | None
+) -> Tensor | None:
+    """By the compiled kernels, which check shapes themselves; None where more than `break_even` would be computed."""
+    try:
+        y = _registry.below_autograd(
+            _registry.RUN_BRANCH, x, mask, shortcut, packed, -1.0 if break_even is None else break_even
+        )
+    except RuntimeError:
+        _checks.mask_for(mask, (shortcut.shape[0], shortcut.shape[2], shortcut.shape[3]))
+        raise
+    return y if y.shape[1] else None

@@ -37,7 +37,7 @@ class PackedBranch:
             tuple(conv.geometry for conv in convs),
             tuple(conv.macs_per_position for conv in convs),
             activation,
-            _native.pack_branch(*operands[:2], operands[5]),
+            _native.pack_branch(*operands),
             operands,
         )
 
