@@ -56,6 +56,13 @@ DYNACONV_INLINE void finish(const TileCall& call, float* block, int step, int ro
 
 using Finish = void (*)(const TileCall& call, float* block, int step, int rows, int row, int column, int width);
 
+// Past the end of the weights this asks for memory that may not be there, which a prefetch may.
+DYNACONV_INLINE void fetch(const float* weight, const int64_t (&ahead)[2]) {
+  const auto at = reinterpret_cast<uintptr_t>(weight);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + ahead[0]), 0, 2);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + 64 + ahead[1]), 0, 2);
+}
+
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end) {
@@ -74,6 +81,7 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
     for (int r = 0; r < Rows; ++r)
       from[r] = static_cast<const float*>(call.taps[t * kMaxRows + row + r]) + call.tap_offset;
     for (int64_t k = 0; k < call.channels; ++k, weight += kPanel) {
+      fetch(weight, call.ahead);
       Vector w[Columns];
 #pragma GCC unroll 4
       for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
@@ -161,6 +169,7 @@ DYNACONV_INLINE void piece_and_half(const TileCall& call, int row, int column, F
     for (int r = 0; r < Rows; ++r)
       from[r] = static_cast<const float*>(call.taps[t * kMaxRows + row + r]) + call.tap_offset;
     for (int64_t k = 0; k < call.channels; ++k, weight += kPanel) {
+      fetch(weight, call.ahead);
       const Vector w = load<Vector>(weight);
       const Half h = load<Half>(weight + kLanes);
 #pragma GCC unroll 16

@@ -25,7 +25,22 @@ struct TileCall {
   int columns;                  // valid columns, 1 .. kPanel
   int activation, final_activation;
   bool float_out;               // of a bfloat16 tile: out and residual are float32
+  int64_t ahead[2];             // bytes from the weights in use to those that are fetched meanwhile, for either line
 };
+
+// Weights that no cache holds are fetched while the tiles before them run: those of the next panel in the last tiles of a
+// panel, the ones right ahead where every panel serves one tile only.
+inline void fetch_ahead(TileCall& call, int64_t tile, int64_t tiles, int64_t panel_bytes) {
+  constexpr int64_t kStream = 4096;
+  if (tiles == 1) {
+    call.ahead[0] = call.ahead[1] = kStream;
+  } else if (tiles == 2) {
+    call.ahead[0] = call.ahead[1] = tile == 1 ? panel_bytes : 0;
+  } else {
+    call.ahead[0] = tile == tiles - 2 ? panel_bytes : 0;
+    call.ahead[1] = tile == tiles - 1 ? panel_bytes : 0;
+  }
+}
 using GemmTile = void (*)(const TileCall&);
 
 // The kernel for exactly `rows` (1 .. kMaxRows) rows. dtype as in plan.h; null where the processor cannot run it.

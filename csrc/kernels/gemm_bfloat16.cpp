@@ -116,8 +116,12 @@ DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
     const char* from[Rows];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) from[r] = static_cast<const char*>(call.taps[t * kMaxRows + r]) + call.tap_offset * 2;
-    for (int64_t at = 0; at < whole; at += 4, weight += kWeightBytes)
+    for (int64_t at = 0; at < whole; at += 4, weight += kWeightBytes) {
+      const auto place = reinterpret_cast<uintptr_t>(weight);
+      __builtin_prefetch(reinterpret_cast<const void*>(place + call.ahead[0]), 0, 2);
+      __builtin_prefetch(reinterpret_cast<const void*>(place + 64 + call.ahead[1]), 0, 2);
       multiply_pair<Vector, Rows, Columns, false>(from, at, weight, sums);
+    }
     if (call.channels % 2) {
       multiply_pair<Vector, Rows, Columns, true>(from, whole, weight, sums);
       weight += kWeightBytes;

@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kCacheBytes = 384 << 10;   // of a block's activations, or of its weights: both fit the L2 cache
 // A Winograd tile costs 16 products and its transforms, an output position 9 products.
 constexpr double kTilePositions = 2.3;
+constexpr int64_t kFetchBytes = 256 << 10;  // weights beyond this do not wait in the L2 cache for the next run
 constexpr double kTaskMacs = 4e5;          // of the smallest task that is worth sharing
 
 }  // namespace
@@ -99,6 +100,7 @@ void step_conv(Worker& worker, const Step& step) {
   const int64_t touched = taps == 1 ? 1 : int64_t{conv.stride[0]} * conv.stride[1];
   const Cut c = cut(count, in_bytes * touched, panels_of(conv), panel_bytes,
                     double(depth) * std::min<int64_t>(kPanel, conv.out_channels / conv.groups), worker.threads);
+  const bool heavy = panels_of(conv) * panel_bytes > kFetchBytes;
   const ConvRows all_rows(run, step, worker.zeros);
   const PanelLoop loop{conv, per_group, panel_bytes, in.dtype};
 
@@ -117,6 +119,7 @@ void step_conv(Worker& worker, const Step& step) {
     for (int64_t panel = c.first_panel(group); panel < end; ++panel) {
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
+        if (heavy) fetch_ahead(call, tile, table.tiles, panel_bytes);
         loop.run(call, table.rows_of(tile), panel);
       }
     }
