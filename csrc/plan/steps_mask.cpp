@@ -114,13 +114,15 @@ void step_gate(Worker& worker, const Step& step) {
   float* logits = reinterpret_cast<float*>(run.data(step.out));
   const int taps_count = conv.kernel[0] * conv.kernel[1];
   const bool squeeze = step.ints[0] != 0;
-  // Every input position is the centre of an output one only where the stride is 1; else the average takes its own walk.
-  const bool along = squeeze && conv.stride[0] == 1 && conv.stride[1] == 1;
+  // Where every input position is the centre of an output one, the average comes along; else it takes its own walk.
+  bool along = squeeze && out.height == in.height && out.width == in.width;
+  for (int i = 0; i < 2; ++i)
+    along = along && conv.stride[i] == 1 && conv.padding[i] == conv.kernel[i] / 2 * conv.dilation[i];
   const float* weight = static_cast<const float*>(conv.weight);
   const float* linear = weight + int64_t{taps_count} * in.channels;
   const int32_t center = conv.kernel[0] / 2 * conv.kernel[1] + conv.kernel[1] / 2;
   // One sum for each line, added up in order afterwards: the same bits whichever thread took the line.
-  float* line_sums = reinterpret_cast<float*>(run.data(step.aux[0]));
+  float* line_sums = squeeze ? reinterpret_cast<float*>(run.data(step.aux[0])) : nullptr;
   worker.share(run.call.images * out.height, [&](int64_t task) {
     const auto image = static_cast<int32_t>(task / out.height), oy = static_cast<int32_t>(task % out.height);
     const auto** taps = reinterpret_cast<const void**>(worker.scratch);

@@ -1,0 +1,217 @@
+// Random plans for a bounded time. Half of them are valid: every step is compared with a slow interpreter, and nothing but
+// its result may have changed. The others are damaged: they must be refused, or run without touching foreign memory.
+//
+// plan_fuzz [seconds] [seed]: with a seed only that plan runs. -DDYNACONV_LIBFUZZER makes a target of libFuzzer.
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+
+#include "damaged_plan.h"
+#include "random_plan.h"
+#include "slow_plan.h"
+
+namespace {
+
+uint64_t current_seed = 0;
+
+void fail(const std::string& text) {
+  std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(current_seed), text.c_str());
+  std::abort();
+}
+
+struct Handle {
+  void* plan;
+  explicit Handle(void* plan_) : plan(plan_) {}
+  ~Handle() { dynaconv_plan_destroy(plan); }
+};
+
+// A valid plan, its inputs, and one context to run it in.
+class Case {
+ public:
+  explicit Case(Source& source) : s_(source), random_(source), handle_(random_.b.create()), images_(1 + source.below(3)) {
+    if (!handle_.plan) fail("a valid plan is refused");
+    for (const Value& v : b().values) {
+      if (v.external < 0) continue;
+      inputs_.resize(std::max(inputs_.size(), size_t(v.external) + 1));
+      inputs_[v.external] = s_.noise(images_ * v.height * v.width * v.channels);
+      if (s_.chance(10)) inputs_[v.external][s_.below(static_cast<int64_t>(inputs_[v.external].size()))] = NAN;
+    }
+    forced_pointers_.resize(b().grids.size());
+    for (const int32_t grid : random_.gates) {
+      if (!s_.chance(50)) continue;
+      const int percent = s_.pick({0, 5, 30, 50, 80, 100});
+      std::vector<uint8_t>& mask = forced_[grid];
+      mask.resize(images_ * b().grids[grid].height * b().grids[grid].width);
+      for (uint8_t& open : mask) open = s_.chance(percent);
+      forced_pointers_[grid] = mask.data();
+    }
+  }
+
+  // Every step by itself, compared.
+  void step_by_step() {
+    begin();
+    SlowPlan slow(b(), memory_, random_.planes, forced_);
+    std::vector<int64_t> open(b().grids.size() + 1);
+    for (int32_t i = 0; i < static_cast<int32_t>(b().steps.size()); ++i) {
+      memory_ = read();
+      const Written want = slow.step(b().steps[i]);
+      run(i, i + 1, 1 + s_.below(3), open.data());
+      compare(i, want);
+      for (const int32_t grid : {b().steps[i].grid, b().steps[i].grid2})
+        if (grid >= 0 && !slow.mask(grid).need.empty() && open[grid] != slow.mask(grid).open()) fail(name(i) + "open rows are miscounted");
+    }
+    memory_ = read();
+    end();
+  }
+
+  // All at once or in a few runs: the same bits.
+  void whole() {
+    const Memory before = memory_;
+    begin();
+    const auto count = static_cast<int32_t>(b().steps.size());
+    const int32_t cut = s_.chance(50) ? count : s_.below(count + 1), threads = 1 + s_.below(3);
+    run(0, cut, threads, nullptr);
+    run(cut, count, threads, nullptr);
+    const Memory after = read();
+    end();
+    if (!same(before.arena, after.arena)) fail("the arena differs from run to run");
+    for (size_t i = 0; i < before.externals.size(); ++i)
+      if (!same(before.externals[i], after.externals[i])) fail("a result differs from run to run");
+  }
+
+ private:
+  const PlanBuilder& b() const { return random_.b; }
+  std::string name(int32_t i) const { return "step " + std::to_string(i) + " of kind " + std::to_string(b().steps[i].kind) + ": "; }
+  static bool same(const std::vector<float>& a, const std::vector<float>& c) {
+    return a.size() == c.size() && std::memcmp(a.data(), c.data(), a.size() * sizeof(float)) == 0;
+  }
+
+  float* arena() const {
+    for (size_t i = 0; i < b().values.size(); ++i)
+      if (b().values[i].external < 0)
+        return static_cast<float*>(dynaconv_plan_value(handle_.plan, context_, static_cast<int32_t>(i))) -
+               b().values[i].offset / 4 * images_;
+    return nullptr;
+  }
+  void begin() {
+    context_ = dynaconv_plan_acquire(handle_.plan, images_);
+    if (!context_) fail("no memory for a few images");
+    if (b().arena) std::memset(arena(), 0xff, b().arena * images_);  // not a number, wherever nobody has written
+    // Each in memory of its own, exactly as large as it has to be.
+    externals_ = inputs_;
+    pointers_.clear();
+    for (std::vector<float>& external : externals_) pointers_.push_back(external.data());
+  }
+  void end() { dynaconv_plan_release(handle_.plan, context_); }
+  Memory read() const {
+    return {std::vector<float>(arena(), arena() + b().arena / 4 * images_), externals_, images_};
+  }
+  void run(int32_t first, int32_t last, int32_t threads, int64_t* open_rows) {
+    Call call{};
+    call.images = images_, call.threads = threads, call.first = first, call.last = last;
+    call.externals = pointers_.data(), call.external_planes = random_.planes.data();
+    call.forced = forced_pointers_.data(), call.open_rows = open_rows;
+    char error[256] = "";
+    if (dynaconv_plan_run(handle_.plan, context_, &call, error, sizeof error)) fail(error);
+  }
+
+  void compare(int32_t i, const Written& want) {
+    const Step& step = b().steps[i];
+    Memory after = read();
+    double worst = 0;
+    if (want.value >= 0) {
+      const Value& v = b().values[want.value];
+      for (int64_t row = 0; row < static_cast<int64_t>(want.rows.size()); ++row) {
+        if (!want.rows[row]) continue;
+        float* got = after.row(v, row) + want.channel;
+        for (int64_t c = 0; c < want.channels && want.rows[row] == 1; ++c) {
+          const double wish = want.want[row * want.channels + c], off = std::fabs(got[c] - wish);
+          if (std::isnan(wish) != std::isnan(got[c])) fail(name(i) + "a number where none should be, or none where one should");
+          worst = std::max(worst, std::isnan(off) || got[c] == wish ? 0 : off);
+        }
+        std::memcpy(memory_.row(v, row) + want.channel, got, want.channels * sizeof(float));
+      }
+    }
+    if (worst > 2e-5 * want.scale) fail(name(i) + "off by " + std::to_string(worst) + " of " + std::to_string(want.scale));
+    if (step.kind == kGate && step.aux[0] >= 0) {
+      const Value& sums = b().values[step.aux[0]];
+      std::memcpy(memory_.row(sums, 0), after.row(sums, 0), images_ * sums.height * sizeof(float));
+    }
+    if (!same(memory_.arena, after.arena)) fail(name(i) + "something else in the arena has changed");
+    for (size_t e = 0; e < externals_.size(); ++e)
+      if (!same(memory_.externals[e], after.externals[e])) fail(name(i) + "something else in a tensor has changed");
+  }
+
+  Source& s_;
+  RandomPlan random_;
+  Handle handle_;
+  int64_t images_;
+  std::vector<std::vector<float>> inputs_, externals_;
+  std::vector<void*> pointers_;
+  std::map<int32_t, std::vector<uint8_t>> forced_;
+  std::vector<const uint8_t*> forced_pointers_;
+  Memory memory_{};
+  void* context_ = nullptr;
+};
+
+int64_t refused = 0, accepted = 0;
+
+void damaged(Source& source) {
+  RandomPlan random(source);
+  DamagedPlan plan(source, random.b, random.planes);
+  char error[256] = "";
+  const Handle handle(dynaconv_plan_create(&plan.data, source.chance(90) ? error : nullptr, sizeof error));
+  if (!handle.plan) {
+    ++refused;
+    return;
+  }
+  ++accepted;
+  plan.run(source, handle.plan);
+}
+
+void once(Source& source) {
+  if (source.chance(50)) return damaged(source);
+  Case c(source);
+  c.step_by_step();
+  c.whole();
+}
+
+}  // namespace
+
+// Called by the sanitizers before they end the process.
+extern "C" void __sanitizer_set_death_callback(void (*)()) __attribute__((weak));
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+
+#ifdef DYNACONV_LIBFUZZER
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Source source(data, size);
+  once(source);
+  return 0;
+}
+#else
+int main(int count, char** arguments) {
+  if (__sanitizer_set_death_callback)
+    __sanitizer_set_death_callback([] { std::fprintf(stderr, "seed %llu\n", static_cast<unsigned long long>(current_seed)); });
+  const double seconds = count > 1 ? std::atof(arguments[1]) : 30;
+  if (count > 2) {
+    current_seed = std::strtoull(arguments[2], nullptr, 10);
+    Source source(current_seed);
+    once(source);
+    return 0;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const uint64_t first = std::random_device()();
+  std::printf("first seed %llu\n", static_cast<unsigned long long>(first));
+  std::fflush(stdout);
+  int64_t plans = 0;
+  for (; std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds; ++plans) {
+    current_seed = first + plans;
+    Source source(current_seed);
+    once(source);
+  }
+  std::printf("%lld plans; of the damaged ones %lld were refused and %lld ran\n", static_cast<long long>(plans),
+              static_cast<long long>(refused), static_cast<long long>(accepted));
+  return 0;
+}
+#endif

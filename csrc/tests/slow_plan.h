@@ -1,0 +1,381 @@
+// What a step of a float32 plan must compute, one element at a time, from what its operands held before.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <vector>
+
+#include "plan_builder.h"
+
+// The memory of a run as a test sees it: a copy, or the arena and the tensors themselves.
+struct Memory {
+  std::vector<float> arena;
+  std::vector<std::vector<float>> externals;
+  int64_t images;
+
+  float* row(const Value& v, int64_t row) {
+    float* base = v.external >= 0 ? externals[v.external].data() : arena.data() + v.offset / 4 * images;
+    return base + row * v.stride;
+  }
+};
+
+struct Mask {
+  std::vector<uint8_t> need;  // [N * h * w]
+  int64_t open() const { return std::count(need.begin(), need.end(), 1); }
+};
+
+// The rows that a step writes, `channels` numbers each from `channel` on, and how large the sums behind them were.
+struct Written {
+  int32_t value = -1, channel = 0, channels = 0;
+  std::vector<uint8_t> rows;  // 1: must be as wanted; 0: must stay; 2: may hold anything
+  std::vector<double> want;
+  double scale = 1e-6;
+};
+
+inline double activated(double v, int32_t activation) {
+  const auto clamp = [](double x, double most) { return x < 0 ? 0 : x > most ? most : x; };
+  switch (activation) {
+    case kRelu: return v < 0 ? 0 : v;
+    case kRelu6: return clamp(v, 6);
+    case kSilu: return v / (1 + std::exp(-v));
+    case kHardswish: return v * clamp(v + 3, 6) / 6;
+    case kSigmoid: return 1 / (1 + std::exp(-v));
+    case kHardsigmoid: return clamp(v + 3, 6) / 6;
+    case kGelu: return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+    case kLeakyRelu: return v < 0 ? v * 0.01 : v;
+    default: return v;
+  }
+}
+
+class SlowPlan {
+ public:
+  SlowPlan(const PlanBuilder& plan, Memory& memory, const std::vector<int32_t>& planes,
+           const std::map<int32_t, std::vector<uint8_t>>& forced)
+      : plan_(plan), memory_(memory), planes_(planes), forced_(forced), masks_(plan.grids.size()) {}
+
+  const Mask& mask(int32_t grid) const { return masks_[grid]; }
+
+  Written step(const Step& s) {
+    Written out;
+    if (s.kind == kThreshold) threshold(s);
+    if (s.kind == kDilate) dilate(s);
+    if (s.out < 0) return out;
+    const Value& to = value(s.out);
+    out.value = s.out, out.channels = to.channels;
+    out.rows = rows_of(s);
+    if (s.kind == kCopy) {
+      out.channel = s.ints[0];
+      out.channels = std::min(value(s.in).channels - s.ints[1], to.channels - s.ints[0]);
+    }
+    out.want.assign(out.rows.size() * out.channels, 0);
+    if (s.kind == kGate) means_ = gate_means(s);
+    if (s.kind == kDynamicConv) mix(s);
+    for (int64_t row = 0; row < static_cast<int64_t>(out.rows.size()); ++row)
+      if (out.rows[row] == 1) compute(s, row, out.want.data() + row * out.channels, out);
+    return out;
+  }
+
+ private:
+  struct Place {
+    int64_t image, y, x;
+  };
+
+  const Value& value(int32_t id) const { return plan_.values[id]; }
+  const Conv& conv(int32_t id) const { return plan_.convs[id]; }
+  Place place(const Value& v, int64_t row) const {
+    return {row / (int64_t{v.height} * v.width), row / v.width % v.height, row % v.width};
+  }
+  // One element of an operand; NaN-proof zeros outside of the map.
+  double at(int32_t id, int64_t image, int64_t y, int64_t x, int64_t c) const {
+    const Value& v = value(id);
+    if (y < 0 || y >= v.height || x < 0 || x >= v.width) return 0;
+    if (v.external >= 0 && planes_[v.external])
+      return memory_.externals[v.external][((image * v.channels + c) * v.height + y) * v.width + x];
+    return memory_.row(v, (image * v.height + y) * v.width + x)[c];
+  }
+
+  std::vector<uint8_t> rows_of(const Step& s) const {
+    const Value& to = value(s.out);
+    std::vector<uint8_t> rows(memory_.images * to.height * to.width, 1);
+    if (s.grid < 0 || s.kind == kMean || s.kind == kMaskValue) return rows;
+    const std::vector<uint8_t>& need = masks_[s.grid].need;
+    for (size_t i = 0; i < rows.size(); ++i)
+      if (need[i] == (s.closed ? 1 : 0)) rows[i] = s.run_all_above < 1 ? 2 : 0;
+    return rows;
+  }
+
+  void threshold(const Step& s) {
+    const Grid& grid = plan_.grids[s.grid];
+    std::vector<uint8_t>& need = masks_[s.grid].need;
+    const auto forced = forced_.find(s.grid);
+    need.resize(memory_.images * grid.height * grid.width);
+    for (size_t i = 0; i < need.size(); ++i)
+      need[i] = forced != forced_.end() ? forced->second[i] : *memory_.row(value(s.in), i) >= s.floats[0];
+  }
+  void dilate(const Step& s) {
+    const Grid &out = plan_.grids[s.grid], &in = plan_.grids[s.grid2];
+    const Conv& c = conv(s.conv[0]);
+    std::vector<uint8_t>& need = masks_[s.grid2].need;
+    const auto forced = forced_.find(s.grid2);
+    need.assign(memory_.images * in.height * in.width, 0);
+    if (forced != forced_.end()) need = forced->second;
+    else
+      for (int64_t p = 0; p < static_cast<int64_t>(masks_[s.grid].need.size()); ++p) {
+        if (!masks_[s.grid].need[p]) continue;
+        const int64_t image = p / (int64_t{out.height} * out.width);
+        for (int i = 0; i < c.kernel[0]; ++i)
+          for (int j = 0; j < c.kernel[1]; ++j) {
+            const int64_t y = p / out.width % out.height * c.stride[0] - c.padding[0] + int64_t{i} * c.dilation[0];
+            const int64_t x = p % out.width * c.stride[1] - c.padding[1] + int64_t{j} * c.dilation[1];
+            if (y >= 0 && y < in.height && x >= 0 && x < in.width) need[(image * in.height + y) * in.width + x] = 1;
+          }
+      }
+  }
+
+  // Element [o][k][tap] of packed weights.
+  static double weight(const Conv& c, int64_t o, int64_t k, int64_t tap) {
+    const int64_t outs = c.out_channels / c.groups, per = c.in_channels / c.groups, panels = (outs + 31) / 32;
+    const int64_t panel = o / outs * panels + o % outs / 32, taps = int64_t{c.kernel[0]} * c.kernel[1];
+    return static_cast<const float*>(c.weight)[((panel * taps + tap) * per + k) * 32 + o % outs % 32];
+  }
+  static double bias(const Conv& c, int64_t o) {
+    const int64_t outs = c.out_channels / c.groups;
+    return c.bias[(o / outs * ((outs + 31) / 32) + o % outs / 32) * 32 + o % outs % 32];
+  }
+
+  // Sum over the taps of `f(y, x, tap)`, for output position (y, x).
+  template <typename F>
+  static void taps(const Conv& c, int64_t y, int64_t x, F&& f) {
+    for (int i = 0; i < c.kernel[0]; ++i)
+      for (int j = 0; j < c.kernel[1]; ++j)
+        f(y * c.stride[0] - c.padding[0] + int64_t{i} * c.dilation[0],
+          x * c.stride[1] - c.padding[1] + int64_t{j} * c.dilation[1], i * c.kernel[1] + j);
+  }
+
+  void compute(const Step& s, int64_t row, double* want, Written& out) {
+    const Value& to = value(s.out);
+    const Place p = place(to, row);
+    const int64_t channels = out.channels;
+    double scale = 0;
+    switch (s.kind) {
+      case kConv: case kStem: case kDynamicConv: convolve(s, p, want, scale); break;
+      case kDepthwise: depthwise(s, p, want, scale); break;
+      case kInverted: inverted(s, p, want, scale); break;
+      case kMaxPool: case kAvgPool: pool(s, p, want); break;
+      case kMean: mean(s, p.image, want); break;
+      case kAdd: case kMultiply:
+        for (int64_t c = 0; c < channels; ++c) {
+          const Value& b = value(s.in2);
+          const bool one = b.height * b.width == 1;
+          const double left = at(s.in, p.image, p.y, p.x, c);
+          const double right = at(s.in2, p.image, one ? 0 : p.y, one ? 0 : p.x, b.channels == 1 ? 0 : c);
+          want[c] = activated(s.kind == kAdd ? left + right : left * right, s.activation[0]);
+          scale = std::max({scale, std::fabs(left), std::fabs(right)});
+        }
+        break;
+      case kLayout: case kActivate:
+        for (int64_t c = 0; c < channels; ++c)
+          want[c] = activated(at(s.in, p.image, p.y, p.x, c), s.kind == kLayout ? int32_t{kNone} : s.activation[0]);
+        break;
+      case kGate: {
+        const Conv& c = conv(s.conv[0]);
+        double sum = c.bias[0] + means_[p.image];
+        taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
+          for (int64_t k = 0; k < c.in_channels; ++k)
+            sum += at(s.in, p.image, y, x, k) * static_cast<const float*>(c.weight)[tap * c.in_channels + k];
+        });
+        want[0] = sum;
+        scale = 10;
+        break;
+      }
+      case kMaskValue: want[0] = masks_[s.grid].need[row]; break;
+      case kLayerNorm: norm(s, p, want); scale = 10; break;
+      case kSoftmax:
+        for (int64_t start = 0; start < channels; start += s.ints[0]) {
+          double sum = 0;
+          for (int64_t c = start; c < start + s.ints[0]; ++c) sum += want[c] = std::exp(at(s.in, p.image, p.y, p.x, c) * s.floats[0]);
+          for (int64_t c = start; c < start + s.ints[0]; ++c) want[c] /= sum;
+        }
+        break;
+      case kCopy:
+        for (int64_t c = 0; c < channels; ++c) want[c] = at(s.in, p.image, p.y, p.x, c + s.ints[1]);
+        break;
+      default: break;
+    }
+    for (int64_t c = 0; c < channels; ++c)
+      if (std::fabs(want[c]) > scale) scale = std::fabs(want[c]);
+    out.scale = std::max(out.scale, scale);
+  }
+
+  // t = activation[0](sum); t += in2; final_activation(t).
+  double finish(const Step& s, const Place& p, int64_t c, double sum, int32_t activation, double& scale) const {
+    scale = std::max(scale, std::fabs(sum));
+    sum = activated(sum, activation);
+    if (s.in2 >= 0) sum += at(s.in2, p.image, p.y, p.x, c);
+    return activated(sum, s.final_activation);
+  }
+
+  void convolve(const Step& s, const Place& p, double* want, double& scale) {
+    const Conv& c = conv(s.conv[0]);
+    const int64_t per = c.in_channels / c.groups, outs = c.out_channels / c.groups;
+    for (int64_t o = 0; o < c.out_channels; ++o) {
+      double sum = s.kind == kDynamicConv ? mixed_bias(s, p.image, o) : bias(c, o), size = 0;
+      taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
+        for (int64_t k = 0; k < per; ++k) {
+          const double w = s.kind == kDynamicConv ? mixed_weight(s, p.image, o, k, tap) : weight(c, o, k, tap);
+          const double term = at(s.in, p.image, y, x, o / outs * per + k) * w;
+          sum += term, size += std::fabs(term);
+        }
+      });
+      scale = std::max(scale, size);
+      want[o] = finish(s, p, o, sum, s.activation[0], scale);
+    }
+  }
+
+  void depthwise(const Step& s, const Place& p, double* want, double& scale) {
+    const Conv& c = conv(s.conv[0]);
+    for (int64_t o = 0; o < c.out_channels; ++o) {
+      double sum = c.bias[o];
+      taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
+        sum += at(s.in, p.image, y, x, o) * static_cast<const float*>(c.weight)[tap * c.out_channels + o];
+      });
+      want[o] = finish(s, p, o, sum, s.activation[0], scale);
+    }
+  }
+
+  void inverted(const Step& s, const Place& p, double* want, double& scale) {
+    const Conv &middle = conv(s.conv[1]), &project = conv(s.conv[2]);
+    const Value& in = value(s.in);
+    const int64_t hidden = middle.out_channels, channels = in.channels;
+    std::vector<double> sums(hidden);
+    for (int64_t o = 0; o < hidden; ++o) sums[o] = middle.bias[o];
+    taps(middle, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
+      if (y < 0 || y >= in.height || x < 0 || x >= in.width) return;
+      for (int64_t o = 0; o < hidden; ++o) {
+        double v = s.conv[0] < 0 ? at(s.in, p.image, y, x, o) : bias(conv(s.conv[0]), o);
+        if (s.conv[0] >= 0) {
+          for (int64_t k = 0; k < channels; ++k) v += at(s.in, p.image, y, x, k) * weight(conv(s.conv[0]), o, k, 0);
+          v = activated(v, s.activation[0]);
+        }
+        sums[o] += v * static_cast<const float*>(middle.weight)[tap * hidden + o];
+      }
+    });
+    for (int64_t o = 0; o < project.out_channels; ++o) {
+      double sum = bias(project, o), size = 0;
+      for (int64_t k = 0; k < hidden; ++k) {
+        const double term = activated(sums[k], s.activation[1]) * weight(project, o, k, 0);
+        sum += term, size += std::fabs(term);
+      }
+      scale = std::max(scale, size);
+      want[o] = finish(s, p, o, sum, s.activation[2], scale);
+    }
+  }
+
+  void pool(const Step& s, const Place& p, double* want) {
+    const Conv& c = conv(s.conv[0]);
+    const Value& in = value(s.in);
+    for (int64_t k = 0; k < in.channels; ++k) {
+      double most = -INFINITY, sum = 0;
+      int64_t inside = 0, window = 0;
+      taps(c, p.y, p.x, [&](int64_t y, int64_t x, int) {
+        window += y < in.height + c.padding[0] && x < in.width + c.padding[1];
+        if (y < 0 || y >= in.height || x < 0 || x >= in.width) return;
+        const double v = at(s.in, p.image, y, x, k);
+        most = v > most || std::isnan(v) ? v : most;
+        sum += v, ++inside;
+      });
+      want[k] = s.kind == kMaxPool ? most : sum / double(s.ints[0] ? window : inside);
+    }
+  }
+
+  void mean(const Step& s, int64_t image, double* want) {
+    const Value& in = value(s.in);
+    for (int64_t c = 0; c < in.channels; ++c) {
+      double sum = 0;
+      int64_t count = 0;
+      for (int64_t q = 0; q < int64_t{in.height} * in.width; ++q) {
+        if (s.grid >= 0 && !masks_[s.grid].need[image * in.height * in.width + q]) continue;
+        sum += at(s.in, image, q / in.width, q % in.width, c), ++count;
+      }
+      want[c] = count ? sum / double(count) : 0;
+    }
+  }
+
+  std::vector<double> gate_means(const Step& s) const {
+    const Conv& c = conv(s.conv[0]);
+    const Value& in = value(s.in);
+    std::vector<double> means(memory_.images);
+    if (!s.ints[0]) return means;
+    const float* linear = static_cast<const float*>(c.weight) + c.kernel[0] * c.kernel[1] * c.in_channels;
+    for (int64_t n = 0; n < memory_.images; ++n) {
+      for (int64_t q = 0; q < int64_t{in.height} * in.width; ++q)
+        for (int64_t k = 0; k < in.channels; ++k) means[n] += at(s.in, n, q / in.width, q % in.width, k) * linear[k];
+      means[n] /= double(in.height) * in.width;
+    }
+    return means;
+  }
+
+  void norm(const Step& s, const Place& p, double* want) {
+    const Conv& c = conv(s.conv[0]);
+    double mean = 0, square = 0;
+    for (int64_t k = 0; k < c.in_channels; ++k) mean += at(s.in, p.image, p.y, p.x, k) / c.in_channels;
+    for (int64_t k = 0; k < c.in_channels; ++k) square += std::pow(at(s.in, p.image, p.y, p.x, k) - mean, 2) / c.in_channels;
+    for (int64_t k = 0; k < c.in_channels; ++k)
+      want[k] = (at(s.in, p.image, p.y, p.x, k) - mean) / std::sqrt(square + s.floats[0]) * static_cast<const float*>(c.weight)[k] +
+                c.bias[k];
+  }
+
+  // Kernels of every image: [image][o][k][tap].
+  void mix(const Step& s) {
+    const Conv& c = conv(s.conv[0]);
+    const int64_t per = c.in_channels / c.groups, count = int64_t{c.kernel[0]} * c.kernel[1], experts = s.ints[0];
+    mixed_.assign(memory_.images * c.out_channels * per * count, 0);
+    int64_t index = 0;
+    for (int64_t n = 0; n < memory_.images; ++n)
+      for (int64_t o = 0; o < c.out_channels; ++o)
+        for (int64_t k = 0; k < per; ++k)
+          for (int64_t t = 0; t < count; ++t, ++index) {
+            for (int64_t e = 0; e < experts; ++e) mixed_[index] += share(s, n, o, e) * expert(c, o, k, t, e, experts);
+            if (s.aux[1] >= 0) mixed_[index] *= scalar(s.aux[1], n, t);
+            if (s.aux[2] >= 0) mixed_[index] *= scalar(s.aux[2], n, o / (c.out_channels / c.groups) * per + k);
+            if (s.aux[3] >= 0) mixed_[index] *= scalar(s.aux[3], n, o);
+          }
+  }
+  double scalar(int32_t id, int64_t image, int64_t index) const { return memory_.row(value(id), image)[index]; }
+  double share(const Step& s, int64_t image, int64_t o, int64_t e) const {
+    return scalar(s.aux[0], image, s.ints[1] ? o * s.ints[0] + e : e);
+  }
+  static double expert(const Conv& c, int64_t o, int64_t k, int64_t t, int64_t e, int64_t experts) {
+    const int64_t outs = c.out_channels / c.groups, per = c.in_channels / c.groups, panels = (outs + 31) / 32;
+    const int64_t count = int64_t{c.kernel[0]} * c.kernel[1];
+    const auto* weight = static_cast<const float*>(c.weight);
+    if (c.groups > 1 && per == 1 && outs == 1) return weight[((o / 32 * count + t) * experts + e) * 32 + o % 32];
+    const int64_t panel = o / outs * panels + o % outs / 32;
+    return weight[(((panel * per + k) * count + t) * experts + e) * 32 + o % outs % 32];
+  }
+  double mixed_weight(const Step& s, int64_t image, int64_t o, int64_t k, int64_t t) const {
+    const Conv& c = conv(s.conv[0]);
+    const int64_t per = c.in_channels / c.groups;
+    return mixed_[((image * c.out_channels + o) * per + k) * c.kernel[0] * c.kernel[1] + t];
+  }
+  double mixed_bias(const Step& s, int64_t image, int64_t o) const {
+    const Conv& c = conv(s.conv[0]);
+    const int64_t outs = c.out_channels / c.groups;
+    const bool single = c.groups > 1 && outs == 1 && c.in_channels == c.groups;
+    const int64_t panel = single ? o / 32 : o / outs * ((outs + 31) / 32) + o % outs / 32, column = single ? o % 32 : o % outs % 32;
+    double sum = c.bias[panel * 32 + column];
+    if (s.conv[1] < 0) return sum;
+    const auto* biases = static_cast<const float*>(conv(s.conv[1]).weight);
+    for (int64_t e = 0; e < s.ints[0]; ++e) sum += share(s, image, o, e) * biases[(panel * s.ints[0] + e) * 32 + column];
+    return sum;
+  }
+
+  const PlanBuilder& plan_;
+  Memory& memory_;
+  const std::vector<int32_t>& planes_;
+  const std::map<int32_t, std::vector<uint8_t>>& forced_;
+  std::vector<Mask> masks_;
+  std::vector<double> means_, mixed_;
+};
