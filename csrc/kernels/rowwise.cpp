@@ -201,12 +201,53 @@ DYNACONV_INLINE float dot_rows(const T* const* taps, int taps_count, int64_t cha
 template <typename T>
 DYNACONV_INLINE void interleave_rows(const float* planes, int64_t plane, int64_t count, int64_t channels, T* rows,
                                      int64_t stride) {
+  if (channels == 3 && stride == 3) {
+    for (int64_t p = 0; p < count; ++p)
+      for (int64_t c = 0; c < 3; ++c) put(rows + p * 3 + c, planes[c * plane + p]);
+    return;
+  }
   for (int64_t from = 0; from < channels; from += 16) {
     const int64_t to = from + 16 < channels ? from + 16 : channels;
     for (int64_t p = 0; p < count; ++p)
       for (int64_t c = from; c < to; ++c) put(rows + p * stride + c, planes[c * plane + p]);
   }
 }
+
+#ifdef DYNACONV_X86
+// How 32 pixels of three planes become three vectors: the first two planes, then the third between them.
+struct Weave {
+  int16_t pair[3][32], third[3][32];
+};
+constexpr Weave weave() {
+  Weave made{};
+  for (int v = 0; v < 3; ++v)
+    for (int j = 0; j < 32; ++j) {
+      const int pixel = (32 * v + j) / 3, channel = (32 * v + j) % 3;
+      made.pair[v][j] = static_cast<int16_t>(channel == 1 ? 32 + pixel : pixel);
+      made.third[v][j] = static_cast<int16_t>(channel == 2 ? 32 + pixel : j);
+    }
+  return made;
+}
+alignas(64) constexpr Weave kWeave = weave();
+
+DYNACONV_BF16_INLINE void interleave_rows(const float* planes, int64_t plane, int64_t count, int64_t channels,
+                                          Bfloat16* rows, int64_t stride) {
+  int64_t p = 0;
+  for (; channels == 3 && stride == 3 && p + 32 <= count; p += 32) {
+    __m512i colours[3];
+    for (int c = 0; c < 3; ++c) {
+      const float* from = planes + c * plane + p;
+      colours[c] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+    }
+    for (int v = 0; v < 3; ++v) {
+      const __m512i two = _mm512_permutex2var_epi16(colours[0], _mm512_load_si512(kWeave.pair[v]), colours[1]);
+      const __m512i all = _mm512_permutex2var_epi16(two, _mm512_load_si512(kWeave.third[v]), colours[2]);
+      _mm512_storeu_si512(rows + p * 3 + v * 32, all);
+    }
+  }
+  interleave_rows<Bfloat16>(planes + p, plane, count - p, channels, rows + p * stride, stride);
+}
+#endif
 
 template <typename T>
 const T* in(const void* pointer) {

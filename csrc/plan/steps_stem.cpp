@@ -23,30 +23,27 @@ struct Picture {
   int32_t height, width;
 };
 
-// to[x * channels + c] = from[x * x_step + c * channel_step].
-template <int Channels>
-void interleave(const float* from, int64_t x_step, int64_t channel_step, int64_t count, int64_t channels, float* __restrict to) {
-  const int64_t own = Channels ? Channels : channels;
-  for (int64_t x = 0; x < count; ++x)
-    for (int64_t c = 0; c < own; ++c) to[x * own + c] = from[x * x_step + c * channel_step];
-}
-
-// Line `ky` is the one that output row `oy` reads, zeros outside of the picture.
-void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, int64_t length, float* lines) {
+// Line `ky` is the one that output row `oy` reads, zeros outside of the picture, as floats or rounded to bfloat16.
+void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t oy, int64_t length, int dtype, char* lines) {
+  const RowKernels& kernels = row_kernels(dtype);
   const int64_t channels = conv.in_channels, left = std::min<int64_t>(conv.padding[1] * channels, length);
   const int64_t pixels = std::min<int64_t>(picture.width, (length - left) / channels), inside = pixels * channels;
-  for (int32_t i = 0; i < conv.kernel[0]; ++i, lines += length) {
+  const int64_t element = element_bytes(dtype);
+  for (int32_t i = 0; i < conv.kernel[0]; ++i, lines += length * element) {
     const int64_t y = oy * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
     if (y < 0 || y >= picture.height) {
-      std::memset(lines, 0, length * sizeof(float));
+      std::memset(lines, 0, length * element);
       continue;
     }
     const float* from = picture.base + image * picture.image_step + y * picture.row_step;
-    std::memset(lines, 0, left * sizeof(float));
-    if (picture.channel_step == 1 && picture.x_step == channels) std::memcpy(lines + left, from, inside * sizeof(float));
-    else if (channels == 3) interleave<3>(from, picture.x_step, picture.channel_step, pixels, channels, lines + left);
-    else interleave<0>(from, picture.x_step, picture.channel_step, pixels, channels, lines + left);
-    std::memset(lines + left + inside, 0, (length - left - inside) * sizeof(float));
+    char* const to = lines + left * element;
+    std::memset(lines, 0, left * element);
+    if (picture.x_step == 1) kernels.interleave(from, picture.channel_step, pixels, channels, to, channels);
+    else if (picture.x_step == channels) kernels.from_float(from, inside, kNone, to);
+    else
+      for (int64_t x = 0; x < pixels; ++x)
+        kernels.from_float(from + x * picture.x_step, channels, kNone, to + x * channels * element);
+    std::memset(to + inside * element, 0, (length - left - inside) * element);
   }
 }
 
@@ -55,7 +52,7 @@ void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t
 int64_t scratch_stem(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
   const int64_t lines = conv.kernel[0] * line_elements(conv, plan.values[step.out]);
-  return rounded(conv.kernel[0] * kMaxRows * int64_t{sizeof(void*)}) + rounded(lines * 4) + rounded(lines * 2);
+  return rounded(conv.kernel[0] * kMaxRows * int64_t{sizeof(void*)}) + rounded(lines * 4);
 }
 
 void step_stem(Worker& worker, const Step& step) {
@@ -79,16 +76,10 @@ void step_stem(Worker& worker, const Step& step) {
   worker.share(run.call.images * out.height, [&](int64_t line) {
     const int64_t image = line / out.height, oy = line % out.height;
     auto** taps = reinterpret_cast<const void**>(worker.scratch);
-    float* lines = reinterpret_cast<float*>(worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)}));
-    copy_lines(picture, conv, image, oy, length, lines);
-    const char* source = reinterpret_cast<const char*>(lines);
-    if (out.dtype != kFloat32) {
-      char* narrow = worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)}) + rounded(taps_count * length * 4);
-      row_kernels(out.dtype).from_float(lines, taps_count * length, kNone, narrow);
-      source = narrow;
-    }
+    char* const lines = worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)});
+    copy_lines(picture, conv, image, oy, length, out.dtype, lines);
     for (int64_t t = 0; t < taps_count; ++t)
-      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = source + (t * length + p * shift) * element;
+      for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines + (t * length + p * shift) * element;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = out.width * tile / tiles;
       const int pixels = static_cast<int>(out.width * (tile + 1) / tiles - first);
