@@ -82,12 +82,14 @@ const int64_t* PanelMixer::take_places(int64_t channels, int64_t step) {
   return places_;
 }
 
-void PanelMixer::mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place) {
+void PanelMixer::mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place,
+                     bool cold) {
   const int64_t row_floats = int64_t{shape_.count} * kPanel;
   for (int i = 0; i < images; ++i) take_shares(panel, image + i, shares_ + i * row_floats, true);
   MixCall call{};
   call.experts = static_cast<const float*>(conv_.weight) + (panel * shape_.channels + first) * shape_.taps * row_floats;
   call.rows = channels * shape_.taps;
+  if (cold) bring_near(call.experts, call.rows * row_floats);
   call.count = shape_.count;
   call.shares = shares_;
   call.images = images;

@@ -43,8 +43,9 @@ class PanelMixer {
   // scratch: scratch_floats() for each thread.
   PanelMixer(const Run& run, const Step& step, const PanelShape& shape, float* scratch);
 
-  // Of channels [first, first + channels), at most shape.chunk, for at most kMostMixed images from `image` on.
-  void mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place);
+  // Of channels [first, first + channels), at most shape.chunk, for at most kMostMixed images from `image` on. cold: the
+  // experts were not used just now.
+  void mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place, bool cold);
   // [kPanel], static and mixed.
   void bias(int64_t panel, int64_t image, float* out);
 

@@ -152,7 +152,7 @@ struct Task {
       const int64_t step_floats = winograd ? shape.channels * kPanel + kPanel : shape.channels * kPanel;
       own.mix(panel, image, count, first, last - first,
               {shared_weights(image, panel) + first * kPanel, shape.panels * shape.panel_floats(shape.channels),
-               step_floats, winograd});
+               step_floats, winograd}, true);
       if (split == 0)
         for (int i = 0; i < count; ++i) own.bias(panel, image + i, shared_bias(image + i, panel));
     });
@@ -214,10 +214,10 @@ struct Task {
       if (count <= 0) return;
       const int64_t first = tiles.first(image) + from;
       float *transformed = scratch.sums, *products = transformed + kWinogradPoints * count * row;
-      for (int64_t t = 0; t < count; ++t) place.transform(place.tile(first + t), transformed + t * row, count * row);
+      for (int64_t t = 0; t < count; ++t) place.transform(place.tile(first + t), 0, channels, transformed + t * row, count * row);
       for (int64_t panel = shape.panels * group / groups; panel < shape.panels * (group + 1) / groups; ++panel) {
-        WinogradProducts{transformed, count * row, row, count, shared_weights(image, panel), channels * kPanel + kPanel, 0,
-                         channels, products, false}.run();
+        WinogradProducts{transformed, count * row, row, count, shared_weights(image, panel), channels * kPanel + kPanel, channels,
+                         products, false}.run();
         for (int64_t t = 0; t < count; ++t)
           place.finish(place.tile(first + t), products + t * kPanel, count * kPanel, shared_bias(image, panel), panel);
       }
@@ -239,7 +239,7 @@ struct Task {
         const int count = static_cast<int>(std::min<int64_t>(most, last_image - image));
         const int64_t step_floats = channels * kPanel + (winograd ? kPanel : 0);
         own.mix(panel, image, count, first, channels,
-                {scratch.weights, shape.panel_floats(shape.chunk), step_floats, winograd});
+                {scratch.weights, shape.panel_floats(shape.chunk), step_floats, winograd}, image == first_image);
         f(first, channels, image, count);
       }
     }
@@ -315,15 +315,22 @@ struct Task {
 
   void fresh_winograd() const {
     const WinogradTiles place(run, step, tiles.list, worker.zeros);
-    const int64_t row = winograd_row(shape.channels), most = tiles.most(images);
+    const int64_t most = tiles.most(images);
+    // Chunks one after the other, each [images][points][tiles][channels].
     auto* const transformed = reinterpret_cast<float*>(worker.shared);
-    const int64_t image_floats = kWinogradPoints * tiles_of_image(out) * row;
-    constexpr int64_t kBlock = 8;
+    const int64_t positions = kWinogradPoints * tiles_of_image(out);
+    constexpr int64_t kBlock = 4;
     const int64_t blocks = ceil_of(most, kBlock);
     worker.share(images * blocks, [&](int64_t task) {
-      const int64_t image = task / blocks, count = tiles.count(image), first = tiles.first(image);
-      for (int64_t t = task % blocks * kBlock; t < std::min(count, (task % blocks + 1) * kBlock); ++t)
-        place.transform(place.tile(first + t), transformed + image * image_floats + t * row, count * row);
+      const int64_t image = task / blocks, count = tiles.count(image), start = tiles.first(image);
+      for (int64_t t = task % blocks * kBlock; t < std::min(count, (task % blocks + 1) * kBlock); ++t) {
+        const Position at = place.tile(start + t);
+        for (int64_t first = 0; first < shape.channels; first += shape.chunk) {
+          const int64_t channels = std::min(shape.chunk, shape.channels - first);
+          float* own = transformed + images * positions * first + image * positions * channels;
+          place.transform(at, first, channels, own + t * channels, count * channels);
+        }
+      }
     });
     worker.barrier();
     worker.share(shape.panels, [&](int64_t panel) {
@@ -333,8 +340,9 @@ struct Task {
         chunks(own, panel, begin, end, 2, true, [&](int64_t first, int64_t channels, int64_t image, int count) {
           for (int i = 0; i < count; ++i) {
             const int64_t here = tiles.count(image + i);
-            WinogradProducts{transformed + (image + i) * image_floats, here * row, row, here,
-                             scratch.weights + i * shape.panel_floats(shape.chunk), channels * kPanel + kPanel, first, channels,
+            WinogradProducts{transformed + images * positions * first + (image + i) * positions * channels, here * channels,
+                             channels, here, scratch.weights + i * shape.panel_floats(shape.chunk),
+                             channels * kPanel + kPanel, channels,
                              scratch.sums + (image + i - begin) * sums_floats, first > 0}.run();
           }
         });
@@ -356,7 +364,7 @@ struct Task {
       const int64_t image = task / shape.panels, panel = task % shape.panels;
       float* const weight = shared + image * floats;
       PanelMixer own = mixer();
-      own.mix(panel, image, 1, 0, 1, {scratch.sums, 0, kPanel, false});
+      own.mix(panel, image, 1, 0, 1, {scratch.sums, 0, kPanel, false}, false);
       own.bias(panel, image, scratch.bias);
       const int64_t bytes = shape.columns(panel) * int64_t{sizeof(float)};
       for (int64_t t = 0; t < shape.taps; ++t)
@@ -427,7 +435,7 @@ int64_t shared_dynamic(const Plan& plan, const Step& step, int64_t images) {
   if (shape.depthwise) return images * (shape.taps + 1) * conv.out_channels * 4 + kSlack;
   if (shape.small) return images * shape.panels * (shape.panel_floats(shape.channels) + kPanel) * 4 + kSlack;
   if (!shape.winograd) return 0;
-  return images * kWinogradPoints * tiles_of_image(plan.values[step.out]) * winograd_row(shape.channels) * 4 + kSlack;
+  return images * kWinogradPoints * tiles_of_image(plan.values[step.out]) * shape.channels * 4 + kSlack;
 }
 
 void step_dynamic_conv(Worker& worker, const Step& step) {

@@ -29,11 +29,11 @@ void step_winograd(Worker& worker, const Step& step, const Position* list, int64
     float* products = transformed + kWinogradPoints * most * row;
     for (int64_t t = 0; t < count; ++t) {
       places[t] = task.tile(first + t);
-      task.transform(places[t], transformed + t * row, count * row);
+      task.transform(places[t], 0, channels, transformed + t * row, count * row);
     }
     for (int64_t panel = panels * group / groups; panel < panels * (group + 1) / groups; ++panel) {
       const float* weight = static_cast<const float*>(conv.winograd) + panel * kWinogradPoints * channels * kPanel;
-      WinogradProducts{transformed, count * row, row, count, weight, channels * kPanel, 0, channels, products, false}.run();
+      WinogradProducts{transformed, count * row, row, count, weight, channels * kPanel, channels, products, false}.run();
       for (int64_t t = 0; t < count; ++t)
         task.finish(places[t], products + t * kPanel, count * kPanel, conv.bias + panel * kPanel, panel);
     }

@@ -42,8 +42,8 @@ class WinogradTiles {
             static_cast<int16_t>(rest % tiles_wide_)};
   }
 
-  // The transformed patch of a tile: out[point * step + c].
-  void transform(const Position& at, float* out, int64_t step) const {
+  // Channels [first, first + channels) of the transformed patch of a tile: out[point * step + c].
+  void transform(const Position& at, int64_t first, int64_t channels, float* out, int64_t step) const {
     const void* patch[kWinogradPoints];
     const int32_t y0 = 2 * at.y - conv_.padding[0], x0 = 2 * at.x - conv_.padding[1];
     const int64_t image = int64_t{at.image} * in_.height * in_.width;
@@ -52,10 +52,10 @@ class WinogradTiles {
         const int32_t y = y0 + i, x = x0 + j;
         const int64_t row = image + int64_t{y} * in_.width + x;
         const bool there = y >= 0 && y < in_.height && x >= 0 && x < in_.width && (!input_need_ || input_need_[row]);
-        patch[4 * i + j] = there ? source_ + row * in_.stride * 4 : zeros_;
+        patch[4 * i + j] = there ? source_ + (row * in_.stride + first) * 4 : zeros_;
       }
     }
-    kernels_.input(patch, conv_.in_channels, out, step);
+    kernels_.input(patch, channels, out, step);
   }
 
   // The four outputs of a tile for one panel, from products[point * step + c].
@@ -96,7 +96,7 @@ struct WinogradProducts {
   const float* transformed;  // row t of point p is transformed + p * point_step + t * row
   int64_t point_step, row, count;
   const float* weight;       // of point p: weight + p * weight_step, [channels][kPanel]
-  int64_t weight_step, first_channel, channels;
+  int64_t weight_step, channels;
   float* products;           // [points][count][kPanel]
   bool add;                  // to what is there
 
@@ -105,7 +105,6 @@ struct WinogradProducts {
     TileCall call{};
     call.taps_count = 1;
     call.channels = channels;
-    call.tap_offset = first_channel;
     call.bias = kNoBias;
     call.columns = kPanel;
     const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
@@ -122,6 +121,7 @@ struct WinogradProducts {
         call.taps = taps;
         call.out = outs;
         call.residual = add ? outs : nullptr;
+        fetch_ahead(call, tile, tiles, weight_step * int64_t{sizeof(float)});
         gemm_tile(kFloat32, static_cast<int>(rows), kPanel)(call);
       }
     }
