@@ -7,8 +7,10 @@
 #include <utility>
 
 #include "../plan/plan.h"
+#include "activations.h"
 #include "depthwise.h"
 #include "gemm.h"
+#include "isa.h"
 
 namespace {
 
@@ -18,8 +20,13 @@ constexpr int kDtypeOf = sizeof(T) == 4 ? kFloat32 : kBfloat16;
 template <typename T>
 constexpr bool kAllLines = sizeof(T) == 2;
 
+// Cut by hidden channels, every thread projects its own: then sums change hands and not the much larger hidden tensor.
+template <typename T>
+constexpr bool kOwnSums = sizeof(T) == 4;
+
 constexpr int64_t kRingBytes = 400 << 10;  // of the ring and of the buffer behind the depthwise convolution
 constexpr int kMostBand = 16;              // output rows
+constexpr int kFewRows = 8;                // so few that two threads would compute most hidden rows twice
 constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden channels
 
 int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
@@ -45,6 +52,8 @@ struct Layout {
     pitch = args.width + std::max(left, right);
     // Rows that lie a multiple of 2 KiB apart would fight for the same lines of the L1 cache.
     hidden_stride = sizeof(T) == 4 ? args.hidden : panels_of(args.hidden) * kPanel;
+    const int64_t threads = std::max(1, args.threads);
+    if (by_panels && kOwnSums<T>) hidden_stride = (panels_of(args.hidden) + threads - 1) / threads * kPanel;
     if (hidden_stride * sizeof(T) % 2048 == 0) hidden_stride += 64 / sizeof(T);
     band = by_panels ? args.out_height : args.band > 0 ? args.band : chosen_band(args);
     slots = (band - 1) * args.stride[0] + span;
@@ -131,6 +140,51 @@ void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall ca
   }
 }
 
+// One output pixel whose sums several threads hold.
+struct Join {
+  const float* sums;  // [parts] of them, `part` apart; rounded up to whole panels
+  int64_t part, parts;
+  const float* bias;
+  int64_t channels;
+  int activation, final_activation;
+};
+
+template <typename Vector>
+DYNACONV_INLINE void join_channels(const Join& join, const float* residual, float* out) {
+  constexpr int64_t kLanes = kLanesOf<Vector>;
+  for (int64_t c = 0; c < join.channels; c += kLanes) {
+    const int64_t width = std::min(kLanes, join.channels - c);
+    Vector sum = load<Vector>(join.bias + c);
+    for (int64_t p = 0; p < join.parts; ++p) sum += load<Vector>(join.sums + p * join.part + c);
+    sum = activate<Vector>(sum, join.activation);
+    float block[kLanes] = {};
+    if (residual) {
+      std::memcpy(block, residual + c, width * sizeof(float));
+      sum += load<Vector>(block);
+    }
+    store<Vector>(block, activate<Vector>(sum, join.final_activation));
+    std::memcpy(out + c, block, width * sizeof(float));
+  }
+}
+
+void join_plain(const Join& join, const float* residual, float* out) { join_channels<float4>(join, residual, out); }
+#ifdef DYNACONV_X86
+DYNACONV_TARGET_AVX2 void join_avx2(const Join& join, const float* residual, float* out) {
+  join_channels<float8>(join, residual, out);
+}
+DYNACONV_TARGET_AVX512 void join_avx512(const Join& join, const float* residual, float* out) {
+  join_channels<float16>(join, residual, out);
+}
+#endif
+
+void join_pixel(const Join& join, const float* residual, float* out) {
+#ifdef DYNACONV_X86
+  if (best_isa_level() == Isa::kAvx512) return join_avx512(join, residual, out);
+  if (best_isa_level() == Isa::kAvx2) return join_avx2(join, residual, out);
+#endif
+  join_plain(join, residual, out);
+}
+
 // One image in the hands of one thread.
 template <typename T>
 class Walk {
@@ -159,9 +213,37 @@ class Walk {
     const int64_t spans = find_spans(0, args_.out_height);
     if (spans == 0) return;
     find_hidden(0, args_.out_height);
+    first_panel_ = kOwnSums<T> ? first : 0;
     for (int64_t panel = first; panel < last; ++panel) {
       expand_panel(panel, 0);
       for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, 0, scratch_.spans[i]);
+    }
+  }
+
+  // What those panels add to the projection, one row of `sums` for each open pixel.
+  void project_sums(int64_t first, int64_t last, float* sums, int64_t step) {
+    static constexpr float kNoBias[kPanel] = {};
+    for (int64_t i = 0; i < scratch_.project.count; ++i) scratch_.project.to[i] = sums + i * step;
+    const int64_t depth = std::min<int64_t>(last * kPanel, args_.hidden) - first * kPanel;
+    for (int64_t panel = 0; panel < panels_of(args_.out_channels); ++panel) {
+      TileCall call = panel_call(args_.project_weight, args_.project_bias, args_.hidden, panel, args_.out_channels);
+      call.weight = static_cast<const T*>(call.weight) + first * kPanel * kPanel;
+      call.channels = depth;
+      call.bias = kNoBias;
+      call.column = panel * kPanel;
+      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, call, false);
+    }
+  }
+
+  // Adds the sums of all threads up for the part `share` of the open pixels.
+  void join_share(int64_t share, int64_t shares, const float* sums, int64_t step, int64_t part) {
+    find_spans(0, args_.out_height);
+    const int64_t count = scratch_.project.count;
+    Join join{sums, part, shares, args_.project_bias, args_.out_channels, args_.activation[2], args_.final_activation};
+    for (int64_t i = count * share / shares; i < count * (share + 1) / shares; ++i) {
+      join.sums = sums + i * step;
+      join_pixel(join, static_cast<const float*>(args_.residual ? scratch_.project.add[i] : nullptr),
+                 static_cast<float*>(scratch_.project.to[i]));
     }
   }
 
@@ -271,7 +353,7 @@ class Walk {
                                : int64_t{first} * args_.kernel[1] * args_.hidden + panel * kPanel;
     run.weight_stride = args_.hidden;
     run.bias = args_.depthwise_bias + panel * kPanel;
-    run.out = scratch_.buffer + span.index * layout_.hidden_stride + panel * kPanel;
+    run.out = scratch_.buffer + span.index * layout_.hidden_stride + (panel - first_panel_) * kPanel;
     run.out_pixel = layout_.hidden_stride;
     run.count = span.last - span.first;
     run.kernel = args_.kernel[1];
@@ -319,6 +401,7 @@ class Walk {
   const Layout<T>& layout_;
   Scratch<T> scratch_;
   const int64_t image_;
+  int64_t first_panel_ = 0;  // of the buffer behind the depthwise convolution
   int64_t ready_ = 0;  // hidden rows of this image before this one are in the ring or were given up
 };
 
@@ -342,7 +425,9 @@ void clear_borders(const Layout<T>& layout, T* ring, int64_t width, int64_t pane
 template <typename T>
 bool by_panels(const InvertedArgsOf<T>& args) {
   if (!args.expand_weight || args.threads < 2 || args.images >= 2 * args.threads) return false;
-  return args.height <= kMostRowsByPanels && panels_of(args.hidden) >= 2 * args.threads;
+  const int64_t panels = panels_of(args.hidden);
+  const bool even = panels % args.threads == 0 || panels >= 8 * args.threads || args.height <= kFewRows;
+  return args.height <= kMostRowsByPanels && panels >= 2 * args.threads && even;
 }
 
 template <typename T>
@@ -361,14 +446,25 @@ void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, void* 
 template <typename T>
 void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* base) {
   const Layout<T> layout(args, true);
-  const int64_t image = chunk / args.threads, share = chunk % args.threads;
-  T* const buffer = args.shared + image * args.out_height * args.out_width * layout.hidden_stride;
-  const Scratch<T> scratch(args, layout, base, buffer);
-  Walk<T> walk(args, layout, scratch, image);
-  if (phase == 1) return walk.project_share(share, args.threads);
-  clear_borders(layout, scratch.ring, args.width, 1);
-  const int64_t panels = panels_of(args.hidden);
-  walk.hidden_panels(panels * share / args.threads, panels * (share + 1) / args.threads);
+  const int64_t image = chunk / args.threads, share = chunk % args.threads, panels = panels_of(args.hidden);
+  const int64_t first = panels * share / args.threads, last = panels * (share + 1) / args.threads;
+  const int64_t pixels = int64_t{args.out_height} * args.out_width;
+  if constexpr (kOwnSums<T>) {
+    const int64_t step = panels_of(args.out_channels) * kPanel, part = pixels * step;
+    float* const sums = args.shared + image * args.threads * part;
+    const Scratch<T> scratch(args, layout, base, nullptr);
+    Walk<T> walk(args, layout, scratch, image);
+    if (phase == 1) return walk.join_share(share, args.threads, sums, step, part);
+    clear_borders(layout, scratch.ring, args.width, 1);
+    walk.hidden_panels(first, last);
+    walk.project_sums(first, last, sums + share * part, step);
+  } else {
+    const Scratch<T> scratch(args, layout, base, args.shared + image * pixels * layout.hidden_stride);
+    Walk<T> walk(args, layout, scratch, image);
+    if (phase == 1) return walk.project_share(share, args.threads);
+    clear_borders(layout, scratch.ring, args.width, 1);
+    walk.hidden_panels(first, last);
+  }
 }
 
 // How many of `count` bytes of 0 and 1 are 1.
@@ -447,7 +543,9 @@ int64_t inverted_scratch_bytes(const InvertedArgsOf<T>& args) {
 template <typename T>
 int64_t inverted_shared_bytes(const InvertedArgsOf<T>& args) {
   if (!by_panels(args)) return 0;
-  return args.images * args.out_height * args.out_width * Layout<T>(args, true).hidden_stride * int64_t{sizeof(T)};
+  const int64_t pixels = args.images * args.out_height * args.out_width;
+  if (kOwnSums<T>) return pixels * args.threads * panels_of(args.out_channels) * kPanel * 4;
+  return pixels * Layout<T>(args, true).hidden_stride * int64_t{sizeof(T)};
 }
 
 #define DYNACONV_INVERTED(T)                                                              \

@@ -334,7 +334,7 @@ Problem drawn() {
     if (possible) break;
   }
   p.expand = draw(0, 3) != 0;
-  p.hidden = channels[draw(0, 14)];
+  p.hidden = draw(0, 3) ? channels[draw(0, 14)] : static_cast<int>(draw(97, 200));
   p.channels = p.expand ? channels[draw(0, 14)] : p.hidden;
   p.out_channels = channels[draw(0, 14)];
   p.residual = draw(0, 1);
