@@ -51,8 +51,8 @@ struct Checker {
     }
     return int64_t{c.kernel[0]} * c.kernel[1] <= kMostTaps || fail("a kernel has too many taps");
   }
-  bool weights(const Conv& c) {
-    if ((!c.weight && !c.winograd) || !c.bias) return fail("a convolution has no weight or no bias");
+  bool weights(const Conv& c, bool winograd_alone = false) {
+    if (!c.bias || !(c.weight || (winograd_alone && c.winograd))) return fail("a convolution has no weight or no bias");
     if (c.groups < 1 || c.in_channels < 1 || c.out_channels < 1 || c.in_channels > kMostChannels ||
         c.out_channels > kMostChannels || c.in_channels % c.groups || c.out_channels % c.groups)
       return fail("channels of a convolution are not divisible into its groups");
@@ -61,7 +61,9 @@ struct Checker {
   bool convolution(const Step& s, int32_t id, const Value& in, const Value& out) {
     if (!conv(id)) return false;
     const Conv& c = data.convs[id];
-    return weights(c) && direct(s) && (c.in_channels == in.channels || fail("an input has other channels than its convolution")) &&
+    // Weights for Winograd alone serve where every row is computed.
+    return weights(c, s.kind == kConv && s.grid < 0) &&
+           (c.in_channels == in.channels || fail("an input has other channels than its convolution")) &&
            (c.out_channels == out.channels || fail("an output has other channels than its convolution")) &&
            geometry(c, in.height, in.width, out.height, out.width) && masked(s, out);
   }
@@ -84,10 +86,10 @@ struct Checker {
   bool float_value(int32_t id, const char* what) {
     return value(id, what) && (at(id).dtype == kFloat32 || fail(std::string(what) + " must be float32"));
   }
-  // Weights for Winograd alone serve where every row is computed.
-  bool direct(const Step& s) {
-    const Conv& c = data.convs[s.conv[0]];
-    return c.weight || (s.kind == kConv && s.grid < 0) || fail("a convolution has no weight or no bias");
+  bool pointwise(const Conv& c) {
+    for (int i = 0; i < 2; ++i)
+      if (c.kernel[i] != 1 || c.stride[i] != 1 || c.padding[i] != 0) return fail("an expansion or projection is not 1x1");
+    return true;
   }
   bool winograd(const Step& s, const Value& in, const Value& out) {
     return !data.convs[s.conv[0]].winograd || minimal(s, in, out);
@@ -128,20 +130,18 @@ struct Checker {
     const Conv &depthwise = data.convs[s.conv[1]], &project = data.convs[s.conv[2]];
     if (s.conv[0] >= 0) {
       const Conv& expand = data.convs[s.conv[0]];
-      if (!weights(expand) || !geometry(expand, in.height, in.width, in.height, in.width)) return false;
+      if (!weights(expand) || !pointwise(expand)) return false;
       if (expand.in_channels != in.channels || expand.out_channels != depthwise.in_channels || expand.groups != 1)
         return fail("the expansion does not fit its block");
     } else if (depthwise.in_channels != in.channels) {
       return fail("the depthwise convolution does not fit its block");
     }
-    if (!weights(depthwise) || !weights(project)) return false;
+    if (!weights(depthwise) || !weights(project) || !pointwise(project)) return false;
     if (depthwise.groups != depthwise.in_channels || depthwise.in_channels != depthwise.out_channels)
       return fail("the middle of an inverted residual must be depthwise");
     if (project.groups != 1 || project.in_channels != depthwise.out_channels || project.out_channels != out.channels)
       return fail("the projection does not fit its block");
-    if (!geometry(depthwise, in.height, in.width, out.height, out.width) ||
-        !geometry(project, out.height, out.width, out.height, out.width))
-      return false;
+    if (!geometry(depthwise, in.height, in.width, out.height, out.width)) return false;
     if (s.grid >= 0 && (s.grid2 < 0 || !lies_on(s.grid2, in))) return fail("a masked inverted residual needs both grids");
     return masked(s, out) && residual(s, out);
   }

@@ -19,6 +19,7 @@ class DamagedPlan {
       : values_(valid.values), convs_(valid.convs), grids_(valid.grids), steps_(valid.steps), planes_(std::move(planes)) {
     data.abi = kPlanAbi, data.value_count = count(values_), data.conv_count = count(convs_), data.grid_count = count(grids_);
     data.step_count = count(steps_), data.external_count = valid.externals, data.arena_bytes = valid.arena;
+    if (source.chance(25)) halve();
     const int times = source.below(4);
     for (int i = 0; i < times; ++i) damage(source);
     give_weights(source);
@@ -69,6 +70,22 @@ class DamagedPlan {
     std::memcpy(entry + at, &field, 4);
   }
 
+  // bfloat16 wherever no step insists on float32. What such a plan computes is another test's concern.
+  void halve() {
+    std::vector<bool> single(values_.size());
+    const auto keep = [&single](int32_t id) {
+      if (id >= 0) single[id] = true;
+    };
+    for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
+      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax, gates = step->kind == kGate;
+      if (mixes || step->kind == kThreshold || (step->kind == kAvgPool && single[step->out])) keep(step->in);
+      if (mixes || gates || step->kind == kMaskValue) keep(step->out);
+      for (const int32_t id : step->aux) keep(id);
+    }
+    for (size_t i = 0; i < values_.size(); ++i)
+      if (values_[i].external < 0 && !single[i]) values_[i].dtype = kBfloat16;
+  }
+
   void damage(Source& source) {
     switch (source.below(10)) {
       case 0: case 1: some_number(source, values_); break;
@@ -102,8 +119,11 @@ class DamagedPlan {
       default:
         if (!convs_.empty()) {
           Conv& c = convs_[source.below(count(convs_))];
-          if (source.chance(50)) c.weight = nullptr;
-          else c.bias = nullptr;
+          switch (source.below(3)) {
+            case 0: c.weight = nullptr; break;
+            case 1: c.bias = nullptr; break;
+            default: c.winograd = c.winograd ? nullptr : c.bias; break;
+          }
         }
     }
   }

@@ -29,7 +29,7 @@ struct Handle {
 // A valid plan, its inputs, and one context to run it in.
 class Case {
  public:
-  explicit Case(Source& source) : s_(source), random_(source), handle_(random_.b.create()), images_(1 + source.below(3)) {
+  explicit Case(Source& source) : s_(source), random_(source), handle_(random_.b.create()), images_(1 + source.below(3)), threads_(1 + source.below(3)) {
     if (!handle_.plan) fail("a valid plan is refused");
     for (const Value& v : b().values) {
       if (v.external < 0) continue;
@@ -56,7 +56,7 @@ class Case {
     for (int32_t i = 0; i < static_cast<int32_t>(b().steps.size()); ++i) {
       memory_ = read();
       const Written want = slow.step(b().steps[i]);
-      run(i, i + 1, 1 + s_.below(3), open.data());
+      run(i, i + 1, open.data());
       compare(i, want);
       for (const int32_t grid : {b().steps[i].grid, b().steps[i].grid2})
         if (grid >= 0 && !slow.mask(grid).need.empty() && open[grid] != slow.mask(grid).open()) fail(name(i) + "open rows are miscounted");
@@ -65,17 +65,17 @@ class Case {
     end();
   }
 
-  // All at once or in a few runs: the same bits.
+  // All at once or in two runs: the same bits.
   void whole() {
     const Memory before = memory_;
     begin();
     const auto count = static_cast<int32_t>(b().steps.size());
-    const int32_t cut = s_.chance(50) ? count : s_.below(count + 1), threads = 1 + s_.below(3);
-    run(0, cut, threads, nullptr);
-    run(cut, count, threads, nullptr);
+    const int32_t cut = s_.chance(50) ? count : s_.below(count + 1);
+    run(0, cut, nullptr);
+    run(cut, count, nullptr);
     const Memory after = read();
     end();
-    if (!same(before.arena, after.arena)) fail("the arena differs from run to run");
+    if (!same(before.arena, after.arena)) fail(place(before.arena, after.arena) + "the arena differs from run to run, on " + std::to_string(threads_) + " threads");
     for (size_t i = 0; i < before.externals.size(); ++i)
       if (!same(before.externals[i], after.externals[i])) fail("a result differs from run to run");
   }
@@ -87,6 +87,19 @@ class Case {
     return a.size() == c.size() && std::memcmp(a.data(), c.data(), a.size() * sizeof(float)) == 0;
   }
 
+  // The last step that wrote where two arenas differ.
+  std::string place(const std::vector<float>& a, const std::vector<float>& c) const {
+    size_t first = 0;
+    while (std::memcmp(&a[first], &c[first], sizeof(float)) == 0) ++first;
+    for (auto i = static_cast<int32_t>(b().steps.size()) - 1; i >= 0; --i) {
+      if (b().steps[i].out < 0) continue;
+      const Value& v = b().values[b().steps[i].out];
+      const auto from = static_cast<size_t>(v.offset / 4 * images_);
+      if (v.external < 0 && first >= from && first < from + images_ * v.height * v.width * v.stride)
+        return name(i) + "row " + std::to_string((first - from) / v.stride) + ", channel " + std::to_string((first - from) % v.stride) + ": ";
+    }
+    return "";
+  }
   float* arena() const {
     for (size_t i = 0; i < b().values.size(); ++i)
       if (b().values[i].external < 0)
@@ -107,9 +120,9 @@ class Case {
   Memory read() const {
     return {std::vector<float>(arena(), arena() + b().arena / 4 * images_), externals_, images_};
   }
-  void run(int32_t first, int32_t last, int32_t threads, int64_t* open_rows) {
+  void run(int32_t first, int32_t last, int64_t* open_rows) {
     Call call{};
-    call.images = images_, call.threads = threads, call.first = first, call.last = last;
+    call.images = images_, call.threads = threads_, call.first = first, call.last = last;
     call.externals = pointers_.data(), call.external_planes = random_.planes.data();
     call.forced = forced_pointers_.data(), call.open_rows = open_rows;
     char error[256] = "";
@@ -147,6 +160,7 @@ class Case {
   RandomPlan random_;
   Handle handle_;
   int64_t images_;
+  int32_t threads_;
   std::vector<std::vector<float>> inputs_, externals_;
   std::vector<void*> pointers_;
   std::map<int32_t, std::vector<uint8_t>> forced_;

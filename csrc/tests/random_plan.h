@@ -34,7 +34,11 @@ class RandomPlan {
   // Copies, since the tables grow.
   Value at(int32_t id) const { return b.values[id]; }
   Size size(int32_t id) const { return {at(id).height, at(id).width, at(id).channels}; }
-  int32_t channels() { return s_.pick({1, 2, 3, 5, 8, 8, 16, 16, 17, 24, 33, 40}); }
+  int32_t channels() {
+    // Many channels on few rows are cut otherwise than few on many.
+    if (current_ >= 0 && at(current_).height * at(current_).width <= 12 && s_.chance(20)) return s_.pick({64, 96, 130, 160});
+    return s_.pick({1, 2, 3, 5, 8, 8, 16, 16, 17, 24, 33, 40});
+  }
   int32_t activation() { return s_.chance(40) ? int32_t{kNone} : s_.below(kActivations); }
 
   // Memory: now and then the place of a value that nobody reads any more.
@@ -148,7 +152,7 @@ class RandomPlan {
     const Window w = window(in.h, in.w, false);
     int32_t groups = s_.pick({1, 1, 1, 2, 3, in.c});
     if (in.c % groups) groups = 1;
-    const int32_t out = groups * std::min(channels(), groups > 4 ? 2 : 40);
+    const int32_t out = groups * std::min(channels(), groups > 4 ? 2 : 160);
     const int32_t id = conv(in.c, out, groups, w);
     if (s_.chance(60)) winograd(id);
     const int32_t to = make({w.of(in.h), w.of(in.w), out});
@@ -174,7 +178,7 @@ class RandomPlan {
 
   // The step of an inverted residual from `in` to `out`; its depthwise convolution.
   int32_t inverted(int32_t in, int32_t out, const Window& w) {
-    const int32_t c = size(in).c, hidden = s_.chance(25) ? c : s_.pick({4, 16, 33, 48, 70});
+    const int32_t c = size(in).c, hidden = s_.chance(25) ? c : s_.pick({4, 16, 33, 48, 70, 130});
     const Window one{1, 1, 0, 1};
     const int32_t first = hidden == c && s_.chance(70) ? -1 : conv(c, hidden, 1, one), middle = depthwise(hidden, w);
     const int32_t last = conv(hidden, size(out).c, 1, one);

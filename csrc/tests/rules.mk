@@ -21,7 +21,10 @@ sanitize: ## run the C++ tests under the address, undefined-behaviour and leak s
 
 fuzz: ## feed random plans and masks to the sanitized kernels for SECONDS=30
 	@$(MAKE) -j$(WORKERS) build/sanitize/plan_fuzz
-	@build/sanitize/plan_fuzz $(SECONDS) $(SEED)
+	@for isa in $(ISAS); do \
+	    echo "plan_fuzz, $$isa"; \
+	    env $$([ $$isa = best ] || echo DYNACONV_ISA=$$isa) build/sanitize/plan_fuzz $$(($(SECONDS) / 3)) $(SEED); \
+	done
 
 build/sanitize/%.o: csrc/%.cpp
 	@mkdir -p $(@D)

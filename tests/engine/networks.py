@@ -139,6 +139,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "image_itself": (lambda: Lambda(lambda m, x: (x, m.a(x) + x), a=nn.Conv2d(3, 3, 3, padding=1)), 0),
     "split": (lambda: _stem(Lambda(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1)), nn.Conv2d(8, 4, 1)), None),
     "mutated_view": (lambda: _stem(Lambda(lambda m, x: _write_half(m.a(x)), a=nn.Conv2d(8, 8, 1))), None),
+    "regions": (lambda: Lambda(_regions, a=conv_bn(3, 8), b=conv_bn(8, 4)), None),
+    "branches": (lambda: _stem(Lambda(_branches, a=nn.Conv2d(8, 4, 1))), None),
     "transposed": (lambda: _stem(nn.ConvTranspose2d(8, 4, 2, 2)), 1),
 }  # fmt: skip
 
@@ -146,6 +148,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def _write_half(x: Tensor) -> Tensor:
     x[:, :4].relu_()
     return x * 2
+
+
+def _regions(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.a(x)
+    with torch.no_grad():
+        x = x.relu_()
+    with torch.autocast("cpu", enabled=False):
+        x = x * 2 + x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = x + x
+    return m.b(y.float())
+
+
+def _branches(m: nn.Module, x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 0, lambda y: m.a(y), lambda y: m.a(-y), (x,))
 
 
 def network(name: str) -> nn.Module:

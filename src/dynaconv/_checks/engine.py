@@ -108,6 +108,24 @@ def engine_damaged_file(path: str, error: object) -> ValueError:
     return ValueError(f"{path} is damaged or cut short ({error}); compile and save it again")
 
 
+def engine_not_storable(name: str, value: object) -> TypeError:
+    """Error for a plan that holds something which no file can."""
+    return TypeError(
+        f"this compiled model cannot be saved: it runs {name!r}, a {type(value).__name__}, which a file cannot hold; "
+        "save the network and compile it again"
+    )
+
+
+def engine_weights(what: str, expected: str, got: object) -> ValueError:
+    """Error for a plan whose weights are not those that its kernels would read."""
+    return ValueError(f"{what} must be {expected}, got {got}; the file was changed: compile and save it again")
+
+
+def engine_unknown_operator(path: str, name: str) -> ValueError:
+    """Error for a file that calls what this PyTorch does not have, or what no file may name."""
+    return ValueError(f"{path} calls {name}, which is no operator that a compiled model may use; compile it again")
+
+
 def engine_not_verified(report: Mapping[str, Any]) -> RuntimeError:
     """Error for a compiled model that computes something else."""
     return RuntimeError(

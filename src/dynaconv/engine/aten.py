@@ -51,16 +51,14 @@ def as_rows(tensor: Tensor, layout: str) -> Tensor:
     return tensor.contiguous()[:, None, None, :]
 
 
-def encode(value: Any, constants: dict[str, Tensor]) -> Any:
-    """Arguments as JSON; tensors go to `constants`."""
+def encode(value: Any, constants: dict[str, Any]) -> Any:
+    """Arguments as JSON; tensors, and objects that JSON has no words for, go to `constants`."""
     if isinstance(value, (list, tuple)):
         return [encode(v, constants) for v in value]
     if isinstance(value, dict):
         return value if "$" in value else {k: encode(v, constants) for k, v in value.items()}
     if isinstance(value, Tensor):
-        name = next((k for k, t in constants.items() if t is value), f"t{len(constants)}")
-        constants[name] = value
-        return {"$": "constant", "name": name}
+        return {"$": "constant", "name": keep(value, constants)}
     if isinstance(value, torch.device):
         return {"$": "device", "name": str(value)}
     for kind, cls in _NAMED.items():
@@ -70,7 +68,14 @@ def encode(value: Any, constants: dict[str, Tensor]) -> Any:
         return {"$": "float", "name": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"an argument of type {type(value).__name__} cannot be kept in a plan")
+    return {"$": "constant", "name": keep(value, constants)}
+
+
+def keep(value: Any, constants: dict[str, Any]) -> str:
+    """Put a tensor or an object into `constants` once, and return its name there."""
+    name = next((k for k, t in constants.items() if t is value), f"t{len(constants)}")
+    constants[name] = value
+    return name
 
 
 def decode(value: Any, constants: dict[str, Tensor], slots: Sequence[Any]) -> Any:
@@ -102,11 +107,15 @@ def target_text(target: Any) -> str:
     schema = getattr(target, "_schema", None)
     if schema is not None:
         return f"{schema.name}.{target._overloadname}"
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order:{target.name()}"
     return f"{target.__module__.replace('_operator', 'operator')}:{target.__name__}"
 
 
-def target_of(text: str) -> Callable[..., Any]:
+def target_of(text: str, constants: dict[str, Any]) -> Callable[..., Any]:
     """The operation; AttributeError when this PyTorch does not have it, or when a plan has no business to call it."""
+    if text in constants:
+        return constants[text]
     if "::" in text:
         namespace, rest = text.split("::")
         name, overload = rest.rsplit(".", 1)
@@ -118,6 +127,15 @@ def target_of(text: str) -> Callable[..., Any]:
         if module == "torch" and name.startswith("sym_") or allowed.get(module, False):
             return getattr(importlib.import_module(module), name)
     raise AttributeError(f"{text} is no operation of PyTorch")
+
+
+def is_known(text: str) -> bool:
+    """A plan file may name this operation."""
+    try:
+        target_of(text, {})
+    except (AttributeError, ValueError):
+        return False
+    return True
 
 
 def run_aten(

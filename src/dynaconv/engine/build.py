@@ -101,15 +101,32 @@ class Builder:
         kwargs = {k: _pytree.tree_map(self.value, v) for k, v in node.kwargs.items()}
         if node.op == "get_attr":
             return getattr(node.graph.owning_module, node.target)
+        name = target_name(node.target)
+        if name in _REGIONS and not (name == "wrap_with_autocast" and args[2]):
+            body = _REGIONS[name]
+            return self._inline(args[body], args[body + 1 :])
+        if name == "getitem" and isinstance(args[0], list):
+            return args[0][args[1]]
         folded = _evaluate(node, args, kwargs)
         if folded is not None:
             return folded
-        name = target_name(node.target)
         handler = HANDLERS.get(name)
         result = f"no kernel for {name}" if handler is None else handler(self, node, args, kwargs)
         if isinstance(result, (View, Constant)):
             return result
         return self.aten(node, result or f"this form of {name} has no kernel")
+
+    def _inline(self, body: fx.GraphModule, args: list[Any]) -> list[Any]:
+        """The results of a region of the graph, walked through in place."""
+        values, results = iter(args), []
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = next(values)
+            elif node.op == "output":
+                results = _pytree.tree_map(self.value, list(node.args[0]))
+            else:
+                self.env[node] = self._call(node)
+        return results
 
     def aten(self, node: fx.Node, reason: str) -> View:
         """The operation as it is, for ATen."""
@@ -161,6 +178,8 @@ def _evaluate(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Constan
 
 def target_name(target: Any) -> str:
     """conv2d for torch.ops.aten.conv2d.default; the function's own name for others."""
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.name()
     schema = getattr(target, "_schema", None)
     if schema is None:
         return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}".removeprefix(
@@ -195,6 +214,8 @@ def channel_vector(view: View, constant: Any) -> Tensor | None:
     return tensor.reshape(-1).float() if shape[axis] == size[2] == tensor.numel() else None
 
 
+# Regions that change nothing here (gradients are off, and so is autocast), by where their body stands in the arguments.
+_REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 GETITEM = operator.getitem
 # Maps come as channels-last views, whose strides the exported graph did not see.
 _STRIDE_FREE = {

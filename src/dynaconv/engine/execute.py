@@ -53,7 +53,7 @@ class Program:
     def __init__(self, plan: Plan, backend: str, poison: bool = False) -> None:
         self.plan = plan
         self.native = NativePlan(plan) if backend == "cpu" else EagerPlan(plan, poison)
-        self.targets = [target_of(step.target) for step in plan.aten]
+        self.targets = [target_of(step.target, plan.constants) for step in plan.aten]
 
     def run(
         self, inputs: list[Any], n: int, forced: dict[int, Tensor], threads: int, timed: bool = False

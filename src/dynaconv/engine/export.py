@@ -53,7 +53,8 @@ def export(model: nn.Module, example: tuple[Any, ...]) -> Exported:
         # Third-party notices about torch.export's own inner workings.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         program, fixed = _program(model, example)
-        if not functionalise(program.graph):
+        bodies = [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+        if not all(functionalise(body.graph) for body in bodies):
             program = program.run_decompositions({})
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:

@@ -14,8 +14,10 @@ from torch.utils import _pytree
 
 from dynaconv import _checks
 from dynaconv._files import atomic_path
+from dynaconv.engine.aten import is_known
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import Pool
+from dynaconv.engine.trust import check_weights
 
 FORMAT = 1
 # What a plan may hold, by the name that safetensors gives it.
@@ -53,9 +55,21 @@ def load(path: str | Path) -> tuple[Plan, Any]:
                 raise _checks.engine_other_file(str(file), metadata.get("format"), FORMAT)
         data = json.loads(metadata["plan"])
         out_spec = _pytree.treespec_loads(data["out_spec"])
-        return Plan.from_json(data, _read_tensors(file)), out_spec
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        plan = Plan.from_json(data, _read_tensors(file))
+        check_weights(plan)
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        IndexError,
+        ZeroDivisionError,
+        json.JSONDecodeError,
+    ) as error:
         raise _checks.engine_damaged_file(str(file), error) from error
+    unknown = [step.target for step in plan.aten if not is_known(step.target)]
+    if unknown:
+        raise _checks.engine_unknown_operator(str(file), unknown[0])
+    return plan, out_spec
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:

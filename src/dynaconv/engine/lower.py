@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dynaconv.engine import pack
-from dynaconv.engine.aten import encode, slot_ref, target_text
+from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
 from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
@@ -334,9 +334,11 @@ class _Lowering:
         self._close_segment()
         args = encode(_map(attrs["args"], lambda v: self._filled(node, v)), self.plan.constants)
         kwargs = encode(_map(attrs["kwargs"], lambda v: self._filled(node, v)), self.plan.constants)
-        step = AtenStep(
-            target_text(attrs["target"]), args, kwargs, self._slot(node), node.layer, attrs["reason"]
-        )
+        text = target_text(attrs["target"])
+        if not is_known(text):
+            # An operator of somebody else's: this plan holds it, but no file can.
+            self.plan.constants[text] = attrs["target"]
+        step = AtenStep(text, args, kwargs, self._slot(node), node.layer, attrs["reason"])
         self.plan.aten.append(step)
         self.plan.segments.append(Segment(aten=len(self.plan.aten) - 1))
 

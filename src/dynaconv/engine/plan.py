@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaconv import _checks
+
 # Order as in csrc/plan/plan.h.
 ACTIVATIONS = (
     "none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "leaky_relu",
@@ -155,7 +157,7 @@ class Plan:
     gates: list[GateInfo] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     out_spec: str = ""
-    constants: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
     slots: int = 1
     inputs: int = 1
     arena_bytes: int = 0
@@ -173,7 +175,11 @@ class Plan:
         """Weights by the name that `from_json` expects."""
         found = {f"conv.{i}.{k}": t for i, c in enumerate(self.convs) for k in _TENSORS
                  if (t := getattr(c, k)) is not None}  # fmt: skip
-        return found | {f"constant.{k}": v.contiguous() for k, v in self.constants.items()}
+        for name, value in self.constants.items():
+            if not isinstance(value, Tensor):
+                raise _checks.engine_not_storable(name, value)
+            found[f"constant.{name}"] = value.contiguous()
+        return found
 
     @classmethod
     def from_json(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> Plan:

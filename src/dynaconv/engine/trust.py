@@ -1,0 +1,89 @@
+"""What a file says about its weights must be what it holds: the kernels read as much as a plan's geometry asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dynaconv import _checks
+from dynaconv.engine import pack
+from dynaconv.engine.plan import Conv, Plan, Step
+
+# How the weights of each convolution of a step must be packed; kinds that are not listed read none.
+_FORMS = {
+    "conv": ("conv",),
+    "stem": ("stem",),
+    "depthwise": ("depthwise",),
+    "inverted": ("conv", "depthwise", "conv"),
+    "gate": ("gate",),
+    "layer_norm": ("norm",),
+}
+
+
+def check_weights(plan: Plan) -> None:
+    """Raise IndexError or ValueError unless every step finds the weights that its kernel will read."""
+    for i, step in enumerate(plan.steps):
+        for index, form in zip(step.conv, _FORMS.get(step.kind, ()), strict=False):
+            if index >= 0:
+                _check(plan, step, plan.convs[index], form, f"step {i}")
+
+
+def _check(plan: Plan, step: Step, conv: Conv, form: str, where: str) -> None:
+    decides = step.out if step.kind == "stem" else step.input
+    half = plan.values[decides].dtype == "bfloat16" and form in _PACKED
+    dtype = torch.bfloat16 if half else torch.float32
+    if conv.form != form:
+        raise _checks.engine_weights(f"the weights of {where}", f"packed for {form}", conv.form)
+    for name, tensor, shape in _expected(conv, step, half):
+        kind = torch.float32 if name in ("bias", "winograd") else dtype
+        if tensor is None or tensor.dtype != kind or tuple(tensor.shape) != shape:
+            got = None if tensor is None else f"{list(tensor.shape)} of {tensor.dtype}"
+            raise _checks.engine_weights(f"the {name} of {where}", f"{list(shape)} of {kind}", got)
+
+
+def _expected(conv: Conv, step: Step, half: bool) -> list[tuple[str, Tensor | None, tuple[int, ...]]]:
+    """(name, tensor, shape) of what the kernels read."""
+    if conv.form == "norm":
+        return [("weight", conv.weight, (conv.in_channels,)), ("bias", conv.bias, (conv.in_channels,))]
+    taps = conv.kernel[0] * conv.kernel[1]
+    if conv.form == "gate":
+        rows = taps + int(step.ints[0] != 0)
+        return [("weight", conv.weight, (rows, conv.in_channels)), ("bias", conv.bias, (1,))]
+    weight, bias = _PACKED[conv.form](conv, half)
+    found = [("weight", conv.weight, weight), ("bias", conv.bias, bias)]
+    if conv.winograd is not None:
+        panels = -(-conv.out_channels // pack.PANEL)
+        found.append(("winograd", conv.winograd, (panels, 16, conv.in_channels, pack.PANEL)))
+        # Weights that no run would read were dropped.
+        found = found[1:] if conv.weight is None else found
+    return found
+
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _panels(conv: Conv, half: bool) -> Shapes:
+    groups, inner, (kh, kw) = conv.groups, conv.in_channels // conv.groups, conv.kernel
+    panels = -(-(conv.out_channels // groups) // pack.PANEL)
+    bias = (groups, panels * pack.PANEL)
+    if not half:
+        return (groups, panels, kh * kw * inner, pack.PANEL), bias
+    taps, depth = (kh, kw * inner) if conv.form == "stem" else (kh * kw, inner)
+    return (groups, panels, taps, (depth + 1) // 2, pack.PANEL, 2), bias
+
+
+def _depthwise(conv: Conv, half: bool) -> Shapes:
+    channels, (kh, kw) = conv.out_channels, conv.kernel
+    if not half:
+        return (kh * kw, channels), (channels,)
+    panels, pairs = -(-channels // pack.PANEL), kh // 2 * kw + (kh % 2) * ((kw + 1) // 2)
+    return (panels, pairs, 2, 16, 2), (panels * pack.PANEL,)
+
+
+_PACKED: dict[str, Callable[[Conv, bool], Shapes]] = {
+    "conv": _panels,
+    "stem": _panels,
+    "depthwise": _depthwise,
+}
