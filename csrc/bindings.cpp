@@ -459,7 +459,7 @@ Tensor dynamic_conv2d(const Tensor& x, const Tensor& experts, const Tensor& rout
   std::array<int64_t, 2> out{};
   output_size(conv, in.data(), out.data());
   const int64_t n = x.size(0), channels = conv.out_channels, taps_count = int64_t{conv.kernel[0]} * conv.kernel[1];
-  const int64_t padded = depthwise ? channels : (channels + dynaconv_columns() - 1) / dynaconv_columns() * dynaconv_columns();
+  const int64_t columns = depthwise ? 1 : dynaconv_columns(), padded = (channels + columns - 1) / columns * columns;
   STD_TORCH_CHECK(is_float(*packed) && packed->is_contiguous() &&
                       packed->numel() == padded * taps_count * conv.count * experts.size(2),
                   "`packed` does not hold these experts");

@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from dynaconv.cli import doctor
+from dynaconv.ops import _native
 
 
 def test_facts(cli) -> None:
@@ -11,6 +12,7 @@ def test_facts(cli) -> None:
     assert data["self_check"]["passed"] and data["self_check"]["worst_deviation"] < 1e-4
     assert data["free_disk_gb"] > 0 and data["threads"] >= 1
     assert data["engine"].startswith(("compiled kernels, ", "PyTorch operations: "))
+    assert data["torch_operators"] == (_native.missing() or "registered, for every torch from 2.11 on")
     assert data["engine_bfloat16"].startswith(("yes", "no: "))
     engines = {e["engine"]: e for e in data["engines"]}
     assert engines["eager"]["problem"] is None and {"onnxruntime", "openvino", "inductor"} <= set(engines)
