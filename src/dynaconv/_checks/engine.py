@@ -92,7 +92,9 @@ def engine_device(device: object) -> ValueError:
 
 def engine_batch(images: int, most: int) -> ValueError:
     """Error for more images than the kernels can number."""
-    return ValueError(f"a compiled model takes at most {most} images of this size, got {images}; split the batch")
+    return ValueError(
+        f"a compiled model takes at most {most} images of this size, got {images}; split the batch"
+    )
 
 
 def engine_other_file(path: str, got: object, expected: int) -> ValueError:
@@ -118,12 +120,16 @@ def engine_not_storable(name: str, value: object) -> TypeError:
 
 def engine_weights(what: str, expected: str, got: object) -> ValueError:
     """Error for a plan whose weights are not those that its kernels would read."""
-    return ValueError(f"{what} must be {expected}, got {got}; the file was changed: compile and save it again")
+    return ValueError(
+        f"{what} must be {expected}, got {got}; the file was changed: compile and save it again"
+    )
 
 
 def engine_unknown_operator(path: str, name: str) -> ValueError:
     """Error for a file that calls what this PyTorch does not have, or what no file may name."""
-    return ValueError(f"{path} calls {name}, which is no operator that a compiled model may use; compile it again")
+    return ValueError(
+        f"{path} calls {name}, which is no operator that a compiled model may use; compile it again"
+    )
 
 
 def engine_not_verified(report: Mapping[str, Any]) -> RuntimeError:

@@ -1,4 +1,4 @@
-"""One region for all weights of a plan, in large pages: a forward streams through them once, and small pages slow that."""
+"""One region for all weights of a plan, in large pages: a forward streams through them once, which small pages slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ALIGNMENT, _HUGE_PAGE = 64, 2 << 20
 _NAMES = ("weight", "bias", "winograd")
 
 
-# A convolution over all rows takes Winograd's tiles whenever they cost less (kTilePositions in csrc/plan/steps_conv.cpp).
+# Over all rows, Winograd's tiles are taken whenever they cost less (kTilePositions in csrc/plan/steps_conv.cpp).
 _TILE_POSITIONS = 2.3
 
 
