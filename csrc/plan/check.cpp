@@ -238,7 +238,8 @@ struct Checker {
       case kCopy:
         return same_grid(in, out) && same_dtype(in, out) && s.ints[0] >= 0 && s.ints[1] >= 0 && no_mask(s) && no_second(s) &&
                ((s.ints[0] < out.channels && s.ints[1] < in.channels) || fail("a copy starts past the channels"));
-      default: return true;
+      case kDynamicConv: return dynamic(s, in, out);
+      default: return fail("a step is of an unknown kind");
     }
   }
   bool stem(const Step& s, const Value& in, const Value& out) {

@@ -1,9 +1,10 @@
 // Random plans for a bounded time. Half of them are valid: every step is compared with a slow interpreter, and nothing but
 // its result may have changed. The others are damaged: they must be refused, or run without touching foreign memory.
 //
-// plan_fuzz [seconds] [seed]: with a seed only that plan runs. -DDYNACONV_LIBFUZZER makes a target of libFuzzer.
+// plan_fuzz [seconds] [first seed]: 0 seconds run the first plan only. -DDYNACONV_LIBFUZZER makes a target of libFuzzer.
 
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <memory>
 
@@ -16,7 +17,7 @@ namespace {
 uint64_t current_seed = 0;
 
 void fail(const std::string& text) {
-  std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(current_seed), text.c_str());
+  std::fprintf(stderr, "%s\n", text.c_str());
   std::abort();
 }
 
@@ -193,9 +194,9 @@ void once(Source& source) {
 
 }  // namespace
 
-// Called by the sanitizers before they end the process.
-extern "C" void __sanitizer_set_death_callback(void (*)()) __attribute__((weak));
-extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+// The sanitizers end with a signal, so that the seed is told whoever finds something.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1:abort_on_error=1"; }
+extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1:abort_on_error=1"; }
 
 #ifdef DYNACONV_LIBFUZZER
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -205,25 +206,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 #else
 int main(int count, char** arguments) {
-  if (__sanitizer_set_death_callback)
-    __sanitizer_set_death_callback([] { std::fprintf(stderr, "seed %llu\n", static_cast<unsigned long long>(current_seed)); });
+  std::signal(SIGABRT, [](int) { std::fprintf(stderr, "seed %llu\n", static_cast<unsigned long long>(current_seed)); });
   const double seconds = count > 1 ? std::atof(arguments[1]) : 30;
-  if (count > 2) {
-    current_seed = std::strtoull(arguments[2], nullptr, 10);
-    Source source(current_seed);
-    once(source);
-    return 0;
-  }
   const auto start = std::chrono::steady_clock::now();
-  const uint64_t first = std::random_device()();
+  const uint64_t first = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : std::random_device()();
   std::printf("first seed %llu\n", static_cast<unsigned long long>(first));
   std::fflush(stdout);
   int64_t plans = 0;
-  for (; std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds; ++plans) {
-    current_seed = first + plans;
+  do {
+    current_seed = first + plans++;
     Source source(current_seed);
     once(source);
-  }
+  } while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds);
   std::printf("%lld plans; of the damaged ones %lld were refused and %lld ran\n", static_cast<long long>(plans),
               static_cast<long long>(refused), static_cast<long long>(accepted));
   return 0;
