@@ -124,6 +124,20 @@ struct Checker {
            (s.aux[2] < 0 || numbers(s.aux[2], c.in_channels)) && (s.aux[3] < 0 || numbers(s.aux[3], c.out_channels)) &&
            (!depthwise || no_closed(s)) && (!s.ints[2] || minimal(s, in, out));
   }
+  bool fusion(const Step& s, const Value& in, const Value& out) {
+    if (!convolution(s, s.conv[0], in, out) || !residual(s, out) || !conv(s.conv[1]) || !conv(s.conv[2])) return false;
+    const Conv &c = data.convs[s.conv[0]], &reduce = data.convs[s.conv[1]], &expand = data.convs[s.conv[2]];
+    if (in.dtype != kFloat32 || out.dtype != kFloat32) return fail("channel fusion runs in float32");
+    if (!reduce.weight || !reduce.bias || !expand.weight || !expand.bias) return fail("a projection has no weight or no bias");
+    if (reduce.in_channels != in.channels || expand.out_channels != out.channels || reduce.out_channels < 1 ||
+        reduce.out_channels > 4096 || expand.in_channels != reduce.out_channels)
+      return fail("the projections of a channel fusion do not fit");
+    if (s.ints[0] != 1 || s.ints[1] != 1 || s.ints[3] < 0 || s.ints[3] > 1) return fail("a channel fusion has one weight, and two forms");
+    if (c.groups > 1 && (s.ints[3] == 0 || c.groups == c.in_channels)) return fail("a low-rank part does not fold into groups");
+    const int64_t rank = reduce.out_channels;
+    return numbers(s.aux[0], c.out_channels + rank * rank) && s.aux[1] == -1 && s.aux[2] == -1 && s.aux[3] == -1 && no_closed(s) &&
+           (!s.ints[2] || minimal(s, in, out));
+  }
   bool inverted(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);
     if (!conv(s.conv[1]) || !conv(s.conv[2])) return false;
@@ -239,6 +253,7 @@ struct Checker {
         return same_grid(in, out) && same_dtype(in, out) && s.ints[0] >= 0 && s.ints[1] >= 0 && no_mask(s) && no_second(s) &&
                ((s.ints[0] < out.channels && s.ints[1] < in.channels) || fail("a copy starts past the channels"));
       case kDynamicConv: return dynamic(s, in, out);
+      case kChannelFusion: return fusion(s, in, out);
       default: return fail("a step is of an unknown kind");
     }
   }

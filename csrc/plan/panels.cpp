@@ -1,5 +1,6 @@
-// The mixture of experts for one panel and a few images. Source: CondConv, arXiv 1904.04971, equation 1; with coefficients
-// for every output DyNet's (OpenReview SyeZIkrKwS, equation 1), with scales ODConv's (arXiv 2209.07947, equation 4).
+// Weights of one panel and a few images. Source: CondConv, arXiv 1904.04971, equation 1; with coefficients for every output
+// DyNet's (OpenReview SyeZIkrKwS, equation 1), with scales ODConv's (arXiv 2209.07947, equation 4); channel fusion is DCD's
+// (arXiv 2103.08756, equation 6).
 
 #include "panels.h"
 
@@ -8,6 +9,8 @@
 namespace {
 
 constexpr int64_t kChunkBytes = 600 << 10;   // of a chunk's experts and what is mixed of them, to stay in the L2 cache
+constexpr float kOnes[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+constexpr float kNoBias[kPanel] = {};
 constexpr int64_t kSmallBytes = 1280 << 10;  // of an image's mixed weights, to stay in the caches of all threads
 
 }  // namespace
@@ -23,6 +26,7 @@ PanelShape::PanelShape(const Plan& plan, const Step& step) {
   per_group = (outputs + kPanel - 1) / kPanel;
   panels = depthwise ? per_group : per_group * conv.groups;
   winograd = step.ints[2] != 0;
+  rank = step.kind == kChannelFusion ? plan.convs[step.conv[1]].out_channels : 0;
   small = panels * panel_floats(channels) * 4 <= kSmallBytes;
   const int64_t mixed = winograd ? 2 : kMostMixed;
   const int64_t fits = std::max<int64_t>(16, kChunkBytes / (kPanel * 4 * (taps * count + mixed * points())));
@@ -33,18 +37,25 @@ PanelShape::PanelShape(const Plan& plan, const Step& step) {
 }
 
 int64_t PanelShape::scratch_floats() const {
-  const int64_t rows = chunk * taps;
-  return int64_t{kMostMixed} * (count * kPanel + rows) + 2 * rows + 64;
+  const int64_t rows = chunk * taps, fused = rank ? rank * kPanel + (winograd ? rows * kPanel : 0) : 0;
+  return int64_t{kMostMixed} * (count * kPanel + rows) + 2 * rows + fused + 64;
 }
 
-PanelMixer::PanelMixer(const Run& run, const Step& step, const PanelShape& shape, float* scratch)
-    : run_(run), step_(step), shape_(shape), conv_(run.conv(step.conv[0])) {
+PanelMixer::PanelMixer(const Run& run, const Step& step, const PanelShape& shape, const Prepared& prepared, float* scratch)
+    : run_(run), step_(step), shape_(shape), prepared_(prepared), conv_(run.conv(step.conv[0])) {
+  const int64_t rows = shape.chunk * shape.taps;
   places_ = reinterpret_cast<int64_t*>(scratch);
-  shares_ = scratch + 2 * shape.chunk * shape.taps;
+  shares_ = scratch + 2 * rows;
   scale_ = shares_ + int64_t{kMostMixed} * shape.count * kPanel;
+  right_ = scale_ + int64_t{kMostMixed} * rows;
+  fused_ = right_ + shape.rank * kPanel;
 }
 
 void PanelMixer::take_shares(int64_t panel, int64_t image, float* shares, bool scaled) const {
+  if (shape_.rank) {
+    std::memcpy(shares, prepared_.scale + image * prepared_.scale_step + panel * kPanel, kPanel * sizeof(float));
+    return;
+  }
   const float* from = row(step_.aux[0], image);
   const float* scale = scaled ? row(step_.aux[3], image) : nullptr;
   const int64_t first = shape_.first_output(panel);
@@ -58,7 +69,7 @@ void PanelMixer::take_shares(int64_t panel, int64_t image, float* shares, bool s
 }
 
 const float* PanelMixer::take_scale(int64_t panel, int64_t image, int images, int64_t first, int64_t channels) {
-  if (step_.aux[1] < 0 && step_.aux[2] < 0) return nullptr;
+  if (shape_.rank || (step_.aux[1] < 0 && step_.aux[2] < 0)) return nullptr;
   // A depthwise kernel's input channels are its outputs, whose scale is among the shares.
   const int64_t start = shape_.depthwise ? 0 : panel / shape_.per_group * shape_.channels + first;
   float* to = scale_;
@@ -96,20 +107,107 @@ void PanelMixer::mix(int64_t panel, int64_t image, int images, int64_t first, in
   call.scale = take_scale(panel, image, images, first, channels);
   call.out = place.out;
   call.image_step = place.image_step;
-  if (place.winograd) {
+  if (place.winograd && shape_.rank) {
+    fuse(call, panel, image, first, channels, place);
+  } else if (place.winograd) {
     call.point_step = place.step;
     mix_kernels().mix_winograd(call);
   } else {
     call.places = take_places(channels, place.step);
     mix_kernels().mix(call);
+    const int64_t centre = (conv_.kernel[0] / 2) * conv_.kernel[1] + conv_.kernel[1] / 2;
+    if (shape_.rank)
+      for (int i = 0; i < images; ++i)
+        add_low_rank(panel, image + i, first, channels, place.out + i * place.image_step + centre * place.step, kPanel);
   }
+}
+
+// The low-rank part belongs to a tap, so it is added before the transform.
+void PanelMixer::fuse(MixCall& call, int64_t panel, int64_t image, int64_t first, int64_t channels, const PanelPlace& place) {
+  MixCall direct = call;
+  direct.images = 1;
+  direct.out = fused_;
+  MixCall points = direct;
+  points.experts = fused_;
+  points.shares = kOnes;
+  points.point_step = place.step;
+  for (int i = 0; i < call.images; ++i, direct.shares += kPanel) {
+    mix_kernels().mix(direct);
+    add_low_rank(panel, image + i, first, channels, fused_ + 4 * kPanel, 9 * kPanel);
+    points.out = place.out + i * place.image_step;
+    mix_kernels().mix_winograd(points);
+  }
+}
+
+// out[k * step] += left[first + k] * right, a row of the panel for each channel.
+void PanelMixer::add_low_rank(int64_t panel, int64_t image, int64_t first, int64_t channels, float* out, int64_t step) {
+  const float* left = prepared_.left + image * prepared_.left_step + first * prepared_.left_row;
+  const void* taps[kMaxRows];
+  void* outs[kMaxRows];
+  TileCall call{};
+  call.taps = taps;
+  call.taps_count = 1;
+  call.channels = shape_.rank;
+  call.weight = right_of(panel, image);
+  call.bias = kNoBias;
+  call.out = outs;
+  call.residual = outs;
+  call.columns = kPanel;
+  for (int64_t from = 0; from < channels; from += kMaxRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, channels - from));
+    for (int r = 0; r < rows; ++r) {
+      taps[r] = left + (from + r) * prepared_.left_row;
+      outs[r] = out + (from + r) * step;
+    }
+    gemm_tile(kFloat32, rows, kPanel)(call);
+  }
+}
+
+const float* PanelMixer::right_of(int64_t panel, int64_t image) {
+  const float* right = prepared_.right + panel * shape_.rank * kPanel;
+  if (!prepared_.matrix) return right;
+  const float* matrix = prepared_.matrix + image * prepared_.matrix_step;
+  const void* taps[kMaxRows];
+  void* outs[kMaxRows];
+  TileCall call{};
+  call.taps = taps;
+  call.taps_count = 1;
+  call.channels = shape_.rank;
+  call.weight = right;
+  call.bias = kNoBias;
+  call.out = outs;
+  call.columns = kPanel;
+  for (int64_t from = 0; from < shape_.rank; from += kMaxRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, shape_.rank - from));
+    for (int r = 0; r < rows; ++r) {
+      taps[r] = matrix + (from + r) * shape_.rank;
+      outs[r] = right_ + (from + r) * kPanel;
+    }
+    gemm_tile(kFloat32, rows, kPanel)(call);
+  }
+  return right_;
 }
 
 void PanelMixer::bias(int64_t panel, int64_t image, float* out) {
   std::memcpy(out, conv_.bias + panel * kPanel, kPanel * sizeof(float));
-  if (step_.conv[1] < 0) return;
+  if (shape_.rank == 0 && step_.conv[1] < 0) return;
   take_shares(panel, image, shares_, false);
   float mixed[kPanel];
+  if (shape_.rank) {
+    const void* taps[kMaxRows] = {prepared_.shift + image * prepared_.shift_step};
+    void* outs[kMaxRows] = {mixed};
+    TileCall call{};
+    call.taps = taps;
+    call.taps_count = 1;
+    call.channels = shape_.rank;
+    call.weight = prepared_.right + panel * shape_.rank * kPanel;
+    call.bias = prepared_.offset + panel * kPanel;
+    call.out = outs;
+    call.columns = kPanel;
+    gemm_tile(kFloat32, 1, kPanel)(call);
+    for (int c = 0; c < kPanel; ++c) out[c] = out[c] * shares_[c] + mixed[c];
+    return;
+  }
   MixCall call{};
   call.experts = static_cast<const float*>(run_.conv(step_.conv[1]).weight) + panel * shape_.count * kPanel;
   call.rows = 1;

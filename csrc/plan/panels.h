@@ -1,4 +1,5 @@
-// Weights of each sample, made one panel of outputs at a time: the mixture of a dynamic convolution's experts.
+// Weights of each sample, made one panel of outputs at a time: the mixture of a dynamic convolution's experts, or the
+// scaled static weight of a channel fusion with its low-rank part.
 
 #pragma once
 
@@ -14,6 +15,7 @@ struct PanelShape {
   int64_t panels, per_group;   // all panels, and those of one group
   int64_t outputs, channels;   // of one group
   int64_t taps;
+  int64_t rank;                // of what a channel fusion adds at the centre tap, 0: nothing
   int count;                   // experts
   bool depthwise, winograd;    // Winograd may be used
   bool small;                  // the mixed weights of an image stay in the cache
@@ -30,6 +32,20 @@ struct PanelShape {
   int64_t first_output(int64_t panel) const { return panel / per_group * outputs + panel % per_group * kPanel; }
 };
 
+// What a channel fusion makes of its coefficients before weights are mixed; nothing for experts. To the centre tap's weights
+// of channel k and a panel's outputs it adds left[k] * right, or where `matrix` is given left[k] * (matrix * right).
+struct Prepared {
+  const float* scale = nullptr;   // [images][panels * kPanel]: shares of the outputs
+  const float* shift = nullptr;   // [images][rank]: right^T * shift is added to the bias
+  int64_t scale_step = 0, shift_step = 0;
+  const float* left = nullptr;    // [images or 1][channels][rank]
+  int64_t left_step = 0, left_row = 0;
+  const float* matrix = nullptr;  // [images][rank][rank]
+  int64_t matrix_step = 0;
+  const float* right = nullptr;   // [panels][rank][kPanel]
+  const float* offset = nullptr;  // [panels * kPanel]: added to the bias, not scaled
+};
+
 // Where mixed weights go. Direct: out + i * image_step + t * step + k * kPanel for tap t and channel k of image i.
 // Winograd: the same with points instead of taps.
 struct PanelPlace {
@@ -41,7 +57,7 @@ struct PanelPlace {
 class PanelMixer {
  public:
   // scratch: scratch_floats() for each thread.
-  PanelMixer(const Run& run, const Step& step, const PanelShape& shape, float* scratch);
+  PanelMixer(const Run& run, const Step& step, const PanelShape& shape, const Prepared& prepared, float* scratch);
 
   // Of channels [first, first + channels), at most shape.chunk, for at most kMostMixed images from `image` on. cold: the
   // experts were not used just now.
@@ -53,6 +69,9 @@ class PanelMixer {
   void take_shares(int64_t panel, int64_t image, float* shares, bool scaled) const;
   const float* take_scale(int64_t panel, int64_t image, int images, int64_t first, int64_t channels);
   const int64_t* take_places(int64_t channels, int64_t step);
+  void fuse(MixCall& call, int64_t panel, int64_t image, int64_t first, int64_t channels, const PanelPlace& place);
+  void add_low_rank(int64_t panel, int64_t image, int64_t first, int64_t channels, float* out, int64_t step);
+  const float* right_of(int64_t panel, int64_t image);
   const float* row(int32_t value, int64_t image) const {
     return value < 0 ? nullptr : reinterpret_cast<const float*>(run_.data(value)) + image * run_.value(value).stride;
   }
@@ -60,8 +79,9 @@ class PanelMixer {
   const Run& run_;
   const Step& step_;
   const PanelShape& shape_;
+  const Prepared& prepared_;
   const Conv& conv_;
-  float *shares_, *scale_;
+  float *shares_, *scale_, *fused_, *right_;
   int64_t* places_;
   int64_t placed_channels_ = -1, placed_step_ = -1;
 };

@@ -40,6 +40,8 @@ struct Value {
 //   kDynamicConv  [groups][panels of 32 outputs][in_channels / groups][taps][experts][32] float32; one channel a group:
 //               [panels of 32 channels][taps][experts][32], bias [panels * 32]. conv[1]: biases to mix,
 //               [groups][panels][experts][32]
+//   kChannelFusion  factored: all as kConv; folded: conv[0] as kDynamicConv with one expert, conv[1] [in_channels][rank].
+//               The panels of conv[2] follow the groups of conv[0]
 // bias: [groups][panels * 32] float32, zero padded; depthwise [channels]. Never null.
 struct Conv {
   const void* weight;
@@ -83,7 +85,11 @@ enum Kind : int32_t {
                   // ints[1] = 1 [outputs][experts], mix the kernels and the biases of conv[1] (or -1); the kernels are scaled
                   // by aux[1] [taps], aux[2] [in_channels], aux[3] [outputs] (or -1). ints[2] = 1: Winograd may be used, as
                   // for kConv
-  kChannelFusion, // see steps_dynamic.cpp
+  kChannelFusion, // DCD: out = act(scale * (conv[0](in) + bias) + P (matrix (Q in + bias)) [+ in2]), where Q = conv[1] reads
+                  // what the centre tap reads and P = conv[2]. aux[0] [out_channels + rank * rank]: scale (with ints[4] = 1
+                  // before relu6(z + 3) / 3), then row m of the matrix: what latent channel m gives to every other.
+                  // ints[0] = ints[1] = 1; ints[2] as for kDynamicConv; ints[3] = 0: folded to a kernel for each image,
+                  // 1: factored
   kKinds
 };
 

@@ -45,7 +45,8 @@ int64_t scratch_bytes(const Plan& plan) {
       case kStem: bytes = scratch_stem(plan, step); break;
       case kInverted: bytes = scratch_inverted(plan, step); break;
       case kGate: bytes = scratch_gate(plan, step); break;
-      case kDynamicConv: case kChannelFusion: bytes = scratch_dynamic(plan, step); break;
+      case kDynamicConv: bytes = scratch_dynamic(plan, step); break;
+      case kChannelFusion: bytes = scratch_fusion(plan, step); break;
       default: break;
     }
     most = std::max(most, bytes);
@@ -59,6 +60,7 @@ int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
   for (const Step& step : plan.steps) {
     if (step.kind == kInverted) most = std::max(most, shared_inverted(plan, step, images, threads));
     if (step.kind == kDynamicConv) most = std::max(most, shared_dynamic(plan, step, images));
+    if (step.kind == kChannelFusion) most = std::max(most, shared_fusion(plan, step, images));
   }
   return most;
 }

@@ -167,6 +167,8 @@ int64_t scratch_inverted(const Plan&, const Step&);
 int64_t shared_inverted(const Plan&, const Step&, int64_t images, int threads);
 int64_t scratch_dynamic(const Plan&, const Step&);
 int64_t shared_dynamic(const Plan&, const Step&, int64_t images);
+int64_t scratch_fusion(const Plan&, const Step&);
+int64_t shared_fusion(const Plan&, const Step&, int64_t images);
 int64_t scratch_gate(const Plan&, const Step&);
 
 // Why a plan cannot be run, or an empty text. Looks at everything that does not depend on the input.
