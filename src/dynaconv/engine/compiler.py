@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
-from dynaconv.engine import arena, build_masks, build_ops, build_views  # noqa: F401  the handlers register themselves
+from dynaconv.engine import arena, build_masks, build_ops, build_views, dynamic  # noqa: F401  handlers register themselves
 from dynaconv.engine.build import Builder
 from dynaconv.engine.compiled import CompiledModel, choose_backend
 from dynaconv.engine.export import Exported, export

@@ -28,6 +28,10 @@ def _into_conv(graph: Graph, conv: Node, node: Node) -> None:
     weight, bias = conv.attrs["weight"].double(), conv.attrs["bias"]
     conv.attrs["weight"] = (weight * scale[:, None, None, None]).float()
     conv.attrs["bias"] = (shift if bias is None else shift + bias.double() * scale).float()
+    if "experts" in conv.attrs:
+        conv.attrs["experts"] = (conv.attrs["experts"].double() * scale[:, None, None, None]).float()
+        if conv.attrs["expert_bias"] is not None:
+            conv.attrs["expert_bias"] = (conv.attrs["expert_bias"].double() * scale).float()
     graph.replace(node, conv)
 
 

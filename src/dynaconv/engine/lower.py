@@ -9,6 +9,7 @@ from dynaconv.engine import pack
 from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
+from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
 
 # Open share above which a needed but not masked convolution computes every row, until it is measured.
@@ -122,6 +123,9 @@ class _Lowering:
             self.plan.image = (c, h, w)
 
     def _conv(self, node: Node) -> None:
+        if "experts" in node.attrs:
+            self._dynamic_conv(node)
+            return
         form = self._form(node)
         if form == "stem":
             source = self._external(node.x)
@@ -152,6 +156,32 @@ class _Lowering:
         elif grid is not None:
             fields["run_all_above"] = RUN_ALL_ABOVE
         self._step(kind, node, **fields)
+
+    def _dynamic_conv(self, node: Node) -> None:
+        source, residual, grid = self._value(node.x), node.inputs.get("residual"), node.inputs.get("grid")
+        aux = [self._value(node.inputs["routing"]), -1, -1, -1]
+        if "taps" in node.inputs:
+            aux[1] = self._value(node.inputs["taps"])
+        in2 = -1 if residual is None else self._value(residual)
+        out = self._out(node, in2 if self._may_overwrite(node) else -1)
+        experts, biases = pack_experts(node.attrs, zero_bias(node))
+        winograd = pack.can_winograd(experts)
+        conv = [self._conv_data(c)[0] if c is not None else -1 for c in (experts, biases, None)]
+        fields: dict[str, Any] = {}
+        if grid is not None:
+            fields["grid"] = self.grids[grid]
+            if winograd:
+                self.plan.grids[fields["grid"]].tiles = 1
+        if _is_partial(node.x):
+            fields["grid2"] = self.grids[node.x.inputs["grid"]]
+        final = node.attrs.get("final_act", "none")
+        if node.attrs.get("masked"):
+            self._closed_rows(node, in2, out, final, fields["grid"])
+        self._step(
+            "dynamic_conv", node, input=source, input2=in2, out=out, conv=conv, aux=aux, final_activation=final,
+            activation=[node.attrs["act"], "none", "none"],
+            ints=[node.attrs["experts"].shape[0], 0, int(winograd)] + [0] * 5, **fields,
+        )  # fmt: skip
 
     def _inverted(self, node: Node) -> None:
         source, residual, grid = self._value(node.x), node.inputs.get("residual"), node.inputs.get("grid")

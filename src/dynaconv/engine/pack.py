@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynaconv.engine import pack_bfloat16
+from dynaconv.engine.pack_experts import unpack_experts
 from dynaconv.engine.plan import Conv
 
 PANEL = 32
@@ -64,6 +65,8 @@ def pack_gate(weight: Tensor, linear: Tensor | None, bias: Tensor) -> tuple[Tens
 
 def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
     """The weight [O, I/g, kh, kw] and bias [O] behind a packed convolution, in float32."""
+    if conv.form in ("experts", "expert_biases"):
+        return unpack_experts(conv)
     if conv.weight is None:
         return unpack_winograd(conv)
     if conv.weight.dtype == torch.bfloat16:

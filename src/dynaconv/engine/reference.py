@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynaconv.engine import pack
 from dynaconv.engine.plan import Conv, Plan, Step
+from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
 from dynaconv.ops.mask_ops import reference as mask_ops
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -168,6 +169,21 @@ def inverted(run: Run, step: Step) -> None:
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
             x = _ACTIVATIONS[act](x)
     run.write(step, _finish(run, step, x))
+
+
+@step_kind("dynamic_conv")
+def dynamic_conv(run: Run, step: Step) -> None:
+    """As conv, with the kernel and bias of each image mixed from experts."""
+    conv, x, size = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out].size
+    experts, static = run.weight(step.conv[0])
+    routing = run.value(step.aux[0]).reshape(run.n, -1)
+    taps = run.value(step.aux[1]).reshape(run.n, -1) if step.aux[1] >= 0 else None
+    kernels = mix_kernels(experts, routing, taps)
+    biases = static.expand(run.n, -1)
+    if step.conv[1] >= 0:
+        biases = biases + mix_biases(run.weight(step.conv[1])[0], routing)
+    images = [convolve(x[i : i + 1], conv, kernels[i], biases[i], size) for i in range(run.n)]
+    run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](torch.cat(images))))
 
 
 @step_kind("max_pool")

@@ -1,4 +1,4 @@
-"""What a file says about its weights must be what it holds: the kernels read as much as a plan's geometry asks for."""
+"""What a file says about its weights and tensors must hold: the kernels read as much as a plan's geometry asks for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynaconv import _checks
 from dynaconv.engine import pack
+from dynaconv.engine.pack_experts import expected_shapes
 from dynaconv.engine.plan import Conv, Plan, Step
 
 # How the weights of each convolution of a step must be packed; kinds that are not listed read none.
@@ -19,6 +20,7 @@ _FORMS = {
     "inverted": ("conv", "depthwise", "conv"),
     "gate": ("gate",),
     "layer_norm": ("norm",),
+    "dynamic_conv": ("experts", "expert_biases"),
 }
 
 
@@ -51,7 +53,10 @@ def _expected(conv: Conv, step: Step, half: bool) -> list[tuple[str, Tensor | No
     if conv.form == "gate":
         rows = taps + int(step.ints[0] != 0)
         return [("weight", conv.weight, (rows, conv.in_channels)), ("bias", conv.bias, (1,))]
-    weight, bias = _PACKED[conv.form](conv, half)
+    if conv.form in ("experts", "expert_biases"):
+        weight, bias = expected_shapes(conv, step.ints[0])
+    else:
+        weight, bias = _PACKED[conv.form](conv, half)
     found = [("weight", conv.weight, weight), ("bias", conv.bias, bias)]
     if conv.winograd is not None:
         panels = -(-conv.out_channels // pack.PANEL)
@@ -87,3 +92,17 @@ _PACKED: dict[str, Callable[[Conv, bool], Shapes]] = {
     "stem": _panels,
     "depthwise": _depthwise,
 }
+
+
+def check_externals(plan: Plan) -> None:
+    """Raise IndexError or ValueError unless every value outside of the arena has a tensor of its size."""
+    values = [i for i, v in enumerate(plan.values) if v.external >= 0]
+    if sorted(e.value for e in plan.externals) != values:
+        raise _checks.engine_weights("the external tensors", f"those of values {values}", plan.externals)
+    for i, external in enumerate(plan.externals):
+        value = plan.values[external.value]
+        size = (value.channels, *value.size)
+        if value.external != i or value.stride != value.channels:
+            raise _checks.engine_weights(f"external tensor {i}", "dense rows of its value", value)
+        if external.source == "input" and size != tuple(plan.image):
+            raise _checks.engine_weights(f"external tensor {i}", f"images {list(plan.image)}", list(size))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dynaconv.nn._fold import activation_name, norm_activation
 from dynaconv.nn.dynamic_conv import DynamicConv, norm_scale_and_shift
+from dynaconv.nn.spatial_mask import SpatialMask
 from dynaconv.ops import ACTIVATIONS, masked_conv2d
 from dynaconv.ops._conv import Geometry
 from dynaconv.ops.mask_ops import branch_masks, branch_sizes
@@ -17,8 +18,8 @@ from dynaconv.ops.mask_ops import branch_masks, branch_sizes
 def needs_of(mask: Tensor, size: Sequence[int], convs: Sequence[nn.Module]) -> list[Tensor]:
     """The mask that every convolution of a branch runs on, in order; mask [N, 1, h, w] is the last one's."""
     geometries = [Geometry.of(conv) for conv in convs]
-    # torch.compile knows no as_subclass; the masks that it sees are plain.
-    plain = mask if type(mask) is Tensor else mask.as_subclass(Tensor)
+    # Tracing knows no as_subclass, and the masks that it sees are no SpatialMask.
+    plain = mask.as_subclass(Tensor) if isinstance(mask, SpatialMask) else mask
     return branch_masks(plain, branch_sizes(tuple(size), geometries), geometries)
 
 
