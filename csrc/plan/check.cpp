@@ -240,7 +240,8 @@ struct Checker {
                (in.channels == out.channels || fail("pooling keeps the channels")) && same_dtype(in, out) && no_mask(s) &&
                no_second(s);
       case kMean:
-        return ((out.height * out.width == 1 && in.channels == out.channels) || fail("a mean is one row an image")) &&
+        return ((out.height <= in.height && out.width <= in.width && in.channels == out.channels) ||
+                fail("a mean has more bins than positions, or other channels")) &&
                no_second(s) && no_closed(s) && (s.grid < 0 || lies_on(s.grid, in));
       case kAdd: case kMultiply: return pairwise(s) && no_mask(s);
       case kActivate: return rows_like(s) && no_second(s) && masked(s, out);

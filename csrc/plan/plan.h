@@ -69,7 +69,7 @@ enum Kind : int32_t {
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion)
   kMaxPool,       // geometry of conv[0] (weight null), padding counts as -inf
   kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
-  kMean,          // [N, h, w, C] -> [N, 1, 1, C]; with grid: over open rows only
+  kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average; with grid: over open rows only
   kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast)
   kMultiply,      // out = act(in * in2), broadcast as kAdd
   kActivate,      // out = act(in)

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kChunkBytes = 32 << 10;  // of one task of a step that is bound by memory
 
+int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 int64_t rows_of_chunk(int64_t row_bytes) { return std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, row_bytes)); }
 
 // f(first, last) over chunks of `rows` rows.
@@ -104,26 +106,44 @@ void step_mean(Worker& worker, const Step& step) {
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
   const RowKernels& kernels = row_kernels(in.dtype);
-  const int64_t area = int64_t{in.height} * in.width;
-  const GridState* grid = step.grid >= 0 ? &run.context.grids[step.grid] : nullptr;
-  constexpr int64_t kBlock = 64;
-  const int64_t blocks = (in.channels + kBlock - 1) / kBlock;
-  worker.share(run.call.images * blocks, [&](int64_t task) {
-    const int64_t image = task / blocks, first = task % blocks * kBlock;
-    const int64_t channels = std::min<int64_t>(kBlock, in.channels - first), skip = first * element_bytes(in.dtype);
-    float sums[kBlock] = {};
-    int64_t count = area;
-    if (grid) {
-      count = grid->image_counts[image];
-      for (int64_t p = 0; p < area; ++p)
-        if (grid->need[image * area + p]) kernels.sum(from[image * area + p] + skip, 1, in.stride, channels, sums);
-    } else {
-      kernels.sum(from[image * area] + skip, area, in.stride, channels, sums);
+  const int64_t area = int64_t{in.height} * in.width, bins = int64_t{out.height} * out.width;
+  const uint8_t* need = step.grid >= 0 ? run.context.grids[step.grid].need : nullptr;
+  constexpr int64_t kMostChannels = 64;
+  // A line of the cache is the least that a task should read of a row.
+  const int64_t wide = ceil_of(in.channels, kMostChannels) * bins * run.call.images;
+  const int64_t block = wide >= 2 * worker.threads ? kMostChannels : 64 / element_bytes(in.dtype);
+  const int64_t blocks = ceil_of(in.channels, block);
+  worker.share(run.call.images * bins * blocks, [&](int64_t task) {
+    const int64_t image = task / (bins * blocks), bin = task / blocks % bins, first = task % blocks * block;
+    const int64_t channels = std::min(block, in.channels - first), skip = first * element_bytes(in.dtype);
+    // As in PyTorch's adaptive pooling, bins may share lines.
+    const int64_t by = bin / out.width, bx = bin % out.width;
+    const int64_t left = bx * in.width / out.width, right = ceil_of((bx + 1) * in.width, out.width);
+    float sums[kMostChannels] = {};
+    int64_t count = 0;
+    const int64_t top = by * in.height / out.height, bottom = ceil_of((by + 1) * in.height, out.height);
+    const bool lines = !need && right - left == in.width;
+    if (lines) {
+      count = (bottom - top) * in.width;
+      kernels.sum(from[image * area + top * in.width] + skip, count, in.stride, channels, sums);
     }
-    // An image without open rows has no mean; 0 is what training gives it.
+    for (int64_t y = top; y < (lines ? top : bottom); ++y) {
+      const int64_t line = image * area + y * in.width;
+      if (!need) {
+        kernels.sum(from[line + left] + skip, right - left, in.stride, channels, sums);
+        count += right - left;
+        continue;
+      }
+      for (int64_t row = line + left; row < line + right; ++row) {
+        if (!need[row]) continue;
+        kernels.sum(from[row] + skip, 1, in.stride, channels, sums);
+        ++count;
+      }
+    }
+    // A bin without open rows has no mean; 0 is what training gives it.
     const float scale = count ? 1.0f / static_cast<float>(count) : 0.0f;
     for (int64_t c = 0; c < channels; ++c) sums[c] *= scale;
-    row_kernels(out.dtype).from_float(sums, channels, kNone, to[image] + first * element_bytes(out.dtype));
+    row_kernels(out.dtype).from_float(sums, channels, kNone, to[image * bins + bin] + first * element_bytes(out.dtype));
   });
 }
 
