@@ -92,7 +92,7 @@ class _DCDConv(ChannelFusion, DynamicConv):
         x, padding = self.padded(x)
         geometry = self.geometry(padding)
         form = self.form_for(math.prod(geometry.output_size(x.shape[2:], self.kernel_size)))
-        norms = self.norms() if form == "folded" else (self.norm1, self.norm2)
+        norms = self.norms() if form == "folded" or self.is_fixed() else (self.norm1, self.norm2)
         y = channel_fusion(
             x, self.weight, self.bias, self.q, self.p, scale, fusion, self.stride, padding, self.dilation,
             self.groups, norms=norms, form=form, execution=self.execution,
@@ -241,6 +241,11 @@ class DCDLinear(ChannelFusion, DynamicLayer):
         """x [B, I] -> [B, O]; `routing` [B, O + L * L] replaces the layer's own router."""
         _checks.features(type(self).__name__, x, self.in_features)
         scale, fusion = self.split(self._routing_of(x, routing))
+        if self.is_fixed():
+            weight = self.weight[:, :, None, None]
+            parts = (weight, self.bias, self.q, self.p, scale, fusion)
+            y = channel_fusion(x[:, :, None, None], *parts, norms=self.norms()).flatten(1)
+            return y if self.static_bias is None else y + self.static_bias.to(y.dtype)
         y = F.linear(x, self.weight, self.bias)
         u = self.norm1(F.linear(x, self.q))
         fused = self.norm2(torch.bmm(fusion.to(u.dtype), u[:, :, None])[:, :, 0]) + u

@@ -73,7 +73,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     """What `ExportedProgram.run_decompositions` takes to write every op of this package in aten operations.
 
     >>> sorted(str(op) for op in decompositions())[0]
-    'dynaconv.dynamic_conv2d.default'
+    'dynaconv.channel_fusion.default'
     """
     return dict(_DECOMPOSITIONS)
 

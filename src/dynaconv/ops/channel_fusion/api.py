@@ -7,7 +7,9 @@ import math
 from torch import Tensor
 
 from dynaconv import _checks
+from dynaconv.ops import _registry
 from dynaconv.ops.channel_fusion import reference
+from dynaconv.ops.channel_fusion.op import OP
 from dynaconv.ops.channel_fusion.reference import Affine, Norm
 from dynaconv.ops.dynamic_conv2d import per_sample_conv
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
@@ -92,7 +94,8 @@ def channel_fusion(
 ) -> Tensor:
     """Lambda * (W0 x + b0) + P (norm2(Phi u) + u), with u = norm1(Q x): dynamic channel fusion.
 
-    A kernel with several taps is dynamic at its centre tap only: Q reads the positions under it.
+    A kernel with several taps is dynamic at its centre tap only: Q reads the positions under it. Compilers and
+    exporters see one node, `dynaconv::channel_fusion`, where execution is "auto" and the norms are `Affine` or None.
 
     Args:
         x: [B, I, *size].
@@ -121,6 +124,9 @@ def channel_fusion(
     if form == "folded":
         _checks.fusion_foldable(groups, absorbable)
     geometry = ConvGeometry.of(weight.dim() - 2, stride, padding, dilation, groups)
+    if absorbable and execution == "auto" and x.dim() == 4 and _registry.traced(x):
+        parts = [part for norm in norms for part in (norm or Affine())]
+        return OP(x, weight, bias, q, p, scale, fusion, *parts, *geometry.numbers)
     if form == "auto" and absorbable:
         positions = math.prod(geometry.output_size(x.shape[2:], weight.shape[2:]))
         taps = math.prod(weight.shape[2:])
