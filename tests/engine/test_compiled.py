@@ -18,7 +18,7 @@ from tests.engine.test_networks import BACKENDS, check
 from torch.utils import _pytree
 
 import dynaconv as dc
-from dynaconv.engine import load, runtime
+from dynaconv.engine import files, load, runtime
 from dynaconv.engine.compiler import make_plan
 from dynaconv.engine.plan import Plan
 from dynaconv.ops import _native
@@ -67,6 +67,7 @@ def _resave(file: Path, change) -> None:
     with safe_open(file, "pt") as opened:
         metadata, tensors = opened.metadata(), {k: opened.get_tensor(k) for k in opened.keys()}
     change(metadata, tensors)
+    metadata["checksum"] = files.checksum(metadata["plan"], tensors)
     save_file(tensors, file, metadata=metadata)
 
 

@@ -125,6 +125,14 @@ def engine_weights(what: str, expected: str, got: object) -> ValueError:
     )
 
 
+def engine_result(target: str, size: Sequence[int], dtype: str, got: Tensor) -> ValueError:
+    """Error for an operation whose result is not what the compiled steps after it were made for."""
+    return ValueError(
+        f"{target} gave rows {list(got.shape)} of {got.dtype}, but this model was compiled for "
+        f"[N, {', '.join(map(str, size))}] of torch.{dtype}; compile it again"
+    )
+
+
 def engine_unknown_operator(path: str, name: str) -> ValueError:
     """Error for a file that calls what this PyTorch does not have, or what no file may name."""
     return ValueError(

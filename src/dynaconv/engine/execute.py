@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dynaconv import _checks
 from dynaconv.engine.aten import as_rows, decode, run_aten, target_of
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.reference import Run
@@ -16,6 +17,7 @@ from dynaconv.engine.runtime import NativePlan
 class Forward(Protocol):
     """What a backend opens for one forward."""
 
+    n: int
     externals: list[Tensor | None]
 
     def steps(self, first: int, last: int) -> None:
@@ -59,6 +61,8 @@ class Program:
         self, inputs: list[Any], n: int, forced: dict[int, Tensor], threads: int, timed: bool = False
     ) -> tuple[list[Any], Forward]:
         """Leaves of the result, and the closed forward (its masks' counts and times can still be read)."""
+        if isinstance(self.native, NativePlan):
+            self.native.admit(n)
         slots: list[Any] = [None] * self.plan.slots
         slots[: len(inputs)] = inputs
         forward = self.open(slots, n, forced, threads)
@@ -92,6 +96,15 @@ class Program:
         run_aten(step, self.targets[index], self.plan.constants, slots)
         for i, external in enumerate(self.plan.externals):
             if external.source == "slot" and external.slot == step.out:
-                forward.externals[i] = as_rows(slots[step.out], external.layout)
+                rows = as_rows(slots[step.out], external.layout)
+                self._fits(rows, forward.n, external.value, step.target)
+                forward.externals[i] = rows
         for slot in step.frees:
             slots[slot] = None
+
+    def _fits(self, rows: Tensor, n: int, index: int, target: str) -> None:
+        """Raise unless an ATen result is what native readers take it for; a file may say anything."""
+        value = self.plan.values[index]
+        expected = (*value.size, value.channels)
+        if tuple(rows.shape) != (n, *expected) or rows.dtype != getattr(torch, value.dtype):
+            raise _checks.engine_result(target, expected, value.dtype, rows)

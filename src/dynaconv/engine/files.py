@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dynaconv._files import atomic_path
 from dynaconv.engine.aten import is_known
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import Pool
-from dynaconv.engine.trust import check_weights
+from dynaconv.engine.trust import check_externals, check_weights
 
 FORMAT = 1
 # What a plan may hold, by the name that safetensors gives it.
@@ -31,12 +33,22 @@ def save(plan: Plan, out_spec: Any, path: str | Path) -> Path:
     """Write a plan; the file appears whole or not at all."""
     data = plan.to_json()
     data["out_spec"] = _pytree.treespec_dumps(out_spec)
-    metadata = {"dynaconv": "plan", "format": str(FORMAT), "plan": json.dumps(data)}
     # Tensors that share memory are written one by one.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in plan.tensors().items()}
+    text = json.dumps(data)
+    metadata = {"dynaconv": "plan", "format": str(FORMAT), "plan": text, "checksum": checksum(text, tensors)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return Path(path)
+
+
+def checksum(plan: str, tensors: Mapping[str, Tensor]) -> str:
+    """A number that a changed bit of the plan or of a tensor changes."""
+    value = zlib.crc32(plan.encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), value)
+    return f"{value:08x}"
 
 
 def load(path: str | Path) -> tuple[Plan, Any]:
@@ -53,16 +65,21 @@ def load(path: str | Path) -> tuple[Plan, Any]:
             metadata = opened.metadata() or {}
             if metadata.get("dynaconv") != "plan" or metadata.get("format") != str(FORMAT):
                 raise _checks.engine_other_file(str(file), metadata.get("format"), FORMAT)
+        tensors = _read_tensors(file)
+        if checksum(metadata["plan"], tensors) != metadata["checksum"]:
+            raise _checks.engine_damaged_file(str(file), "its checksum does not fit")
         data = json.loads(metadata["plan"])
         out_spec = _pytree.treespec_loads(data["out_spec"])
-        plan = Plan.from_json(data, _read_tensors(file))
+        plan = Plan.from_json(data, tensors)
         check_weights(plan)
+        check_externals(plan)
     except (
         SafetensorError,
         KeyError,
         TypeError,
         IndexError,
         ZeroDivisionError,
+        UnicodeDecodeError,
         json.JSONDecodeError,
     ) as error:
         raise _checks.engine_damaged_file(str(file), error) from error

@@ -84,10 +84,13 @@ class NativePlan:
         """A forward over n images."""
         return NativeRun(self, n, externals, forced, threads)
 
+    def admit(self, n: int) -> None:
+        """Raise ValueError for more images than the kernels can number, before anything of their size is made."""
+        if n > self.most_images:
+            raise _checks.engine_batch(n, self.most_images)
+
     def no_context(self, n: int) -> Exception:
         """Why no arena for n images could be had."""
-        if n > self.most_images:
-            return _checks.engine_batch(n, self.most_images)
         return MemoryError(f"no memory for {n} images ({self.plan.arena_bytes * n} bytes of arena)")
 
     @property
