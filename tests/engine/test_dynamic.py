@@ -80,3 +80,9 @@ def test_masks_and_kernels_meet(backend: str) -> None:
     with dc.testing.force_masks(model, 0.4), torch.no_grad():
         expected = model(x)
         assert (fast(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_fused_network_stays_in_evaluation_mode() -> None:
+    model = dc.create_model("dyconv4_resnet18", num_classes=5).eval()
+    dc.fuse_(model)
+    assert not any(module.training for module in model.modules())

@@ -74,5 +74,7 @@ def _fold(model: nn.Module, conv_name: str, norm_name: str) -> bool:
         replace_module(model, conv_name, fuse_conv_bn_eval(conv, norm))
     else:
         return False
-    replace_module(model, norm_name, norm_activation(norm) or nn.Identity())
+    left = norm_activation(norm) or nn.Identity()
+    # Whoever asks whether the network is in evaluation mode asks every part of it.
+    replace_module(model, norm_name, left.train(norm.training))
     return True
