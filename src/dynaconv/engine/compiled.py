@@ -248,4 +248,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
         FileNotFoundError. ValueError: a truncated or foreign file, or one of another version.
     """
     plan, out_spec = files.load(path)
-    return CompiledModel(plan, out_spec, backend=backend, threads=threads)
+    try:
+        return CompiledModel(plan, out_spec, backend=backend, threads=threads)
+    except runtime.RefusedPlan as error:
+        raise _checks.engine_damaged_file(str(path), error) from error

@@ -58,11 +58,15 @@ def missing_bfloat16() -> str | None:
     return None if found.dynaconv_has_bfloat16() else "this processor has no AVX512_BF16"
 
 
+class RefusedPlan(RuntimeError):
+    """The library has found something in a plan that it must not run."""
+
+
 class NativePlan:
     """A plan that the library has checked and keeps; safe to use from several threads.
 
     Raises:
-        RuntimeError: the library refuses the plan, with its reason.
+        RefusedPlan: the library refuses the plan, with its reason.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -73,7 +77,7 @@ class NativePlan:
         text = ctypes.create_string_buffer(_TEXT)
         handle = found.dynaconv_plan_create(ctypes.byref(data), text, _TEXT)
         if not handle:
-            raise RuntimeError(f"the compiled kernels refuse this plan: {text.value.decode()}")
+            raise RefusedPlan(f"the compiled kernels refuse this plan: {text.value.decode()}")
         self.handle = handle
         self.most_images: int = found.dynaconv_plan_most_images(handle)
         weakref.finalize(self, found.dynaconv_plan_destroy, handle)
