@@ -376,7 +376,7 @@ int main() {
   }
   std::mt19937 random(1);
   const auto pick = [&](std::initializer_list<int> of) { return *(of.begin() + random() % of.size()); };
-  for (int i = 0; i < 600; ++i) {
+  for (int i = 0; i < cases(600); ++i) {
     Case c{};
     c.n = pick({1, 2, 3}), c.h = pick({1, 2, 5, 7, 12}), c.w = pick({1, 3, 7, 14, 19});
     c.groups = pick({1, 1, 1, 2, 5});
@@ -388,7 +388,7 @@ int main() {
     c.float_out = random() % 4 == 0, c.activation = pick({kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu, kLeakyRelu});
     convolution(c, false, random);
   }
-  for (int i = 0; i < 600; ++i) {
+  for (int i = 0; i < cases(600); ++i) {
     Case c{};
     c.n = pick({1, 2, 3}), c.h = pick({3, 5, 7, 12}), c.w = pick({3, 7, 14, 19});
     c.in = c.out = c.groups = pick({1, 8, 16, 32, 40, 64, 72});
@@ -399,7 +399,7 @@ int main() {
     c.activation = pick({kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu, kLeakyRelu});
     convolution(c, true, random);
   }
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < cases(60); ++i) {
     Case c{};
     c.n = pick({1, 2}), c.h = pick({5, 9, 16}), c.w = pick({3, 20, 33}), c.in = pick({1, 3, 4}), c.out = pick({8, 16, 33, 64});
     c.groups = 1, c.kernel = pick({2, 3, 4, 5, 7}), c.stride = pick({1, 2, 4}), c.dilation = 1, c.padding = c.kernel / 2;

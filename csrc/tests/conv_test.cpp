@@ -127,7 +127,7 @@ void run(const Case& c, std::mt19937& random) {
 int main() {
   std::mt19937 random(1);
   const auto pick = [&](std::initializer_list<int> of) { return *(of.begin() + random() % of.size()); };
-  for (int i = 0; i < 600; ++i) {
+  for (int i = 0; i < cases(600); ++i) {
     Case c{};
     c.n = pick({1, 2, 3}), c.h = pick({1, 2, 5, 7, 12}), c.w = pick({1, 3, 7, 14, 19});
     c.groups = pick({1, 1, 1, 2, 5});

@@ -180,7 +180,7 @@ void run(const Case& c, std::mt19937& random) {
 int main() {
   std::mt19937 random(1);
   const auto pick = [&](std::initializer_list<int> of) { return *(of.begin() + random() % of.size()); };
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < cases(500); ++i) {
     Case c{};
     const bool large = i % 20 == 0, depthwise = !large && i % 7 == 0;
     c.n = pick({1, 2, 3, 5}), c.h = pick({1, 2, 5, 7}), c.w = pick({1, 3, 7, 14});

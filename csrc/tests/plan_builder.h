@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -152,6 +153,12 @@ struct PlanBuilder {
     return plan;
   }
 };
+
+// How many random cases a test draws of `all`: DYNACONV_TEST_SHARE=4 asks for a quarter of them.
+inline int cases(int all) {
+  const char* share = std::getenv("DYNACONV_TEST_SHARE");
+  return all / (share ? std::max(1, std::atoi(share)) : 1);
+}
 
 inline std::vector<float> noise(std::mt19937& random, int64_t count, float scale = 1) {
   std::normal_distribution<float> normal(0, scale);
