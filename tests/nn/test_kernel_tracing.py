@@ -366,6 +366,7 @@ for name in sys.argv[2:]:
     facts[name] = {"worst": worst, "total": total}
 with open(f"{sys.argv[1]}/rank{rank}.json", "w") as file:
     json.dump(facts, file)
+dist.barrier()
 dist.destroy_process_group()
 """
 
