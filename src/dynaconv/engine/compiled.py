@@ -106,8 +106,10 @@ class CompiledModel:
             TypeError, ValueError: no tensor, another shape, dtype or device than the network was compiled for.
         """
         straight = self._straight
-        if straight is not None and straight.takes(inputs) and not self._active_masks():
-            return straight(inputs[0], self.threads or torch.get_num_threads())
+        if straight is not None and straight.takes(inputs):
+            x = inputs[0]
+            forced = self._forced_grids(x.shape[0], self._program.plan, None)
+            return straight(x, self.threads or torch.get_num_threads(), forced)
         return self._run(inputs)[0]
 
     def run_with_stats(self, *inputs: Any) -> tuple[Any, RunStats]:

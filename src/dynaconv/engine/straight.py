@@ -23,7 +23,7 @@ class Straight:
     def __init__(self, plan: Plan, native: NativePlan, out_spec: Any) -> None:
         self.native, self.out_spec = native, out_spec
         self.shape = plan.image
-        self.count, self.steps = len(plan.externals), len(plan.steps)
+        self.count, self.steps, self.grids = len(plan.externals), len(plan.steps), len(plan.grids)
         self.images = [i for i, e in enumerate(plan.externals) if e.source == "input"]
         self.made = []
         for i, external in enumerate(plan.externals):
@@ -55,8 +55,8 @@ class Straight:
         fits = x.dtype is torch.float32 and x.dim() == 4 and x.shape[1:] == self.shape and x.shape[0] > 0
         return fits and x.layout is torch.strided and x.device.type == "cpu"
 
-    def __call__(self, x: Tensor, threads: int) -> Any:
-        """Run it."""
+    def __call__(self, x: Tensor, threads: int, forced: dict[int, Tensor]) -> Any:
+        """Run it; `forced` holds decisions [N, h, w] by grid."""
         n, kernels, native = x.shape[0], library(), self.native
         native.admit(n)
         planes = x.is_contiguous()
@@ -70,11 +70,16 @@ class Straight:
         for i, slot, size, dtype in self.made:
             slots[slot] = tensor = torch.empty((n, *size), dtype=dtype)
             pointers[i] = tensor.data_ptr()
+        decisions = None
+        if forced:
+            decisions = (ctypes.c_void_p * self.grids)()
+            for grid, mask in forced.items():
+                decisions[grid] = mask.data_ptr()
         context = kernels.dynaconv_plan_acquire(native.handle, n)
         if not context:
             raise native.no_context(n)
         try:
-            call = Call(n, threads, 0, self.steps, 0, pointers, layouts, None, None, None)
+            call = Call(n, threads, 0, self.steps, 0, pointers, layouts, decisions, None, None)
             text = ctypes.create_string_buffer(_TEXT)
             if kernels.dynaconv_plan_run(native.handle, context, ctypes.byref(call), text, _TEXT):
                 raise RuntimeError(f"the compiled kernels stopped: {text.value.decode()}")
