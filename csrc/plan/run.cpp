@@ -59,6 +59,7 @@ int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
   int64_t most = 0;
   for (const Step& step : plan.steps) {
     if (step.kind == kInverted) most = std::max(most, shared_inverted(plan, step, images, threads));
+    if (step.kind == kGate) most = std::max(most, shared_gate(plan, step, images));
     if (step.kind == kDynamicConv) most = std::max(most, shared_dynamic(plan, step, images));
     if (step.kind == kChannelFusion) most = std::max(most, shared_fusion(plan, step, images));
   }
@@ -216,6 +217,9 @@ void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size
   plan->convs.assign(data->convs, data->convs + data->conv_count);
   plan->grids.assign(data->grids, data->grids + data->grid_count);
   plan->steps.assign(data->steps, data->steps + data->step_count);
+  plan->gate_panels = std::vector<Region>(plan->steps.size());
+  for (size_t i = 0; i < plan->steps.size(); ++i)
+    if (plan->steps[i].kind == kGate) pack_gate(*plan, plan->steps[i], plan->gate_panels[i]);
   return plan.release();
 } catch (const std::bad_alloc&) {
   say(error, error_size, "out of memory");

@@ -60,6 +60,7 @@ struct Plan {
   std::vector<Conv> convs;
   std::vector<Grid> grids;
   std::vector<Step> steps;
+  std::vector<Region> gate_panels;  // of each step; empty where it is no gate, or takes another way
   std::mutex mutex;
   std::vector<Context*> free_contexts;
   int64_t held_bytes = 0;
@@ -170,6 +171,9 @@ int64_t shared_dynamic(const Plan&, const Step&, int64_t images);
 int64_t scratch_fusion(const Plan&, const Step&);
 int64_t shared_fusion(const Plan&, const Step&, int64_t images);
 int64_t scratch_gate(const Plan&, const Step&);
+int64_t shared_gate(const Plan&, const Step&, int64_t images);
+// The weights of a gate once more, as columns of a product, where that is the faster way.
+void pack_gate(const Plan&, const Step&, Region& panel);
 
 // Why a plan cannot be run, or an empty text. Looks at everything that does not depend on the input.
 std::string check_plan(const PlanData& data);

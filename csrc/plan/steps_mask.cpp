@@ -1,10 +1,9 @@
-// Steps that decide where to compute: logits, threshold, dilation, and the lists of positions. Source: arXiv 1912.03203,
-// sections 3.2 and 3.3.
+// Steps that decide where to compute: threshold, dilation, and the lists of positions. Source: arXiv 1912.03203, sections
+// 3.2 and 3.3.
 
 #include <algorithm>
 #include <cstring>
 
-#include "../kernels/rowwise.h"
 #include "run.h"
 
 namespace {
@@ -98,83 +97,6 @@ void dilate_image(const uint8_t* from, const Grid& out, const Conv& conv, uint8_
 }
 
 }  // namespace
-
-int64_t scratch_gate(const Plan& plan, const Step& step) {
-  const Conv& conv = plan.convs[step.conv[0]];
-  return int64_t{conv.kernel[0]} * conv.kernel[1] * kGatePixels * sizeof(void*);
-}
-
-void step_gate(Worker& worker, const Step& step) {
-  Run& run = worker.run;
-  const Conv& conv = run.conv(step.conv[0]);
-  const Value &in = run.value(step.in), &out = run.value(step.out);
-  const RowKernels& kernels = row_kernels(in.dtype);
-  const int64_t row_bytes = in.stride * element_bytes(in.dtype);
-  const char* base = run.data(step.in);
-  float* logits = reinterpret_cast<float*>(run.data(step.out));
-  const int taps_count = conv.kernel[0] * conv.kernel[1];
-  const bool squeeze = step.ints[0] != 0;
-  // Where every input position is the centre of an output one, the average comes along; else it takes its own walk.
-  bool along = squeeze && out.height == in.height && out.width == in.width;
-  for (int i = 0; i < 2; ++i)
-    along = along && conv.stride[i] == 1 && conv.padding[i] == conv.kernel[i] / 2 * conv.dilation[i];
-  const float* weight = static_cast<const float*>(conv.weight);
-  const float* linear = weight + int64_t{taps_count} * in.channels;
-  const int32_t center = conv.kernel[0] / 2 * conv.kernel[1] + conv.kernel[1] / 2;
-  // One sum for each line, added up in order afterwards: the same bits whichever thread took the line.
-  float* line_sums = squeeze ? reinterpret_cast<float*>(run.data(step.aux[0])) : nullptr;
-  worker.share(run.call.images * out.height, [&](int64_t task) {
-    const auto image = static_cast<int32_t>(task / out.height), oy = static_cast<int32_t>(task % out.height);
-    const auto** taps = reinterpret_cast<const void**>(worker.scratch);
-    float sum = 0;
-    for (int32_t ox = 0; ox < out.width; ox += kGatePixels) {
-      const int pixels = std::min(kGatePixels, out.width - ox);
-      const int32_t x0 = ox * conv.stride[1] - conv.padding[1], reach = (conv.kernel[1] - 1) * conv.dilation[1];
-      const bool within = pixels == kGatePixels && x0 >= 0 && x0 + reach + (kGatePixels - 1) * conv.stride[1] < in.width;
-      int t = 0;
-      for (int i = 0; i < conv.kernel[0]; ++i) {
-        const int32_t y = oy * conv.stride[0] - conv.padding[0] + i * conv.dilation[0];
-        const bool there = y >= 0 && y < in.height;
-        const char* line = base + (int64_t{image} * in.height + (there ? y : 0)) * in.width * row_bytes;
-        for (int j = 0; j < conv.kernel[1]; ++j, ++t) {
-          for (int p = 0; p < kGatePixels; ++p) {
-            const int32_t x = x0 + p * conv.stride[1] + j * conv.dilation[1];
-            const bool inside = there && (within || (p < pixels && x >= 0 && x < in.width));
-            taps[t * kGatePixels + p] = inside ? line + x * row_bytes : static_cast<const void*>(worker.zeros);
-          }
-        }
-      }
-      float sums[kGatePixels];
-      sum += kernels.dots(taps, taps_count, in.channels, weight, center, along ? linear : nullptr, pixels, sums);
-      for (int p = 0; p < pixels; ++p) logits[task * out.width + ox + p] = sums[p] + conv.bias[0];
-    }
-    if (along) line_sums[task] = sum;
-  });
-  if (!squeeze) return;
-  if (!along) {
-    worker.share(run.call.images * in.height, [&](int64_t task) {
-      const auto** taps = reinterpret_cast<const void**>(worker.scratch);
-      float sum = 0;
-      for (int32_t x = 0; x < in.width; x += kGatePixels) {
-        for (int p = 0; p < kGatePixels; ++p)
-          taps[p] = x + p < in.width ? base + (task * in.width + x + p) * row_bytes
-                                     : static_cast<const void*>(worker.zeros);
-        float sums[kGatePixels];
-        kernels.dots(taps, 1, in.channels, linear, 0, nullptr, 0, sums);
-        for (int p = 0; p < kGatePixels; ++p) sum += sums[p];
-      }
-      line_sums[task] = sum;
-    });
-  }
-  worker.barrier();
-  worker.share(run.call.images, [&](int64_t image) {
-    double sum = 0;
-    for (int32_t y = 0; y < in.height; ++y) sum += line_sums[image * in.height + y];
-    const auto offset = static_cast<float>(sum / (double(in.height) * in.width));
-    const int64_t area = int64_t{out.height} * out.width;
-    for (int64_t p = 0; p < area; ++p) logits[image * area + p] += offset;
-  });
-}
 
 void step_threshold(Worker& worker, const Step& step) {
   Run& run = worker.run;
