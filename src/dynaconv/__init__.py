@@ -12,11 +12,16 @@ from dynaconv import nn, ops
 from dynaconv._version import __version__
 from dynaconv.budget import MacBudget, calibrate_, calibrated_targets, set_budget_
 from dynaconv.convert import (
+    ChannelGate,
     CondConv,
     DCDConv,
     DYConv,
     DyNetConv,
+    Halting,
+    LayerGate,
+    Narrow,
     ODConv,
+    RandomMasking,
     SpatialMasking,
     WeightNetConv,
     dynamic_layers,
@@ -34,13 +39,18 @@ if TYPE_CHECKING:
     from dynaconv.engine import compile
 
 __all__ = [
+    "ChannelGate",
     "CondConv",
     "DCDConv",
     "DYConv",
     "DyNetConv",
+    "Halting",
+    "LayerGate",
     "MacBudget",
+    "Narrow",
     "ODConv",
     "Profile",
+    "RandomMasking",
     "SpatialMasking",
     "WeightNetConv",
     "__version__",

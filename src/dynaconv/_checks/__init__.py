@@ -28,6 +28,7 @@ from dynaconv._checks.engine import (
     engine_device,
     engine_dtype,
     engine_example,
+    engine_fixed_gates,
     engine_inputs,
     engine_model,
     engine_mutates,
@@ -37,10 +38,12 @@ from dynaconv._checks.engine import (
     engine_other_file,
     engine_result,
     engine_training,
+    engine_unforced_gates,
     engine_unknown_operator,
     engine_weights,
 )
 from dynaconv._checks.general import (
+    ascending_targets,
     count,
     finite_mask,
     fraction,
@@ -52,6 +55,7 @@ from dynaconv._checks.general import (
     no_gates,
     one_of,
     positive,
+    too_few_to_calibrate,
     unknown,
 )
 from dynaconv._checks.kernels import (
@@ -152,6 +156,7 @@ from dynaconv._checks.train import (
 
 __all__ = [
     "already_dynamic",
+    "ascending_targets",
     "cannot_fuse",
     "cannot_route",
     "channels_and_groups",
@@ -181,6 +186,7 @@ __all__ = [
     "engine_device",
     "engine_dtype",
     "engine_example",
+    "engine_fixed_gates",
     "engine_inputs",
     "engine_model",
     "engine_mutates",
@@ -190,6 +196,7 @@ __all__ = [
     "engine_other_file",
     "engine_result",
     "engine_training",
+    "engine_unforced_gates",
     "engine_unknown_operator",
     "engine_weights",
     "execution_cannot_run",
@@ -256,6 +263,7 @@ __all__ = [
     "study_share",
     "study_thresholds",
     "study_which",
+    "too_few_to_calibrate",
     "train_at_least",
     "train_bad_override",
     "train_batch_size",

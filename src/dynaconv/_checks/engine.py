@@ -147,3 +147,19 @@ def engine_not_verified(report: Mapping[str, Any]) -> RuntimeError:
         f"{report['tolerance']:.0e}); the worst step is {report['worst_kernel']} of {report['worst_layer'] or 'none'}, "
         f"off by {report['worst_error']:.2e}"
     )
+
+
+def engine_fixed_gates(names: Sequence[str]) -> ValueError:
+    """Error for a dial that was compiled in."""
+    return ValueError(
+        f"the thresholds of {len(names)} gates ({', '.join(names[:3])}) were compiled in; "
+        "call dc.set_budget_(model, target) before dc.compile"
+    )
+
+
+def engine_unforced_gates(names: Sequence[str]) -> ValueError:
+    """Error for forced decisions that a plan cannot follow."""
+    return ValueError(
+        f"decisions are forced on {len(names)} gates ({', '.join(names[:3])}) that a compiled model runs as ordinary "
+        "operations, so it cannot follow them; force masks in eager mode, or compile spatial masks or layer gates"
+    )

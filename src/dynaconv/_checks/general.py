@@ -107,3 +107,25 @@ def count(what: str, value: int) -> None:
     """Raise unless `value` is a whole number >= 1."""
     if isinstance(value, bool) or int(value) != value or value < 1:
         raise ValueError(f"{what} must be a whole number >= 1, got {value!r}")
+
+
+def ascending_targets(targets: list[float]) -> list[float]:
+    """Raise unless there is a target and each is larger than the one before."""
+    if not targets:
+        raise ValueError("calibrate_ expects at least one target in (0, 1], got none")
+    if any(b <= a for a, b in zip(targets, targets[1:], strict=False)):
+        proper = ", ".join(f"{t:g}" for t in sorted(set(targets)))
+        got = ", ".join(f"{t:g}" for t in targets)
+        raise ValueError(f"targets must rise and differ, got {got}; write {proper}")
+    return targets
+
+
+def too_few_to_calibrate(images: int) -> ValueError:
+    """Error for a calibration on (nearly) nothing."""
+    if images == 0:
+        return ValueError(
+            "calibrate_ got no images: the loader is empty (or was used up); pass a DataLoader or a list"
+        )
+    return ValueError(
+        "calibrate_ got one image, whose masks say nothing about others; pass a thousand images, or two at least"
+    )

@@ -5,6 +5,7 @@ Source: our fix for budgets that training alone misses; see docs/concepts.md, "C
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def calibrate_(
     targets: Sequence[float] = (0.3, 0.5, 0.7),
     *,
     tolerance: float = 1e-3,
+    spacing: float = 0.05,
     max_batches: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CalibrationReport:
@@ -61,27 +63,29 @@ def calibrate_(
 
     Args:
         loader: yields x or (x, y, ...), x [N, C, H, W]; 1,000 images or more hold the budget on other images.
-        targets: shares in (0, 1).
+        targets: shares in (0, 1], ascending.
         tolerance: accepted error of the share on these images.
+        spacing: between the lowest and the highest target, thresholds are measured until neighbouring shares lie at
+            most this far apart, so that `set_budget_` has little to interpolate; 1 measures the targets only.
         max_batches: use only the first batches.
         progress: called with one line after every pass.
     Raises:
-        ValueError: no gates, no images, a target outside (0, 1].
+        ValueError: no gates, fewer than two images, targets outside (0, 1], out of order or named twice.
 
     Returns:
         CalibrationReport. A target that no threshold reaches within the tolerance keeps the nearest one and its error.
     """
     if not gates(model):
         raise _checks.no_gates("calibrate_")
-    wanted = sorted({_checks.fraction("target", t) for t in targets})
-    if not wanted:
-        raise ValueError("calibrate_ expects at least one target in (0, 1], got none")
+    wanted = _checks.ascending_targets([_checks.fraction("target", t) for t in targets])
+    _checks.fraction("spacing", spacing)
     modes = {m: m.training for m in model.modules()}
     before = {name: gate.threshold.clone() for name, gate in gates(model).items()}
     try:
         model.eval()
         meter = _Meter(model, loader, max_batches, progress)
         rows = [_solve(meter, target, tolerance) for target in wanted]
+        _fill_gaps(meter, wanted[0], wanted[-1], spacing)
         _store(model, meter.points, rows)
     except BaseException:
         for name, gate in gates(model).items():
@@ -192,10 +196,8 @@ class _Meter:
                 executed += float(cost.executed_macs.sum())
                 dense += cost.dense_macs * len(x)
             images += len(x)
-        if images == 0:
-            raise ValueError(
-                "calibrate_ got no images: the loader is empty (or was used up); pass a DataLoader or a list"
-            )
+        if images < 2:
+            raise _checks.too_few_to_calibrate(images)
         self.images = images
         return executed / dense
 
@@ -221,6 +223,21 @@ def _solve(meter: _Meter, target: float, tolerance: float) -> dict[str, float]:
     best = min(meter.points, key=lambda t: abs(meter.points[t] - target))
     ratio = meter.points[best]
     return {"target": target, "threshold": best, "ratio": ratio, "error": ratio - target}
+
+
+def _fill_gaps(meter: _Meter, low: float, high: float, spacing: float) -> None:
+    """Measure between neighbouring thresholds whose shares lie far apart, where they are between low and high."""
+    for _ in range(MAX_PASSES * 2):
+        known = sorted(meter.points.items(), key=lambda point: -point[0])
+        gaps = [
+            (b[1] - a[1], a[0], b[0])
+            for a, b in itertools.pairwise(known)
+            if b[1] > low and a[1] < high and a[0] - b[0] > 1e-3
+        ]
+        widest, above, below = max(gaps, default=(0.0, 0.0, 0.0))
+        if widest <= spacing:
+            return
+        meter((above + below) / 2)
 
 
 def _next_threshold(points: dict[float, float], target: float, bisect: bool) -> float:

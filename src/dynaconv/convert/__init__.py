@@ -1,8 +1,11 @@
 """Making static networks dynamic, in place and reversibly."""
 
-from dynaconv.convert.configs import GateConfig, SpatialMasking, config_from_dict
+from dynaconv.convert.configs import SpatialMasking, config_from_dict
 from dynaconv.convert.dynamize import dynamize_, gates, masked_blocks, revert_
 from dynaconv.convert.fuse import fuse_
+from dynaconv.convert.gate_config import GateConfig
+from dynaconv.convert.gate_configs import ChannelGate, LayerGate, Narrow, RandomMasking
+from dynaconv.convert.halting import Halting, halting_stages
 from dynaconv.convert.handlers import HANDLERS, recognise
 from dynaconv.convert.kernel_configs import (
     CondConv,
@@ -20,15 +23,20 @@ from dynaconv.convert.scopes import paper_sites
 
 __all__ = [
     "HANDLERS",
+    "ChannelGate",
     "CondConv",
     "ConversionReport",
     "DCDConv",
     "DYConv",
     "DyNetConv",
     "GateConfig",
+    "Halting",
     "KernelConfig",
+    "LayerGate",
     "LayerSite",
+    "Narrow",
     "ODConv",
+    "RandomMasking",
     "SpatialMasking",
     "WeightNetConv",
     "config_from_dict",
@@ -36,6 +44,7 @@ __all__ = [
     "dynamize_",
     "fuse_",
     "gates",
+    "halting_stages",
     "layer_sites",
     "masked_blocks",
     "paper_sites",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from dynaconv import _checks
+from dynaconv.convert.gate_config import GateConfig
+from dynaconv.convert.gate_configs import ChannelGate, LayerGate, Narrow, RandomMasking, fill_preset
+from dynaconv.convert.halting import Halting
 from dynaconv.convert.kernel_configs import (
     CondConv,
     DCDConv,
@@ -15,7 +18,6 @@ from dynaconv.convert.kernel_configs import (
     ODConv,
     WeightNetConv,
 )
-from dynaconv.nn.gate import Gate
 from dynaconv.nn.mask_unit import INITS, KINDS, MaskUnit
 from dynaconv.ops.mask_ops import DILATION_GRADIENTS
 
@@ -23,25 +25,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"temperature": 1.0, "init": "paper", "dilation_gradient": "none"},
     "default": {"temperature": 2 / 3, "init": "open", "dilation_gradient": "marginal"},
 }
-
-
-class GateConfig:
-    """Base of the configs that give a block a gate; a subclass is a frozen dataclass, registered in `CONFIGS`."""
-
-    kind: ClassVar[str]
-    dilation_gradient: str | None
-
-    def build_gate(self, in_channels: int, stride: int) -> Gate:
-        """A gate for a block with this many input channels and this stride."""
-        raise TypeError(f"{type(self).__name__} must implement build_gate(in_channels, stride)")
-
-    def describe(self) -> str:
-        """A few words for the conversion report."""
-        return self.kind
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form; `config_from_dict` reads it back."""
-        return {"kind": self.kind, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -76,10 +59,7 @@ class SpatialMasking(GateConfig):
     norm: bool = False
 
     def __post_init__(self) -> None:
-        _checks.one_of("preset", self.preset, tuple(PRESETS))
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        fill_preset(self, PRESETS)
         _checks.one_of("mask unit", self.unit, KINDS)
         _checks.one_of("init", self.init, INITS)
         _checks.one_of("dilation_gradient", self.dilation_gradient, DILATION_GRADIENTS)
@@ -104,9 +84,10 @@ class SpatialMasking(GateConfig):
         return f"{self.unit} mask unit"
 
 
+GATE_CONFIGS = (SpatialMasking, LayerGate, Halting, ChannelGate, RandomMasking, Narrow)
 CONFIGS: dict[str, type[GateConfig | KernelConfig]] = {
     config.kind: config
-    for config in (SpatialMasking, CondConv, DYConv, DyNetConv, DCDConv, ODConv, WeightNetConv)
+    for config in (*GATE_CONFIGS, CondConv, DYConv, DyNetConv, DCDConv, ODConv, WeightNetConv)
 }
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
-from dynaconv.convert.configs import GateConfig
+from dynaconv.convert.gate_config import GateConfig
+from dynaconv.convert.halting import revert_halting
 from dynaconv.convert.handlers import Refusal, recognise
 from dynaconv.convert.kernels import (
     KernelSite,
     apply_kernels,
     check_kernels,
     plan_kernels,
-    replace_module,
     revert_kernels,
 )
+from dynaconv.convert.replace import replace_module
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
 from dynaconv.convert.rules import Config, Rules, as_rules, config_for
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
+from dynaconv.nn.routed_block import RoutedBlock
 
 _Found = dict[str, "tuple[Anatomy, GateConfig] | Refusal | None"]
 
@@ -68,7 +70,9 @@ def dynamize_(
         # Read again: the convolutions in it may be dynamic now.
         anatomy, gate_config = recognise(model.get_submodule(name)), masked[name][1]
         assert isinstance(anatomy, Anatomy)
-        replace_module(model, name, _masked(model.get_submodule(name), anatomy, gate_config))
+        replace_module(model, name, gate_config.wrap(model.get_submodule(name), anatomy, name))
+    for config in dict.fromkeys(config for _, config in masked.values()):
+        config.finish_(model, [name for name, (_, own) in masked.items() if own == config])
     report.modules, report.params_after = outcomes, _count(model)
     _, report.dense_macs_after = _dense_macs(model, report.input_size, routing=True)
     return report
@@ -86,6 +90,7 @@ def revert_(model: nn.Module) -> list[str]:
     names = [name for name, module in model.named_modules() if isinstance(module, MaskedBlock)]
     for name in names:
         replace_module(model, name, model.get_submodule(name).block)
+    revert_halting(model)
     return names + revert_kernels(model)
 
 
@@ -119,22 +124,16 @@ def _find(model: nn.Module, rules: Rules) -> _Found:
         config = config_for(name, rules, GateConfig)
         if config is None:
             found[name] = Refusal(verdict.kind, "no rule asks for it")
+        elif isinstance(verdict, Refusal):
+            found[name] = verdict
         else:
-            found[name] = verdict if isinstance(verdict, Refusal) else (verdict, config)
+            reason = config.obstacle(model, name, _unrouted(module), verdict)
+            found[name] = (verdict, config) if reason is None else Refusal(verdict.kind, reason)
     return found
 
 
-def _masked(block: nn.Module, anatomy: Anatomy, config: GateConfig) -> MaskedBlock:
-    masked = MaskedBlock(
-        block, anatomy, nn.Identity(), config=config, dilation_gradient=config.dilation_gradient
-    )
-    stride = 1
-    for conv in masked.convs:
-        stride *= conv.stride[0]
-    reference = masked.convs[0].weight
-    gate = config.build_gate(masked.convs[0].in_channels, stride)
-    masked.gate = gate.to(reference.device, reference.dtype).train(block.training)
-    return masked
+def _unrouted(block: nn.Module) -> nn.Module:
+    return block.block if isinstance(block, RoutedBlock) else block
 
 
 def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[ModuleOutcome]:

@@ -9,6 +9,7 @@ from torch import nn
 from dynaconv import _checks
 from dynaconv.convert.kernel_configs import KernelConfig, Place
 from dynaconv.convert.layer_sites import LayerSite, find_blocks, layer_sites, network_family
+from dynaconv.convert.replace import replace_module
 from dynaconv.convert.rules import Rules, config_for
 from dynaconv.convert.scopes import paper_sites, with_router_blocks
 from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
@@ -207,15 +208,3 @@ def static_name(model: nn.Module, name: str) -> str:
         if not (part == "block" and isinstance(parent, RoutedBlock | MaskedBlock)):
             kept.append(part)
     return ".".join(kept)
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` where the submodule `name` is.
-
-    Raises:
-        ValueError: the name of the model itself, which has no place to be replaced in.
-    """
-    if not name:
-        raise _checks.no_parent(type(model).__name__)
-    parent, _, leaf = name.rpartition(".")
-    model.get_submodule(parent)._modules[leaf] = new

@@ -9,7 +9,8 @@ from typing import TypeVar
 from torch import nn
 
 from dynaconv import _checks
-from dynaconv.convert.configs import GateConfig, SpatialMasking
+from dynaconv.convert.configs import SpatialMasking
+from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.kernel_configs import KernelConfig
 
 Config = GateConfig | KernelConfig | tuple["GateConfig | KernelConfig", ...]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dynaconv.nn.channel_block import ChannelBlock, conv_share
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.ops._conv import Geometry
@@ -15,7 +16,10 @@ from dynaconv.ops.mask_ops import branch_masks, branch_sizes
 
 @dataclass(frozen=True)
 class ConvCost:
-    """One convolution (its path from the masked block), the mask it runs on [N, 1, h, w], multiply-adds a position."""
+    """One convolution (its path from the masked block), the mask it runs on [N, 1, h, w], multiply-adds a position.
+
+    The mask holds shares between 0 and 1 where channels are skipped instead of positions.
+    """
 
     name: str
     mask: Tensor
@@ -48,15 +52,45 @@ def conv_macs_per_position(conv: nn.Module) -> int:
 
 
 def block_cost(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> BlockCost:
-    """Cost of a block that was given an input of `size` = (H, W) and decided `mask`."""
+    """Cost of a block that was given an input of `size` = (H, W) and decided `mask`.
+
+    mask: [N, 1, h, w], or the decisions [N, G, 1, 1] of a `ChannelBlock`; a convolution's mask is then the share of its
+    multiply-adds that is executed, at every position.
+    """
     convs = block.convs
     geometries = [Geometry.of(conv) for conv in convs]
-    plain = mask.as_subclass(Tensor)
-    needs = branch_masks(plain, branch_sizes(size, geometries), geometries, gradient=block.dilation_gradient)
+    if isinstance(block, ChannelBlock):
+        return _channel_cost(block, mask, branch_sizes(size, geometries)[1:])
+    needs = _needs(block, mask.as_subclass(Tensor), branch_sizes(size, geometries), geometries)
     names = block.conv_paths
     return BlockCost(
         tuple(
             ConvCost(name, need, conv_macs_per_position(conv))
             for name, need, conv in zip(names, needs, convs, strict=True)
+        )
+    )
+
+
+def _needs(
+    block: MaskedBlock, mask: Tensor, sizes: list[tuple[int, int]], geometries: list[Geometry]
+) -> list[Tensor]:
+    if not (block.gate.scope == "image" and mask.requires_grad):
+        return branch_masks(mask, sizes, geometries, gradient=block.dilation_gradient)
+    # One decision opens every position at once, so its gradient is what an open image needs.
+    decision = mask[:, :, :1, :1]
+    change = decision - decision.detach()
+    needs = branch_masks(mask.detach(), sizes, geometries)
+    full = branch_masks(torch.ones_like(mask[:1]), sizes, geometries)
+    return [need + change * open_ for need, open_ in zip(needs, full, strict=True)]
+
+
+def _channel_cost(block: ChannelBlock, mask: Tensor, sizes: list[tuple[int, int]]) -> BlockCost:
+    kept = mask.double().mean(1, keepdim=True)
+    convs, names = block.convs, block.conv_paths
+    shares = [conv_share(i, conv, len(convs) - 1, kept) for i, conv in enumerate(convs)]
+    return BlockCost(
+        tuple(
+            ConvCost(name, share.expand(-1, 1, *size), conv_macs_per_position(conv))
+            for name, share, size, conv in zip(names, shares, sizes, convs, strict=True)
         )
     )

@@ -10,34 +10,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynaconv import _checks
-from dynaconv.convert import masked_blocks
+from dynaconv.convert import halting_stages, masked_blocks
 from dynaconv.cost.blocks import BlockCost, block_cost
+from dynaconv.nn.channel_block import ChannelBlock
+from dynaconv.nn.halting import ponder_cost
 from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.nn.spatial_mask import SpatialMask
+from dynaconv.ops._conv import Geometry
+from dynaconv.ops.mask_ops import branch_sizes
 
 
 class MaskCollection(dict[str, SpatialMask]):
     """Masks of one forward pass: block name -> SpatialMask [N, 1, h, w], in forward order.
 
-    `input_sizes` holds each block's input grid (H, W); `costs()` counts each block's multiply-adds.
+    `input_sizes` holds each block's input grid (H, W); `costs()` counts each block's multiply-adds. Where a gate
+    decides over channels, `channels` holds its decisions [N, G, 1, 1], and the mask is the share of them that is open.
+    `states` holds what a gate was given beside the block's input.
     """
 
-    def __init__(self, blocks: dict[str, MaskedBlock]) -> None:
+    def __init__(self, blocks: dict[str, MaskedBlock], stages: dict[str, list[str]] | None = None) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.blocks, self.stages = blocks, stages or {}
         self.input_sizes: dict[str, tuple[int, int]] = {}
+        self.channels: dict[str, Tensor] = {}
+        self.states: dict[str, tuple[Tensor, ...]] = {}
+        self.routing: dict[str, Tensor] = {}
 
-    def record(self, name: str, x: Tensor, mask: Tensor) -> None:
-        """Keep the mask that block `name` decided for input x."""
+    def record(self, name: str, x: Tensor, mask: Tensor, *state: Tensor) -> None:
+        """Keep the mask that block `name` decided for input x and `state`."""
         self.pop(name, None)
+        block, size = self.blocks[name], (x.shape[2], x.shape[3])
+        if isinstance(block, ChannelBlock):
+            self.channels[name] = mask
+            h, w = branch_sizes(size, [Geometry.of(conv) for conv in block.convs])[-1]
+            mask = mask.mean(1, keepdim=True).expand(-1, 1, h, w)
         self[name] = SpatialMask(mask)
-        self.input_sizes[name] = (x.shape[2], x.shape[3])
+        self.input_sizes[name], self.states[name] = size, state
+        spent = block.gate.spent_macs(x, *state)
+        if spent is not None:
+            self.routing[name] = spent
 
     def costs(self) -> dict[str, BlockCost]:
         """Conditional multiply-adds, block by block."""
         return {
-            name: block_cost(self.blocks[name], mask, self.input_sizes[name]) for name, mask in self.items()
+            name: block_cost(self.blocks[name], self.channels.get(name, mask), self.input_sizes[name])
+            for name, mask in self.items()
         }
+
+    def ponder_costs(self) -> dict[str, Tensor]:
+        """rho = N + R of each stage with halting units, [N, 1, h, w], by the name of its second unit."""
+        found = {}
+        for name, stage in self.stages.items():
+            if all(unit in self for unit in stage):
+                masks = [self[unit].as_subclass(Tensor) for unit in stage]
+                found[name] = ponder_cost([self.states[unit][0] for unit in stage], masks)
+        return found
 
     def conditional_ratio(self) -> Tensor:
         """Executed over dense conditional multiply-adds, per image [N]."""
@@ -62,11 +89,12 @@ def collect_masks(model: nn.Module, *, detach: bool = True) -> Iterator[MaskColl
     [(2, 1, 32, 32), (2, 1, 16, 16), (2, 1, 8, 8)]
     """
     blocks = masked_blocks(model)
-    masks = MaskCollection(blocks)
+    masks = MaskCollection(blocks, halting_stages(model))
 
     def hook_for(name: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
-            masks.record(name, args[0], output.detach() if detach else output)
+            tensors = (t.detach() if detach else t for t in (args[0], output, *args[1:]))
+            masks.record(name, *tensors)
 
         return hook
 

@@ -178,6 +178,8 @@ def _assemble(
         if role == "conditional":
             spent = costs[name].mask.sum((1, 2, 3), dtype=torch.float64).cpu() * costs[name].macs_per_position
         if role == "routing":
+            own_cost = masks.routing.get(name.removesuffix(".gate"))
+            spent = spent if own_cost is None else own_cost.cpu()
             routing += spent
         density = float(spent.mean()) / macs if macs else 0.0
         kernel = counts.kernels.get(name, KernelMacs(0, 0, 0))

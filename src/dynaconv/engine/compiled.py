@@ -154,6 +154,9 @@ class CompiledModel:
             gate = reference()
             hooks = () if gate is None else gate._forward_hooks.values()
             found.update((name, hook) for hook in hooks if isinstance(hook, ForcedMask))
+        missing = found.keys() - set(self.gates)
+        if missing:
+            raise _checks.engine_unforced_gates(sorted(missing))
         return found | self._forced
 
     def force(self, masks: dict[str, ForcedMask]) -> dict[str, ForcedMask]:
@@ -172,9 +175,12 @@ class CompiledModel:
         Returns:
             The threshold of the first gate (-inf for 1).
         Raises:
-            ValueError: no gates, not calibrated, or a target outside of the calibrated range.
+            ValueError: no gates, not calibrated, a target outside of the calibrated range, or gates whose thresholds
+            were compiled in (halting, channels).
         """
         plan = self._program.plan
+        if plan.fixed_gates:
+            raise _checks.engine_fixed_gates(plan.fixed_gates)
         if not plan.gates:
             raise _checks.no_gates("set_budget")
         thresholds = [threshold_for(torch.tensor(g.budgets), target) for g in plan.gates]

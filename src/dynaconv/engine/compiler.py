@@ -104,6 +104,7 @@ def make_plan(
     for change in PASSES:
         change(graph)
     plan = lower(graph, exported.fixed_batch, len(exported.inputs))
+    plan.fixed_gates = [name for name in gates(model) if name not in {g.name for g in plan.gates if g.dial}]
     if dtype == torch.bfloat16:
         to_bfloat16(plan)
     arena.place(plan)
@@ -114,9 +115,9 @@ def make_plan(
 
 def name_gates(graph: Graph, model: nn.Module) -> None:
     """Tell the masks which gate of the model decides them, and its table of budgets."""
-    known: dict[str, tuple[str, Any]] = {}
-    for name, gate in gates(model).items():
-        known[f"{name}.gate".removeprefix(".")] = (name, gate.budget_table.tolist())
+    known = {f"{name}.gate".removeprefix("."): (name, gate) for name, gate in gates(model).items()}
     for node in graph.nodes:
         if node.op == "threshold" and node.layer in known:
-            node.attrs["gate"], node.attrs["budgets"] = known[node.layer]
+            node.attrs["gate"], gate = known[node.layer]
+            node.attrs["budgets"] = gate.budget_table.tolist()
+            node.attrs |= {"scope": gate.scope, "dial": gate.dial}

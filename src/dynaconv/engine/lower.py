@@ -15,6 +15,7 @@ from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid
 # Open share above which a needed but not masked convolution computes every row, until it is measured.
 RUN_ALL_ABOVE = 0.75
 STEM_CHANNELS = 4
+_MOST_TAPS = 256
 _ALIASING_BYTES, _ALIASING_ELEMENTS = 2048, 16
 
 
@@ -332,20 +333,30 @@ class _Lowering:
         self._step("threshold", node, input=logits, grid=grid, floats=floats)
         if node.attrs.get("gate") is not None:
             budgets = node.attrs.get("budgets", [])
-            self.plan.gates.append(GateInfo(node.attrs["gate"], grid, len(self.plan.steps) - 1, budgets))
+            about = node.attrs.get("scope", "position"), node.attrs.get("dial", True)
+            step = len(self.plan.steps) - 1
+            self.plan.gates.append(GateInfo(node.attrs["gate"], grid, step, budgets, *about))
         self._mask_out(node)
 
     def _upsample(self, node: Node) -> None:
-        factors = node.attrs["factors"]
-        kernel = (min(factors[0], node.size[0]), min(factors[1], node.size[1]))
-        conv = self._conv_data(Conv("none", 1, 1, 1, kernel, factors))
+        factors, size = node.attrs["factors"], node.size
+        kernel = (min(factors[0], size[0]), min(factors[1], size[1]))
         source = self.grids[node.x]
+        rows = source
+        # A decision for a whole map would have more taps than a kernel may have: along rows, then along columns.
+        if kernel[0] * kernel[1] > _MOST_TAPS:
+            self.plan.grids.append(Grid(size[0], node.x.size[1]))
+            rows = len(self.plan.grids) - 1
+            conv = self._conv_data(Conv("none", 1, 1, 1, (kernel[0], 1), (factors[0], 1)))
+            self._step("dilate", node, grid=source, grid2=rows, conv=conv)
+            kernel, factors = (1, kernel[1]), (1, factors[1])
+        conv = self._conv_data(Conv("none", 1, 1, 1, kernel, factors))
         grid = self._grid(node, self.plan.grids[source].gate)
         # Forced masks have the size of the gate's result, which is this one.
         for gate in self.plan.gates:
             if gate.grid == source:
                 gate.grid = grid
-        self._step("dilate", node, grid=source, grid2=grid, conv=conv)
+        self._step("dilate", node, grid=rows, grid2=grid, conv=conv)
         self._mask_out(node)
 
     def _dilate(self, node: Node) -> None:

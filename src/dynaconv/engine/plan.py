@@ -134,12 +134,17 @@ class Segment:
 
 @dataclass
 class GateInfo:
-    """What a gate brings: its grid, the value of its logits, the step that decides, its table of budgets."""
+    """What a gate brings: its grid, the step that decides, its table of budgets, what one decision is about.
+
+    dial: the step's number is the gate's threshold, so that it can be turned.
+    """
 
     name: str
     grid: int
     step: int
     budgets: list[list[float]] = field(default_factory=list)
+    scope: str = "position"
+    dial: bool = True
 
 
 @dataclass
@@ -155,6 +160,7 @@ class Plan:
     segments: list[Segment] = field(default_factory=list)
     externals: list[External] = field(default_factory=list)
     gates: list[GateInfo] = field(default_factory=list)
+    fixed_gates: list[str] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     out_spec: str = ""
     constants: dict[str, Any] = field(default_factory=dict)

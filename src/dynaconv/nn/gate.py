@@ -18,7 +18,14 @@ class Gate(nn.Module):
     * `temperature`, `noise` (1 while noise is on, 0 when off): set by the budget's schedules;
     * `threshold`: a logit opens its position when it is at least this; set by calibration;
     * `budget_table` [K, 3]: measured (budget, threshold, 1 when the budget was asked for), see `calibrate_`.
+
+    `scope` says what one decision is about: a "position", a whole "image" (its mask is constant within an image), or
+    "channels" (a mask [N, G, 1, 1] of groups of hidden channels). `dial`: the mask is the comparison of the logits with
+    the threshold, so that a compiled model can turn it.
     """
+
+    scope: str = "position"
+    dial: bool = True
 
     temperature: Tensor
     noise: Tensor
@@ -58,6 +65,10 @@ class Gate(nn.Module):
     def macs(self, size: tuple[int, int]) -> int:
         """Multiply-adds of deciding for one image whose block input is `size` = (H, W)."""
         raise TypeError(f"{type(self).__name__} must implement macs(size)")
+
+    def spent_macs(self, x: Tensor, *state: Tensor) -> Tensor | None:
+        """What deciding cost each image [N]; None where that is `macs` for every one."""
+        return None
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # The table's length depends on the calibration that was saved.

@@ -132,16 +132,22 @@ class MaskedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C_out, h, w]."""
+        runtime = self._runtime
+        _checks.images(
+            x, self.convs[0].in_channels if runtime is None else runtime.in_channels, "MaskedBlock"
+        )
+        return self.run(x, self.gate(x))
+
+    def run(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The block with a mask that was decided already: densely in training, open positions only in evaluation."""
         if self.training or self.backend == "eager" or torch.compiler.is_compiling():
-            return self._dense(x)
+            return self.dense_forward(x, mask)
         runtime = self._prepared()
         if runtime.branch is None:
-            return self._sparse_dynamic(x)
+            return self._sparse_dynamic(x, mask)
         for norm in runtime.norms:
             if norm.training:
-                return self._dense(x)
-        _checks.images(x, runtime.in_channels, "MaskedBlock")
-        mask = self.gate(x)
+                return self.dense_forward(x, mask)
         projection, weights = runtime.projection, None
         if torch.is_grad_enabled():
             # The packed weights give the values; these carry the gradient.
@@ -156,10 +162,6 @@ class MaskedBlock(nn.Module):
             backend=self.backend,
             break_even=self.break_even,
         )
-
-    def _dense(self, x: Tensor) -> Tensor:
-        _checks.images(x, self.convs[0].in_channels, "MaskedBlock")
-        return self.dense_forward(x, self.gate(x))
 
     def dense_forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """The definition: branch everywhere, times the mask, plus the shortcut.
@@ -186,10 +188,9 @@ class MaskedBlock(nn.Module):
         y = (x if path is None else run_shortcut(x, self.part(path), path, shared)) + branch
         return y if act is None else act(y)
 
-    def _sparse_dynamic(self, x: Tensor) -> Tensor:
+    def _sparse_dynamic(self, x: Tensor, mask: Tensor) -> Tensor:
         """Open positions only, each image with its own kernels; densely above the break-even."""
-        _checks.images(x, self.convs[0].in_channels, "MaskedBlock")
-        mask, convs = self.gate(x), self.convs
+        convs = self.convs
         if any(m.training for m in self.inner.modules() if isinstance(m, _BatchNorm)):
             return self.dense_forward(x, mask)
         _checks.mask_for(mask, (x.shape[0], *mask.shape[2:]))

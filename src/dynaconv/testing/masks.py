@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynaconv import _checks
-from dynaconv.convert import gates
+from dynaconv.convert import gates, halting_stages
 
 if TYPE_CHECKING:
     from dynaconv.engine import CompiledModel
@@ -40,27 +40,48 @@ def random_mask(n: int, size: tuple[int, int], density: float, seed: int = 0) ->
     return (torch.rand(n, 1, *size, generator=generator) < density).float()
 
 
+def image_mask(n: int, size: tuple[int, int], density: float, seed: int = 0) -> Tensor:
+    """Whole images open or closed, [n, 1, h, w]; as many open ones as fit the density, on average over seeds."""
+    generator = torch.Generator().manual_seed(seed)
+    order, extra = torch.randperm(n, generator=generator), float(torch.rand(1, generator=generator))
+    mask = torch.zeros(n, 1, *size)
+    mask[order[: int(density * n + extra)]] = 1.0
+    return mask
+
+
+def channel_mask(n: int, size: tuple[int, int], density: float, seed: int = 0) -> Tensor:
+    """For each image `density` of the decisions open, [n, 1, h, w], as many as fit on average over images."""
+    generator, count = torch.Generator().manual_seed(seed), size[0] * size[1]
+    order = torch.rand(n, count, generator=generator).argsort(1).argsort(1)
+    open_ = (density * count + torch.rand(n, 1, generator=generator)).floor()
+    return (order < open_).float().view(n, 1, *size)
+
+
+_DRAWN = {"position": blob_mask, "image": image_mask, "channels": channel_mask}
+
+
 class ForcedMask:
     """Replaces one gate's decision; a forward hook of the gate, which the engine recognises and honours, too.
 
     Args:
         name: of the block that the gate decides for; it makes the masks of different gates differ.
+        scope: of the gate: "position", "image" or "channels".
     """
 
     # The copy of a network that is compiled leaves such hooks behind.
     forces_masks = True
 
-    def __init__(self, name: str, density: float, seed: int = 0) -> None:
-        self.density = density
+    def __init__(self, name: str, density: float, seed: int = 0, scope: str = "position") -> None:
+        self.density, self.scope = density, scope
         self._salt = seed * 1_000_003 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
         self._masks: dict[tuple[int, ...], Tensor] = {}
         self._decisions: dict[tuple[int, ...], Tensor] = {}
 
     def mask(self, n: int, size: tuple[int, int]) -> Tensor:
-        """The decision [n, 1, h, w] for `size` = (h, w), the same at every call."""
+        """The decision [n, 1, h, w] for `size` = (h, w), the same at every call; [n, 1, G, 1] for channels."""
         key = (n, *size)
         if key not in self._masks:
-            self._masks[key] = blob_mask(n, size, self.density, self._salt)
+            self._masks[key] = _DRAWN[self.scope](n, size, self.density, self._salt)
         return self._masks[key]
 
     def decisions(self, n: int, size: tuple[int, int]) -> Tensor:
@@ -72,7 +93,10 @@ class ForcedMask:
 
     def __call__(self, _gate: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         """The forward hook."""
-        return self.mask(output.shape[0], tuple(output.shape[2:])).to(output)
+        n, groups, *size = output.shape
+        if self.scope == "channels":
+            return self.mask(n, (groups, 1)).transpose(1, 2).to(output)
+        return self.mask(n, tuple(size)).to(output)
 
 
 @contextmanager
@@ -87,11 +111,10 @@ def force_masks(model: nn.Module | CompiledModel, density: float, seed: int = 0)
         ValueError: no gates, or density outside [0, 1].
     """
     compiled = None if isinstance(model, nn.Module) else model
-    names = list(gates(model)) if compiled is None else compiled.gates
-    if not names:
+    hooks = _forced(model, density, seed)
+    if not hooks:
         raise _checks.no_gates("force_masks")
     blob_mask(1, (2, 2), density)
-    hooks = {name: ForcedMask(name, density, seed) for name in names}
     if compiled is not None:
         before = compiled.force(hooks)
         try:
@@ -106,3 +129,14 @@ def force_masks(model: nn.Module | CompiledModel, density: float, seed: int = 0)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _forced(model: nn.Module | CompiledModel, density: float, seed: int) -> dict[str, ForcedMask]:
+    """By name of block. Units of one halting stage share their masks, since what has halted stays halted."""
+    if not isinstance(model, nn.Module):
+        return {g.name: ForcedMask(g.name, density, seed, g.scope) for g in model.plan.raw.gates}
+    shared = {unit: first for first, stage in halting_stages(model).items() for unit in stage}
+    return {
+        name: ForcedMask(shared.get(name, name), density, seed, gate.scope)
+        for name, gate in gates(model).items()
+    }
