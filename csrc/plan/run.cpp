@@ -163,22 +163,41 @@ void work(Run& run, int id, int threads, char* scratch, char* shared, const floa
 
 }  // namespace
 
-Region::~Region() { std::free(data_); }
+Region::~Region() { release(); }
 
 bool Region::reserve(int64_t bytes) {
   if (bytes <= bytes_) return true;
-  std::free(data_);
-  data_ = nullptr;
-  bytes_ = 0;
+  release();
   const int64_t alignment = bytes >= kHugePage ? kHugePage : 4096;
   const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
+#ifdef __linux__
+  if (alignment == kHugePage) {
+    // Straight from the system: memory that a heap has used before lies in small pages and stays there.
+    void* const pages = mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) return false;
+    mapped_ = static_cast<char*>(pages);
+    data_ = mapped_ + (-reinterpret_cast<uintptr_t>(mapped_) & (kHugePage - 1));
+    madvise(data_, rounded, MADV_HUGEPAGE);
+    bytes_ = rounded;
+    return true;
+  }
+#endif
   data_ = static_cast<char*>(std::aligned_alloc(alignment, rounded));
   if (!data_) return false;
-#ifdef __linux__
-  if (alignment == kHugePage) madvise(data_, rounded, MADV_HUGEPAGE);
-#endif
   bytes_ = rounded;
   return true;
+}
+
+void Region::release() {
+#ifdef __linux__
+  if (mapped_) munmap(mapped_, bytes_ + kHugePage);
+  else std::free(data_);
+  mapped_ = nullptr;
+#else
+  std::free(data_);
+#endif
+  data_ = nullptr;
+  bytes_ = 0;
 }
 
 Plan::~Plan() {

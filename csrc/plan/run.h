@@ -44,7 +44,10 @@ class Region {
   int64_t bytes() const { return bytes_; }
 
  private:
+  void release();
+
   char* data_ = nullptr;
+  char* mapped_ = nullptr;  // what the system gave, where data_ is the first huge page of it
   int64_t bytes_ = 0;
 };
 

@@ -52,7 +52,9 @@ class Pool:
             self._bytes = torch.empty(total + _ALIGNMENT, dtype=torch.uint8)
             self._bytes = self._bytes[-self._bytes.data_ptr() % _ALIGNMENT :]
             return
-        pages = mmap.mmap(-1, total + 2 * _HUGE_PAGE)
+        # What could be shared with another process lies in files of the system's, and those mostly in small pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        pages = mmap.mmap(-1, total + 2 * _HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
         region = torch.frombuffer(pages, dtype=torch.uint8)
