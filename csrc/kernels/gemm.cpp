@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "gemm_bfloat16.h"
 #include "isa.h"
+#include "next_rows.h"
 #include "vectors.h"
 
 namespace {
@@ -56,17 +57,47 @@ DYNACONV_INLINE void finish(const TileCall& call, float* block, int step, int ro
 
 using Finish = void (*)(const TileCall& call, float* block, int step, int rows, int row, int column, int width);
 
-// Past the end of the weights this asks for memory that may not be there, which a prefetch may.
 DYNACONV_INLINE void fetch(const float* weight, const int64_t (&ahead)[2]) {
-  const auto at = reinterpret_cast<uintptr_t>(weight);
-  __builtin_prefetch(reinterpret_cast<const void*>(at + ahead[0]), 0, 2);
-  __builtin_prefetch(reinterpret_cast<const void*>(at + 64 + ahead[1]), 0, 2);
+  __builtin_prefetch(beyond(weight, ahead[0]), 0, 2);
+  __builtin_prefetch(beyond(weight, 64 + ahead[1]), 0, 2);
+}
+
+// The end of a tile of whole vectors whose activations are clamps, straight from the registers. `Floor`: see only_a_floor.
+template <typename Vector, int Rows, int Columns, bool Floor>
+DYNACONV_INLINE void finish_clamped(const TileCall& call, const Vector (&sums)[Rows][Columns], int row, int column) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
+  const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
+  const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
+  // The bounds of one activation lie within those of the other.
+  const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
+    if (!call.residual) {
+#pragma GCC unroll 4
+      for (int c = 0; c < Columns; ++c) {
+        const Vector value = at_least(sums[r][c], inner_low);
+        store<Vector>(out + c * kLanes, Floor ? value : at_most(value, inner_high));
+      }
+      continue;
+    }
+    const float* add = static_cast<const float*>(call.residual[row + r]) + call.column + column;
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c) {
+      const Vector value = Floor ? sums[r][c] : clamped<Vector>(sums[r][c], low, high);
+      const Vector joined = at_least(Vector(value + load<Vector>(add + c * kLanes)), last_low);
+      store<Vector>(out + c * kLanes, Floor ? joined : at_most(joined, last_high));
+    }
+  }
 }
 
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  constexpr int64_t kBurst = kBurstBytes / sizeof(float);
+  NextRowsFetch next(call, sizeof(float));
   Vector sums[Rows][Columns];
 #pragma GCC unroll 4
   for (int c = 0; c < Columns; ++c) {
@@ -80,47 +111,27 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
       from[r] = static_cast<const float*>(call.taps[t * kMaxRows + row + r]) + call.tap_offset;
-    for (int64_t k = 0; k < call.channels; ++k, weight += kPanel) {
-      fetch(weight, call.ahead);
-      Vector w[Columns];
+    for (int64_t start = 0; start < call.channels; start += kBurst) {
+      next.burst(t, start * int64_t{sizeof(float)});
+      const int64_t end = start + kBurst < call.channels ? start + kBurst : call.channels;
+      for (int64_t k = start; k < end; ++k, weight += kPanel) {
+        fetch(weight, call.ahead);
+        Vector w[Columns];
 #pragma GCC unroll 4
-      for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+        for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        const float value = from[r][k];
+        for (int r = 0; r < Rows; ++r) {
+          const float value = from[r][k];
 #pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+          for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+        }
       }
     }
   }
   const int width = call.columns - column < Columns * kLanes ? call.columns - column : Columns * kLanes;
   if (width == Columns * kLanes && is_clamp(call.activation) && is_clamp(call.final_activation)) {
-    const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
-    const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
-    const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
-    if (!call.residual) {
-      // The bounds of one activation lie within those of the other.
-      const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
-#pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c)
-          store<Vector>(out + c * kLanes, clamped<Vector>(sums[r][c], inner_low, inner_high));
-      }
-      return;
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
-      const float* add = static_cast<const float*>(call.residual[row + r]) + call.column + column;
-#pragma GCC unroll 4
-      for (int c = 0; c < Columns; ++c) {
-        const Vector joined = clamped<Vector>(sums[r][c], low, high) + load<Vector>(add + c * kLanes);
-        store<Vector>(out + c * kLanes, clamped<Vector>(joined, last_low, last_high));
-      }
-    }
-    return;
+    if (only_a_floor(call)) return finish_clamped<Vector, Rows, Columns, true>(call, sums, row, column);
+    return finish_clamped<Vector, Rows, Columns, false>(call, sums, row, column);
   }
   float block[Rows * 2 * kLanes];
 #pragma GCC unroll 16

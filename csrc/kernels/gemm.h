@@ -9,6 +9,16 @@
 constexpr int kMaxRows = 14;  // rows of the largest tile
 constexpr int kPanel = 32;    // output channels of a packed weight panel
 
+// The rows of the next tile, which come into the cache while this one multiplies. A tile reads and writes a few lines of many
+// rows, and the processor foresees none of them.
+struct NextRows {
+  const void* const* taps;      // [taps_count][kMaxRows] as in TileCall; null: these are near
+  void* const* out;             // [kMaxRows]; null: near
+  const void* const* residual;  // [kMaxRows]; null: there is none, it is near, or the result takes its place
+  int64_t column;               // of the next tile, elements
+  int rows;                     // of the next tile
+};
+
 // For r < rows and c < columns, with sum over taps t and channels k of taps[t * kMaxRows + r][k] * weight[t * channels + k][c]:
 // out[r][c] = final_activation(activation(bias[c] + sum) + residual[r][c]).
 // bfloat16: sums, bias and activations are float32, and pairs of channels lie together in the weights.
@@ -26,7 +36,14 @@ struct TileCall {
   int activation, final_activation;
   bool float_out;               // of a bfloat16 tile: out and residual are float32
   int64_t ahead[2];             // bytes from the weights in use to those that are fetched meanwhile, for either line
+  NextRows next;
 };
+
+// Of activations that are clamps: nothing has a ceiling, and nothing happens before a residual is added. That is what most
+// convolutions want, and every operation that a tile does without lets the next one start earlier.
+inline bool only_a_floor(const TileCall& call) {
+  return call.activation != kRelu6 && call.final_activation != kRelu6 && (!call.residual || call.activation == kNone);
+}
 
 // Weights that no cache holds are fetched while the tiles before them run: those of the next panel in the last tiles of a
 // panel, the ones right ahead where every panel serves one tile only.

@@ -4,6 +4,7 @@
 
 #include "activations.h"
 #include "bfloat16.h"
+#include "next_rows.h"
 
 #ifdef DYNACONV_X86
 
@@ -68,31 +69,31 @@ DYNACONV_TARGET_AVX512_BF16 void finish(const TileCall& call, const float* block
   }
 }
 
-// Whole vectors, activations that are clamps, bfloat16 results: straight from the registers.
-template <typename Vector, int Rows, int Columns>
+// Whole vectors, activations that are clamps, bfloat16 results: straight from the registers. `Floor`: see only_a_floor.
+template <typename Vector, int Rows, int Columns, bool Floor>
 DYNACONV_BF16_INLINE void finish_clamped(const TileCall& call, Vector (*sums)[Columns], int column) {
   const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
   const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
   const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
+  // The bounds of one activation lie within those of the other.
+  const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
   const int64_t at = call.column + column;
-  if (!call.residual) {
-    // The bounds of one activation lie within those of the other.
-    const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-      for (int c = 0; c < Columns; ++c) sums[r][c] = clamped<Vector>(sums[r][c], inner_low, inner_high);
-      store_row<Vector, Columns>(static_cast<Bfloat16*>(call.out[r]) + at, sums[r]);
-    }
-    return;
-  }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    const Bfloat16* add = static_cast<const Bfloat16*>(call.residual[r]) + at;
+    if (!call.residual) {
 #pragma GCC unroll 2
-    for (int c = 0; c < Columns; ++c) {
-      const Vector joined = clamped<Vector>(sums[r][c], low, high) + load<Vector>(add + c * kLanesOf<Vector>);
-      sums[r][c] = clamped<Vector>(joined, last_low, last_high);
+      for (int c = 0; c < Columns; ++c) {
+        sums[r][c] = at_least(sums[r][c], inner_low);
+        if (!Floor) sums[r][c] = at_most(sums[r][c], inner_high);
+      }
+    } else {
+      const Bfloat16* add = static_cast<const Bfloat16*>(call.residual[r]) + at;
+#pragma GCC unroll 2
+      for (int c = 0; c < Columns; ++c) {
+        const Vector value = Floor ? sums[r][c] : clamped<Vector>(sums[r][c], low, high);
+        sums[r][c] = at_least(Vector(value + load<Vector>(add + c * kLanesOf<Vector>)), last_low);
+        if (!Floor) sums[r][c] = at_most(sums[r][c], last_high);
+      }
     }
     store_row<Vector, Columns>(static_cast<Bfloat16*>(call.out[r]) + at, sums[r]);
   }
@@ -103,6 +104,7 @@ template <typename Vector, int Rows, int Columns>
 DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
   constexpr int kLanes = kLanesOf<Vector>;
   constexpr int64_t kWeightBytes = kPanel * 4;
+  NextRowsFetch next(call, sizeof(Bfloat16));
   Vector sums[Rows][Columns];
 #pragma GCC unroll 2
   for (int c = 0; c < Columns; ++c) {
@@ -112,15 +114,21 @@ DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
   }
   const char* weight = static_cast<const char*>(call.weight) + column * 4;
   const int64_t whole = call.channels / 2 * 4;
+  // One register instead of two, and none to spare: what GCC moves into vectors costs the products.
+  const int64_t* ahead = call.ahead;
   for (int t = 0; t < call.taps_count; ++t) {
     const char* from[Rows];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) from[r] = static_cast<const char*>(call.taps[t * kMaxRows + r]) + call.tap_offset * 2;
-    for (int64_t at = 0; at < whole; at += 4, weight += kWeightBytes) {
-      const auto place = reinterpret_cast<uintptr_t>(weight);
-      __builtin_prefetch(reinterpret_cast<const void*>(place + call.ahead[0]), 0, 2);
-      __builtin_prefetch(reinterpret_cast<const void*>(place + 64 + call.ahead[1]), 0, 2);
-      multiply_pair<Vector, Rows, Columns, false>(from, at, weight, sums);
+    for (int64_t start = 0; start < whole; start += kBurstBytes) {
+      next.burst(t, start);
+      const int64_t end = start + kBurstBytes < whole ? start + kBurstBytes : whole;
+      for (int64_t at = start; at < end; at += 4, weight += kWeightBytes) {
+        hold(ahead);
+        __builtin_prefetch(beyond(weight, ahead[0]), 0, 2);
+        __builtin_prefetch(beyond(weight, 64 + ahead[1]), 0, 2);
+        multiply_pair<Vector, Rows, Columns, false>(from, at, weight, sums);
+      }
     }
     if (call.channels % 2) {
       multiply_pair<Vector, Rows, Columns, true>(from, whole, weight, sums);
@@ -128,8 +136,10 @@ DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
     }
   }
   const int width = call.columns - column < Columns * kLanes ? call.columns - column : Columns * kLanes;
-  if (width == Columns * kLanes && !call.float_out && is_clamp(call.activation) && is_clamp(call.final_activation))
-    return finish_clamped<Vector, Rows, Columns>(call, sums, column);
+  if (width == Columns * kLanes && !call.float_out && is_clamp(call.activation) && is_clamp(call.final_activation)) {
+    if (only_a_floor(call)) return finish_clamped<Vector, Rows, Columns, true>(call, sums, column);
+    return finish_clamped<Vector, Rows, Columns, false>(call, sums, column);
+  }
   float block[Rows * kPanel];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)

@@ -4,9 +4,9 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define DYNACONV_X86 1
-#define DYNACONV_TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define DYNACONV_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-#define DYNACONV_TARGET_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
+#define DYNACONV_TARGET_AVX2 __attribute__((target("avx2,fma,prfchw")))
+#define DYNACONV_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prfchw")))
+#define DYNACONV_TARGET_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,prfchw")))
 #endif
 
 enum class Isa { kPlain = 0, kAvx2, kAvx512 };

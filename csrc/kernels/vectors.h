@@ -10,6 +10,7 @@
 
 // A template is compiled for the instruction set of the function that it is inlined into, so it must be inlined.
 #define DYNACONV_INLINE static inline __attribute__((always_inline))
+#define DYNACONV_INLINE_MEMBER inline __attribute__((always_inline))
 
 typedef float float4 __attribute__((vector_size(16)));
 typedef float float8 __attribute__((vector_size(32)));

@@ -59,6 +59,7 @@ struct RowTable {
   void** outs;         // [tiles][kMaxRows]
   const void** adds;   // likewise, or null
   int64_t rows, tiles, taps_count;
+  bool in_place;       // the result takes the place of what is added
 
   int64_t first_of(int64_t tile) const { return rows * tile / tiles; }
   int rows_of(int64_t tile) const { return static_cast<int>(first_of(tile + 1) - first_of(tile)); }
@@ -91,6 +92,7 @@ class ConvRows {
     table.rows = rows;
     table.tiles = (rows + kMaxRows - 1) / kMaxRows;
     table.taps_count = taps();
+    table.in_place = residual_ == result_;
     table.taps = static_cast<const void**>(scratch);
     table.outs = const_cast<void**>(table.taps + table.tiles * kMaxRows * table.taps_count);
     table.adds = residual_ ? const_cast<const void**>(table.outs + table.tiles * kMaxRows) : nullptr;

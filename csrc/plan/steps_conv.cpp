@@ -8,10 +8,11 @@
 
 namespace {
 
-constexpr int64_t kCacheBytes = 384 << 10;   // of a block's activations, or of its weights: both fit the L2 cache
+constexpr int64_t kCacheBytes = 384 << 10;  // of a block's activations, or of its weights: both fit the L2 cache
 // A Winograd tile costs 16 products and its transforms, an output position 9 products.
 constexpr double kTilePositions = 2.3;
 constexpr int64_t kFetchBytes = 256 << 10;  // weights beyond this do not wait in the L2 cache for the next run
+constexpr int64_t kNearBytes = 4 << 20;    // maps that are larger come from further away than fetching them ahead costs
 constexpr double kTaskMacs = 4e5;          // of the smallest task that is worth sharing
 
 }  // namespace
@@ -46,17 +47,34 @@ struct PanelLoop {
   int64_t per_group, panel_bytes;
   int dtype;
 
+  int64_t column(int64_t panel) const {
+    return panel / per_group * (conv.out_channels / conv.groups) + panel % per_group * kPanel;
+  }
   void run(TileCall& call, int rows, int64_t panel) const {
     const int64_t group = panel / per_group, within = panel % per_group;
     const int64_t outputs = conv.out_channels / conv.groups;
     call.tap_offset = group * (conv.in_channels / conv.groups);
     call.weight = static_cast<const char*>(conv.weight) + panel * panel_bytes;
     call.bias = conv.bias + panel * kPanel;
-    call.column = group * outputs + within * kPanel;
+    call.column = column(panel);
     call.columns = static_cast<int>(std::min<int64_t>(kPanel, outputs - within * kPanel));
     gemm_tile(dtype, rows, call.columns)(call);
   }
 };
+
+// What the tile after this one touches: the next rows of a panel, or the first ones of the next panel. Field by field, since
+// what is copied as a whole right after it was written waits for every store before it, and those may miss the caches.
+void look_ahead(TileCall& call, const RowTable& table, int64_t tile, const PanelLoop& loop, int64_t panel, bool first, bool last) {
+  const bool wraps = tile + 1 == table.tiles;
+  const int64_t next = wraps ? 0 : tile + 1;
+  const bool some = !(wraps && last);
+  // Every panel but the first finds the inputs in the cache.
+  call.next.taps = first && !wraps ? table.taps + next * kMaxRows * table.taps_count : nullptr;
+  call.next.out = some ? table.outs + next * kMaxRows : nullptr;
+  call.next.residual = table.adds && !table.in_place ? table.adds + next * kMaxRows : nullptr;
+  call.next.column = loop.column(panel + (wraps && some));
+  call.next.rows = table.rows_of(next);
+}
 
 int64_t panels_of(const Conv& conv) {
   return conv.groups * ((conv.out_channels / conv.groups + kPanel - 1) / kPanel);
@@ -101,6 +119,7 @@ void step_conv(Worker& worker, const Step& step) {
   const Cut c = cut(count, in_bytes * touched, panels_of(conv), panel_bytes,
                     double(depth) * std::min<int64_t>(kPanel, conv.out_channels / conv.groups), worker.threads);
   const bool heavy = panels_of(conv) * panel_bytes > kFetchBytes;
+  const bool far = run.rows(step.in) * in_bytes + run.rows(step.out) * out.stride * element_bytes(out.dtype) > kNearBytes;
   const ConvRows all_rows(run, step, worker.zeros);
   const PanelLoop loop{conv, per_group, panel_bytes, in.dtype};
 
@@ -115,11 +134,12 @@ void step_conv(Worker& worker, const Step& step) {
     call.activation = step.activation[0];
     call.final_activation = step.final_activation;
     call.float_out = out.dtype == kFloat32;
-    const int64_t end = c.first_panel(group + 1);
-    for (int64_t panel = c.first_panel(group); panel < end; ++panel) {
+    const int64_t first_panel = c.first_panel(group), end = c.first_panel(group + 1);
+    for (int64_t panel = first_panel; panel < end; ++panel) {
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
         if (heavy) fetch_ahead(call, tile, table.tiles, panel_bytes);
+        if (far) look_ahead(call, table, tile, loop, panel, panel == first_panel, panel + 1 == end);
         loop.run(call, table.rows_of(tile), panel);
       }
     }

@@ -388,6 +388,16 @@ int main() {
     c.float_out = random() % 4 == 0, c.activation = pick({kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu, kLeakyRelu});
     convolution(c, false, random);
   }
+  // Maps that lie far away, whose rows are fetched while others are multiplied.
+  for (const bool shortcut : {false, true})
+    for (const double density : {-1.0, 0.1})
+      for (const int32_t kernel : {1, 3}) {
+        Case c{};
+        c.n = 2, c.h = 115, c.w = 131, c.in = 39, c.out = 42, c.groups = 1, c.kernel = kernel, c.stride = kernel == 1 ? 1 : 2;
+        c.padding = kernel / 2, c.dilation = 1, c.threads = 2, c.density = density, c.shortcut = shortcut;
+        c.activation = kRelu;
+        convolution(c, false, random);
+      }
   for (int i = 0; i < cases(600); ++i) {
     Case c{};
     c.n = pick({1, 2, 3}), c.h = pick({3, 5, 7, 12}), c.w = pick({3, 7, 14, 19});

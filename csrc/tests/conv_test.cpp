@@ -139,6 +139,12 @@ int main() {
     c.winograd = c.kernel == 3 && c.stride == 1 && c.dilation == 1 && c.groups == 1 && random() % 2;
     run(c, random);
   }
+  // Maps that lie far away, whose rows are fetched while others are multiplied.
+  for (const bool shortcut : {false, true})
+    for (const double density : {-1.0, 0.1}) {
+      run({2, 75, 101, 40, 33, 1, 1, 1, 0, 1, 2, density, shortcut, false}, random);
+      run({1, 101, 91, 40, 50, 2, 3, 2, 1, 1, 2, density, shortcut, false}, random);
+    }
   std::printf("%d failures\n", failures);
   return failures != 0;
 }
