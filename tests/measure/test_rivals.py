@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -46,6 +48,36 @@ def test_float32_rivals_agree_with_eager(network, name, batch) -> None:
     got, expected, rivals = outputs(network, name, batch)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert 0 <= rivals.deviations[name] < 1e-4
+
+
+OVERLAP = """
+import gc, signal
+import torch
+from dynaconv.measure.rivals import DenseRivals
+from dynaconv.measure.rivals.runtimes import no_openvino_bfloat16
+
+network, x = torch.nn.Conv2d(3, 8, 3).eval(), torch.randn(1, 3, 8, 8)
+runs = []
+for _ in range(2):
+    no_openvino_bfloat16()
+    with DenseRivals(network, threads=1, names=["openvino-f32"]) as rivals:
+        runs.append(rivals.prepare(x))
+del rivals
+while runs:
+    del runs[0]
+    gc.collect()
+try:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.needs("onnx", "onnxscript", "openvino")
+def test_ctrl_c_arrives_after_networks_in_openvino_went_in_the_order_they_came() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", OVERLAP], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
 
 
 @pytest.mark.needs("onnx", "onnxscript", "openvino")
