@@ -11,6 +11,7 @@
 #include "depthwise.h"
 #include "gemm.h"
 #include "isa.h"
+#include "mask_bytes.h"
 
 namespace {
 
@@ -465,18 +466,6 @@ void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* b
     clear_borders(layout, scratch.ring, args.width, 1);
     walk.hidden_panels(first, last);
   }
-}
-
-// How many of `count` bytes of 0 and 1 are 1.
-int64_t ones(const uint8_t* bytes, int64_t count) {
-  int64_t sum = 0, i = 0;
-  for (; i + 8 <= count; i += 8) {
-    uint64_t eight;
-    std::memcpy(&eight, bytes + i, 8);
-    sum += eight * 0x0101010101010101u >> 56;
-  }
-  for (; i < count; ++i) sum += bytes[i];
-  return sum;
 }
 
 // Multiplications that an output row takes, its share of the hidden rows included, in units of the hidden width.

@@ -45,6 +45,7 @@ int64_t scratch_bytes(const Plan& plan) {
       case kStem: bytes = scratch_stem(plan, step); break;
       case kInverted: bytes = scratch_inverted(plan, step); break;
       case kGate: bytes = scratch_gate(plan, step); break;
+      case kDilate: bytes = scratch_dilate(plan, step); break;
       case kDynamicConv: bytes = scratch_dynamic(plan, step); break;
       case kChannelFusion: bytes = scratch_fusion(plan, step); break;
       default: break;
@@ -83,6 +84,14 @@ int64_t most_images(const Plan& plan) {
   return std::min(std::numeric_limits<int32_t>::max() / area, kMostBytes / bytes);
 }
 
+// Whether a step reads the list of open positions of `grid`; the others look at its bytes.
+bool walks_open(const Step& step) {
+  switch (step.kind) {
+    case kDepthwise: case kInverted: case kMean: case kThreshold: case kDilate: case kMaskValue: return false;
+    default: return !step.closed;
+  }
+}
+
 // Lays the masks out in one region; false when there is no memory.
 bool place_masks(const Plan& plan, Context& context, int64_t images) {
   const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
@@ -97,7 +106,7 @@ bool place_masks(const Plan& plan, Context& context, int64_t images) {
       const int64_t count = images * plan.grids[g].height * plan.grids[g].width;
       GridState& state = context.grids[g];
       state.need = reinterpret_cast<uint8_t*>(take(count));
-      state.open = reinterpret_cast<Position*>(take(count * sizeof(Position)));
+      state.open = plan.walked[g] ? reinterpret_cast<Position*>(take(count * sizeof(Position))) : nullptr;
       state.closed = plan.grids[g].closed ? reinterpret_cast<Position*>(take(count * sizeof(Position))) : nullptr;
       state.image_counts = reinterpret_cast<int32_t*>(take(images * sizeof(int32_t)));
       const Grid& grid = plan.grids[g];
@@ -236,6 +245,9 @@ void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size
   plan->convs.assign(data->convs, data->convs + data->conv_count);
   plan->grids.assign(data->grids, data->grids + data->grid_count);
   plan->steps.assign(data->steps, data->steps + data->step_count);
+  plan->walked.resize(plan->grids.size());
+  for (const Step& step : plan->steps)
+    if (step.grid >= 0 && walks_open(step)) plan->walked[step.grid] = true;
   plan->gate_panels = std::vector<Region>(plan->steps.size());
   for (size_t i = 0; i < plan->steps.size(); ++i)
     if (plan->steps[i].kind == kGate) pack_gate(*plan, plan->steps[i], plan->gate_panels[i]);

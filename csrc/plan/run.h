@@ -20,10 +20,11 @@ struct Position {
   int16_t y, x;
 };
 
-// A mask during a run. `need` and the lists live in the context.
+// A mask during a run. `need` and the lists live in the context. Lists of all positions or of none are not made: a step that
+// has the count needs none.
 struct GridState {
   uint8_t* need;
-  Position* open;
+  Position* open;         // null where no step walks it
   Position* closed;       // null unless Grid::closed
   int32_t* image_counts;  // open positions of each image
   int64_t open_count;
@@ -63,6 +64,7 @@ struct Plan {
   std::vector<Conv> convs;
   std::vector<Grid> grids;
   std::vector<Step> steps;
+  std::vector<bool> walked;         // of each grid: some step walks the list of its open positions
   std::vector<Region> gate_panels;  // of each step; empty where it is no gate, or takes another way
   std::mutex mutex;
   std::vector<Context*> free_contexts;
@@ -174,6 +176,7 @@ int64_t shared_dynamic(const Plan&, const Step&, int64_t images);
 int64_t scratch_fusion(const Plan&, const Step&);
 int64_t shared_fusion(const Plan&, const Step&, int64_t images);
 int64_t scratch_gate(const Plan&, const Step&);
+int64_t scratch_dilate(const Plan&, const Step&);
 int64_t shared_gate(const Plan&, const Step&, int64_t images);
 // The weights of a gate once more, as columns of a product, where that is the faster way.
 void pack_gate(const Plan&, const Step&, Region& panel);

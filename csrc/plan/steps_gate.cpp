@@ -109,7 +109,9 @@ void gate_products(Worker& worker, const Step& step, const void* panel) {
   float* const logits = reinterpret_cast<float*>(run.data(step.out));
   // One sum for each line, added up in order afterwards: the same bits whichever thread took the line.
   float* const line_sums = squeeze ? reinterpret_cast<float*>(run.data(step.aux[0])) : nullptr;
-  const int64_t lines = run.call.images * in.height, some = std::max<int64_t>(1, kTaskRows / in.width);
+  const int64_t lines = run.call.images * in.height;
+  const int64_t share = (lines + worker.threads - 1) / worker.threads;
+  const int64_t some = std::max<int64_t>(1, std::min(kTaskRows / in.width, share));
   worker.share((lines + some - 1) / some, [&](int64_t task) {
     const int64_t first = task * some, last = std::min(lines, first + some);
     multiply_rows(in, base, panel, columns, first * in.width, last * in.width, products);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../kernels/mask_bytes.h"
 #include "run.h"
 
 namespace {
@@ -21,6 +22,11 @@ int64_t list_image(const uint8_t* need, uint8_t wanted, int32_t image, int32_t h
     }
   }
   return count;
+}
+
+template <typename T, typename F>
+void decide(int64_t count, uint8_t* __restrict need, const T* __restrict from, F&& open) {
+  for (int64_t p = 0; p < count; ++p) need[p] = open(from[p]);
 }
 
 // Tiles of 2x2 positions of one image that hold an open one: counts them, and lists them where `list` is given.
@@ -43,60 +49,65 @@ int32_t walk_tiles(const uint8_t* need, int32_t image, const Grid& grid, Positio
 void count_image(const Grid& grid, GridState& state, int64_t image) {
   const int64_t area = int64_t{grid.height} * grid.width;
   const uint8_t* need = state.need + image * area;
-  int32_t sum = 0;
-  for (int64_t p = 0; p < area; ++p) sum += need[p];
-  state.image_counts[image] = sum;
+  state.image_counts[image] = static_cast<int32_t>(ones(need, area));
   if (state.tiles) state.tile_counts[image] = walk_tiles(need, static_cast<int32_t>(image), grid, nullptr);
 }
 
-// The lists of a grid whose `need` and `image_counts` are there.
+// The lists of a grid whose `need` and counts are there. Nobody walks a list of all positions, or of none.
 void list_grid(Worker& worker, int32_t id) {
   Run& run = worker.run;
   GridState& state = run.context.grids[id];
   const Grid& grid = run.plan.grids[id];
-  const int64_t area = int64_t{grid.height} * grid.width;
-  worker.share(run.call.images, [&](int64_t image) {
-    int64_t before = 0;
+  const int64_t images = run.call.images, area = int64_t{grid.height} * grid.width;
+  int64_t open = 0, tiles = 0;
+  for (int64_t i = 0; i < images; ++i) open += state.image_counts[i];
+  for (int64_t i = 0; state.tiles && i < images; ++i) tiles += state.tile_counts[i];
+  if (worker.id == 0) {
+    state.open_count = open;
+    state.tile_count = tiles;
+  }
+  if (open == 0 || open == images * area || (!state.open && !state.closed && !state.tiles)) return;
+  worker.share(images, [&](int64_t image) {
+    int64_t before = 0, tiles_before = 0;
     for (int64_t i = 0; i < image; ++i) before += state.image_counts[i];
+    for (int64_t i = 0; state.tiles && i < image; ++i) tiles_before += state.tile_counts[i];
     const uint8_t* need = state.need + image * area;
-    const int64_t open = state.image_counts[image];
+    const int64_t own_open = state.image_counts[image];
     const auto own = static_cast<int32_t>(image);
-    list_image(need, 1, own, grid.height, grid.width, open, state.open + before);
-    if (state.closed) list_image(need, 0, own, grid.height, grid.width, area - open, state.closed + image * area - before);
-    if (image == run.call.images - 1) state.open_count = before + open;
-    if (!state.tiles) return;
-    int64_t tiles_before = 0;
-    for (int64_t i = 0; i < image; ++i) tiles_before += state.tile_counts[i];
-    const int32_t tiles = walk_tiles(need, own, grid, state.tiles + tiles_before);
-    if (image == run.call.images - 1) state.tile_count = tiles_before + tiles;
+    if (state.open) list_image(need, 1, own, grid.height, grid.width, own_open, state.open + before);
+    if (state.closed) list_image(need, 0, own, grid.height, grid.width, area - own_open, state.closed + image * area - before);
+    if (state.tiles) walk_tiles(need, own, grid, state.tiles + tiles_before);
   });
 }
 
-// Marks what a convolution reads for the open outputs of one image.
-void dilate_image(const uint8_t* from, const Grid& out, const Conv& conv, uint8_t* to, const Grid& in) {
+// to[x * step + shift] |= from[x] wherever that lies within the line.
+void mark_shifted(const uint8_t* __restrict from, int32_t count, int32_t shift, int32_t step, uint8_t* __restrict to, int32_t width) {
+  if (width - 1 - shift < 0) return;
+  const int32_t first = shift < 0 ? (-shift + step - 1) / step : 0, end = std::min(count, (width - 1 - shift) / step + 1);
+  if (step == 1)
+    for (int32_t x = first; x < end; ++x) to[x + shift] |= from[x];
+  else
+    for (int32_t x = first; x < end; ++x) to[x * step + shift] |= from[x];
+}
+
+// Marks what a convolution reads for the open outputs of one image: along the lines first, then across them. `line` has room
+// for one of the input.
+void dilate_image(const uint8_t* from, const Grid& out, const Conv& conv, uint8_t* to, const Grid& in, uint8_t* line) {
   std::memset(to, 0, int64_t{in.height} * in.width);
-  for (int32_t oy = 0; oy < out.height; ++oy) {
-    const uint8_t* line = from + int64_t{oy} * out.width;
+  for (int32_t oy = 0; oy < out.height; ++oy, from += out.width) {
+    std::memset(line, 0, in.width);
+    for (int j = 0; j < conv.kernel[1]; ++j)
+      mark_shifted(from, out.width, j * conv.dilation[1] - conv.padding[1], conv.stride[1], line, in.width);
     for (int i = 0; i < conv.kernel[0]; ++i) {
-      const int32_t y = oy * conv.stride[0] - conv.padding[0] + i * conv.dilation[0];
-      if (y < 0 || y >= in.height) continue;
-      uint8_t* target = to + int64_t{y} * in.width;
-      for (int j = 0; j < conv.kernel[1]; ++j) {
-        const int32_t shift = j * conv.dilation[1] - conv.padding[1], step = conv.stride[1];
-        int32_t first = shift < 0 ? (-shift + step - 1) / step : 0;
-        const int32_t end = std::min(out.width, (in.width - 1 - shift) / step + 1);
-        if (in.width - 1 - shift < 0) continue;
-        if (step == 1) {
-          for (int32_t x = first; x < end; ++x) target[x + shift] |= line[x];
-        } else {
-          for (int32_t x = first; x < end; ++x) target[x * step + shift] |= line[x];
-        }
-      }
+      const int64_t y = int64_t{oy} * conv.stride[0] - conv.padding[0] + int64_t{i} * conv.dilation[0];
+      if (y >= 0 && y < in.height) mark_shifted(line, in.width, 0, 1, to + y * in.width, in.width);
     }
   }
 }
 
 }  // namespace
+
+int64_t scratch_dilate(const Plan& plan, const Step& step) { return plan.grids[step.grid2].width; }
 
 void step_threshold(Worker& worker, const Step& step) {
   Run& run = worker.run;
@@ -109,9 +120,9 @@ void step_threshold(Worker& worker, const Step& step) {
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = state.need + image * area;
     if (forced) {
-      for (int64_t p = 0; p < area; ++p) need[p] = forced[image * area + p] != 0;
+      decide(area, need, forced + image * area, [](uint8_t f) { return f != 0; });
     } else {
-      for (int64_t p = 0; p < area; ++p) need[p] = logits[image * area + p] >= threshold;
+      decide(area, need, logits + image * area, [=](float logit) { return logit >= threshold; });
     }
     count_image(grid, state, image);
   });
@@ -129,9 +140,9 @@ void step_dilate(Worker& worker, const Step& step) {
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = to.need + image * in_area;
     if (forced) {
-      for (int64_t p = 0; p < in_area; ++p) need[p] = forced[image * in_area + p] != 0;
+      decide(in_area, need, forced + image * in_area, [](uint8_t f) { return f != 0; });
     } else {
-      dilate_image(from.need + image * out_area, out, run.conv(step.conv[0]), need, in);
+      dilate_image(from.need + image * out_area, out, run.conv(step.conv[0]), need, in, reinterpret_cast<uint8_t*>(worker.scratch));
     }
     count_image(in, to, image);
   });

@@ -42,8 +42,9 @@ struct Listed {
   Listed(const Run& run, const Step& step) : count(run.rows(step.out)) {
     if (step.grid < 0) return;
     const GridState& grid = run.context.grids[step.grid];
-    list = step.closed ? grid.closed : grid.open;
-    count = step.closed ? count - grid.open_count : grid.open_count;
+    const int64_t listed = step.closed ? count - grid.open_count : grid.open_count;
+    if (listed < count) list = step.closed ? grid.closed : grid.open;
+    count = listed;
   }
   int64_t operator[](int64_t index) const { return list ? list[index].row : index; }
 };
