@@ -55,9 +55,10 @@ int64_t scratch_bytes(const Plan& plan) {
   return (most + kSlack + 4095) / 4096 * 4096;
 }
 
-// Bytes that all threads share during a step.
+// Bytes that all threads share during a step that takes so many images.
 int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
   int64_t most = 0;
+  if (images == 0) return 0;
   for (const Step& step : plan.steps) {
     if (step.kind == kInverted) most = std::max(most, shared_inverted(plan, step, images, threads));
     if (step.kind == kGate) most = std::max(most, shared_gate(plan, step, images));
@@ -93,18 +94,18 @@ bool walks_open(const Step& step) {
 }
 
 // Lays the masks out in one region; false when there is no memory.
-bool place_masks(const Plan& plan, Context& context, int64_t images) {
+bool place_masks(const Plan& plan, Arena& arena, int64_t images) {
   const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   for (int pass = 0; pass < 2; ++pass) {
     int64_t at = 0;
     const auto take = [&](int64_t bytes) {
-      char* from = pass ? context.masks.data() + at : nullptr;
+      char* from = pass ? arena.masks.data() + at : nullptr;
       at += rounded(bytes);
       return from;
     };
     for (size_t g = 0; g < plan.grids.size(); ++g) {
       const int64_t count = images * plan.grids[g].height * plan.grids[g].width;
-      GridState& state = context.grids[g];
+      GridState& state = arena.batch.grids[g];
       state.need = reinterpret_cast<uint8_t*>(take(count));
       state.open = plan.walked[g] ? reinterpret_cast<Position*>(take(count * sizeof(Position))) : nullptr;
       state.closed = plan.grids[g].closed ? reinterpret_cast<Position*>(take(count * sizeof(Position))) : nullptr;
@@ -116,11 +117,49 @@ bool place_masks(const Plan& plan, Context& context, int64_t images) {
       state.open_count = state.tile_count = 0;
     }
     if (pass == 0) {
-      if (!context.masks.reserve(at + kSlack)) return false;
+      if (!arena.masks.reserve(at + kSlack)) return false;
       // Whatever a run does first, it finds closed masks there and no garbage.
-      std::memset(context.masks.data(), 0, at);
+      std::memset(arena.masks.data(), 0, at);
     }
   }
+  return true;
+}
+
+// The masks of some images of the batch.
+Context window_of(const Plan& plan, const Context& batch, int64_t first, int64_t images) {
+  Context window{first, images, batch.grids};
+  for (size_t g = 0; g < plan.grids.size(); ++g) {
+    const Grid& grid = plan.grids[g];
+    const int64_t before = first * grid.height * grid.width;
+    GridState& state = window.grids[g];
+    state.need += before;
+    if (state.open) state.open += before;
+    if (state.closed) state.closed += before;
+    if (state.tiles) state.tiles += first * ((grid.height + 1) / 2) * ((grid.width + 1) / 2);
+    state.image_counts += first;
+    state.tile_counts += first;
+  }
+  return window;
+}
+
+// Everything in an arena that depends on the number of images; false when there is no memory.
+bool lay_out(const Plan& plan, Arena& arena, int64_t images) {
+  arena.batch.images = 0;  // until all is there
+  arena.batch.grids.resize(plan.grids.size());
+  arena.stages = stages_of(plan, images);
+  arena.windows.clear();
+  if (!arena.values.reserve(plan.data.arena_bytes * images + kSlack) || !place_masks(plan, arena, images)) return false;
+  int64_t parts = 1, most = 0;
+  for (const Stage& stage : arena.stages) {
+    std::vector<Context>& windows = arena.windows.emplace_back();
+    for (int64_t first = 0; first < images; first += stage.images)
+      windows.push_back(window_of(plan, arena.batch, first, std::min(stage.images, images - first)));
+    parts = std::max(parts, static_cast<int64_t>(windows.size()));
+    most = std::max(most, stage.images);
+  }
+  const int64_t counters = int64_t(plan.steps.size()) * parts * kPhases * sizeof(std::atomic<int64_t>);
+  if (!arena.counters.reserve(counters + 64) || (most && !arena.window.reserve(plan.data.arena_bytes * most + kSlack))) return false;
+  arena.batch.images = images;
   return true;
 }
 
@@ -128,12 +167,12 @@ void say(char* error, int64_t size, const std::string& text) {
   if (error && size > 0) std::snprintf(error, size, "%s", text.c_str());
 }
 
-int64_t bytes_of(const Context& context) {
-  return context.arena.bytes() + context.masks.bytes() + context.scratch.bytes() + context.counters.bytes();
+int64_t bytes_of(const Arena& arena) {
+  return arena.values.bytes() + arena.window.bytes() + arena.masks.bytes() + arena.scratch.bytes() + arena.counters.bytes();
 }
 
-std::string check_call(const Plan& plan, const Context& context, const Call& call) {
-  if (call.images < 1 || call.images != context.images) return "the number of images is not that of the context";
+std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
+  if (call.images < 1 || call.images != arena.batch.images) return "the number of images is not that of the context";
   if (call.first < 0 || call.last > static_cast<int32_t>(plan.steps.size()) || call.first > call.last)
     return "the range of steps lies outside the plan";
   if (call.threads < 1 || call.threads > kMostThreads) return "a run takes 1 to " + std::to_string(kMostThreads) + " threads";
@@ -151,23 +190,64 @@ std::string check_call(const Plan& plan, const Context& context, const Call& cal
   return "";
 }
 
-void work(Run& run, int id, int threads, char* scratch, char* shared, const float* zeros) {
-  Worker worker{run, id, threads, scratch, shared, zeros};
+// The runs that a call is made of: stages that it holds whole in windows, everything else for the whole batch.
+std::vector<Run> runs_of(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier) {
+  std::vector<Run> runs;
+  auto* counters = reinterpret_cast<std::atomic<int64_t>*>(arena.counters.data());
+  const auto add = [&](Context& context, const Stage* stage, int32_t first, int32_t last) {
+    Call own = call;
+    own.images = context.images;
+    runs.push_back(Run{plan, context, own, barrier, counters, arena, stage, first, last});
+    const int64_t count = int64_t{last - first} * kPhases;
+    for (int64_t i = 0; i < count; ++i) new (counters + i) std::atomic<int64_t>(0);
+    counters += count;
+  };
+  int32_t at = call.first;
+  for (size_t s = 0; s < arena.stages.size(); ++s) {
+    const Stage& stage = arena.stages[s];
+    if (stage.first < call.first || stage.last > call.last) continue;
+    if (at < stage.first) add(arena.batch, nullptr, at, stage.first);
+    for (Context& window : arena.windows[s]) add(window, &stage, stage.first, stage.last);
+    at = stage.last;
+  }
+  if (at < call.last) add(arena.batch, nullptr, at, call.last);
+  return runs;
+}
+
+void work(std::vector<Run>& runs, int id, int threads, char* scratch, char* shared, const float* zeros) {
   // From the end of one step to the end of the next: a thread that comes late must not hide what the others did.
   using Clock = std::chrono::steady_clock;
   Clock::time_point last = Clock::now();
-  for (int32_t i = run.call.first; i < run.call.last; ++i) {
-    const Step& step = run.plan.steps[i];
-    worker.step = i;
-    worker.phase = 0;
-    function_of(step.kind)(worker, step);
-    worker.barrier();
-    if (run.call.step_ns && id == 0) {
-      const auto now = Clock::now();
-      run.call.step_ns[i] = std::chrono::duration<double, std::nano>(now - last).count();
-      last = now;
+  for (Run& run : runs) {
+    Worker worker{run, id, threads, scratch, shared, zeros};
+    for (int32_t i = run.first; i < run.last; ++i) {
+      const Step& step = run.plan.steps[i];
+      worker.step = i;
+      worker.phase = 0;
+      function_of(step.kind)(worker, step);
+      worker.barrier();
+      if (run.call.step_ns && id == 0) {
+        const auto now = Clock::now();
+        run.call.step_ns[i] += std::chrono::duration<double, std::nano>(now - last).count();
+        last = now;
+      }
     }
   }
+}
+
+// The batch counts what its windows have opened.
+void count_open(const std::vector<Run>& runs, Arena& arena, const Call& call) {
+  for (const Run& run : runs) {
+    if (!run.stage) continue;
+    for (int32_t i = run.first; i < run.last; ++i) {
+      const Step& step = run.plan.steps[i];
+      const int32_t grid = step.kind == kThreshold ? step.grid : step.kind == kDilate ? step.grid2 : -1;
+      if (grid < 0) continue;
+      int64_t& open = arena.batch.grids[grid].open_count;
+      open = (run.context.first ? open : 0) + run.context.grids[grid].open_count;
+    }
+  }
+  for (size_t g = 0; call.open_rows && g < arena.batch.grids.size(); ++g) call.open_rows[g] = arena.batch.grids[g].open_count;
 }
 
 }  // namespace
@@ -210,7 +290,7 @@ void Region::release() {
 }
 
 Plan::~Plan() {
-  for (Context* context : free_contexts) delete context;
+  for (Arena* arena : free_arenas) delete arena;
 }
 
 void Barrier::wait() {
@@ -262,24 +342,24 @@ void dynaconv_plan_destroy(void* plan) { delete static_cast<Plan*>(plan); }
 void* dynaconv_plan_acquire(void* handle, int64_t images) try {
   Plan& plan = *static_cast<Plan*>(handle);
   if (images < 1 || images > most_images(plan)) return nullptr;
-  std::unique_ptr<Context> context;
+  std::unique_ptr<Arena> arena;
   {
     const std::lock_guard<std::mutex> lock(plan.mutex);
-    if (!plan.free_contexts.empty()) {
-      context.reset(plan.free_contexts.back());
-      plan.free_contexts.pop_back();
-      plan.held_bytes -= bytes_of(*context);
+    if (!plan.free_arenas.empty()) {
+      arena.reset(plan.free_arenas.back());
+      plan.free_arenas.pop_back();
+      plan.held_bytes -= bytes_of(*arena);
     }
   }
-  if (!context) context = std::make_unique<Context>();
-  context->grids.resize(plan.grids.size());
-  const int64_t counters = int64_t(plan.steps.size()) * kPhases * sizeof(std::atomic<int64_t>);
-  if (!context->arena.reserve(plan.data.arena_bytes * images + kSlack) || !context->counters.reserve(counters + 64) ||
-      (context->images != images && !place_masks(plan, *context, images)))
-    return nullptr;
-  context->images = images;
-  for (GridState& grid : context->grids) grid.open_count = grid.tile_count = 0;
-  return context.release();
+  if (!arena) arena = std::make_unique<Arena>();
+  if (arena->batch.images != images && !lay_out(plan, *arena, images)) return nullptr;
+  const auto forget = [](Context& context) {
+    for (GridState& grid : context.grids) grid.open_count = grid.tile_count = 0;
+  };
+  forget(arena->batch);
+  for (std::vector<Context>& windows : arena->windows)
+    for (Context& window : windows) forget(window);
+  return arena.release();
 } catch (const std::bad_alloc&) {
   return nullptr;
 }
@@ -288,18 +368,18 @@ int64_t dynaconv_plan_most_images(void* plan) { return most_images(*static_cast<
 
 void dynaconv_plan_release(void* handle, void* context) {
   Plan& plan = *static_cast<Plan*>(handle);
-  std::unique_ptr<Context> owned(static_cast<Context*>(context));
+  std::unique_ptr<Arena> owned(static_cast<Arena*>(context));
   const std::lock_guard<std::mutex> lock(plan.mutex);
-  plan.free_contexts.push_back(owned.get());
+  plan.free_arenas.push_back(owned.get());
   plan.held_bytes += bytes_of(*owned);
   owned.release();
 }
 
 void* dynaconv_plan_value(void* handle, void* context, int32_t value) {
   const Plan& plan = *static_cast<Plan*>(handle);
-  const Context& own = *static_cast<Context*>(context);
+  const Arena& own = *static_cast<Arena*>(context);
   if (value < 0 || value >= plan.data.value_count || plan.values[value].external >= 0) return nullptr;
-  return own.arena.data() + plan.values[value].offset * own.images;
+  return own.values.data() + plan.values[value].offset * own.batch.images;
 }
 
 int64_t dynaconv_plan_memory(void* handle) {
@@ -308,28 +388,35 @@ int64_t dynaconv_plan_memory(void* handle) {
   return plan.held_bytes;
 }
 
-int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char* error, int64_t error_size) try {
+void dynaconv_plan_limits(void* handle, int64_t batch, int64_t window, int32_t steps) {
+  static_cast<Plan*>(handle)->limits = {std::max<int64_t>(0, batch), std::max<int64_t>(1, window), std::max(1, steps)};
+}
+
+int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error, int64_t error_size) try {
   const Plan& plan = *static_cast<Plan*>(handle);
-  Context& context = *static_cast<Context*>(context_handle);
-  const std::string reason = check_call(plan, context, *call);
+  Arena& arena = *static_cast<Arena*>(context);
+  const std::string reason = check_call(plan, arena, *call);
   if (!reason.empty()) {
     say(error, error_size, reason);
     return 1;
   }
   const int threads = call->threads;
   const int64_t scratch = scratch_bytes(plan), zeros = (widest(plan) * 4 + 63) / 64 * 64;
-  if (!context.scratch.reserve(scratch * threads + zeros + shared_bytes(plan, call->images, threads))) {
+  int64_t common = shared_bytes(plan, call->images, threads);
+  for (const Stage& stage : arena.stages)
+    for (const int64_t images : {stage.images, call->images % stage.images}) common = std::max(common, shared_bytes(plan, images, threads));
+  if (!arena.scratch.reserve(scratch * threads + zeros + common)) {
     say(error, error_size, "out of memory");
     return 1;
   }
-  auto* counters = reinterpret_cast<std::atomic<int64_t>*>(context.counters.data());
-  for (int64_t i = int64_t(call->first) * kPhases; i < int64_t(call->last) * kPhases; ++i) new (counters + i) std::atomic<int64_t>(0);
-  char* const blocks = context.scratch.data();
+  char* const blocks = arena.scratch.data();
   float* const zero = reinterpret_cast<float*>(blocks + scratch * threads);
   char* const shared = blocks + scratch * threads + zeros;
   std::memset(zero, 0, zeros);
+  if (call->step_ns) std::fill(call->step_ns + call->first, call->step_ns + call->last, 0.0);
   Barrier barrier(threads);
-  Run run{plan, context, *call, barrier, counters};
+  std::vector<Run> runs = runs_of(plan, arena, *call, barrier);
+  bool done = false;
 #ifdef _OPENMP
   if (threads > 1) {
     int granted = 1;
@@ -337,19 +424,14 @@ int dynaconv_plan_run(void* handle, void* context_handle, const Call* call, char
     {
 #pragma omp single
       granted = omp_get_num_threads();
-      if (granted == threads) work(run, omp_get_thread_num(), threads, blocks + scratch * omp_get_thread_num(), shared, zero);
+      if (granted == threads) work(runs, omp_get_thread_num(), threads, blocks + scratch * omp_get_thread_num(), shared, zero);
     }
-    if (granted == threads) {
-      if (call->open_rows)
-        for (size_t g = 0; g < plan.grids.size(); ++g) call->open_rows[g] = context.grids[g].open_count;
-      return 0;
-    }
+    done = granted == threads;
   }
 #endif
   // Inside another parallel region OpenMP may give one thread only.
-  work(run, 0, 1, blocks, shared, zero);
-  if (call->open_rows)
-    for (size_t g = 0; g < plan.grids.size(); ++g) call->open_rows[g] = context.grids[g].open_count;
+  if (!done) work(runs, 0, 1, blocks, shared, zero);
+  count_open(runs, arena, *call);
   return 0;
 } catch (const std::bad_alloc&) {
   say(error, error_size, "out of memory");

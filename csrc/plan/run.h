@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "plan.h"
+#include "stages.h"
 
 constexpr int kPhases = 4;        // parallel loops within one step
 constexpr int64_t kSlack = 256;   // bytes past every region that vector reads may touch
@@ -52,10 +53,18 @@ class Region {
   int64_t bytes_ = 0;
 };
 
+// Neighbouring images that steps take together: the whole batch, or a window of a stage.
 struct Context {
-  int64_t images = 0;
-  Region arena, masks, scratch, counters;
+  int64_t first = 0, images = 0;
   std::vector<GridState> grids;
+};
+
+// What a forward holds.
+struct Arena {
+  Context batch;
+  Region values, window, masks, scratch, counters;
+  std::vector<Stage> stages;
+  std::vector<std::vector<Context>> windows;  // of each stage
 };
 
 struct Plan {
@@ -66,8 +75,9 @@ struct Plan {
   std::vector<Step> steps;
   std::vector<bool> walked;         // of each grid: some step walks the list of its open positions
   std::vector<Region> gate_panels;  // of each step; empty where it is no gate, or takes another way
+  WindowLimits limits;
   std::mutex mutex;
-  std::vector<Context*> free_contexts;
+  std::vector<Arena*> free_arenas;
   int64_t held_bytes = 0;
   ~Plan();
 };
@@ -84,23 +94,38 @@ class Barrier {
   std::atomic<int> round_{0};
 };
 
+inline int64_t element_bytes(int dtype) { return dtype == kBfloat16 ? 2 : 4; }
+
+// Steps [first, last) for some images; `call` has their number.
 struct Run {
   const Plan& plan;
   Context& context;
-  const Call& call;
+  const Call call;
   Barrier& barrier;
-  std::atomic<int64_t>* counters;  // [steps][kPhases]
+  std::atomic<int64_t>* counters;  // [last - first][kPhases]
+  const Arena& arena;
+  const Stage* stage;              // null: the whole batch
+  int32_t first, last;
 
   const Value& value(int32_t id) const { return plan.values[id]; }
   const Conv& conv(int32_t id) const { return plan.convs[id]; }
+  // The first row of these images.
   char* data(int32_t id) const {
     const Value& v = plan.values[id];
-    if (v.external >= 0) return static_cast<char*>(call.externals[v.external]);
-    return context.arena.data() + v.offset * call.images;
+    const int64_t pixels = context.first * v.height * v.width, row_bytes = v.stride * element_bytes(v.dtype);
+    if (v.external >= 0)
+      return static_cast<char*>(call.externals[v.external]) + pixels * (planes(id) ? v.channels * int64_t{sizeof(float)} : row_bytes);
+    if (stage && stage->inside[id]) return arena.window.data() + v.offset * call.images;
+    return arena.values.data() + v.offset * arena.batch.images + pixels * row_bytes;
   }
   bool planes(int32_t id) const {
     const Value& v = plan.values[id];
     return v.external >= 0 && call.external_planes[v.external] != 0;
+  }
+  // Decisions that replace those of a mask, or null.
+  const uint8_t* forced(int32_t grid) const {
+    const uint8_t* decisions = call.forced ? call.forced[grid] : nullptr;
+    return decisions ? decisions + context.first * plan.grids[grid].height * plan.grids[grid].width : nullptr;
   }
   // The mask of a step whose rows may be worth computing all: null where they are, or where there is no mask.
   const uint8_t* need(int32_t grid, float run_all_above) const {
@@ -116,8 +141,6 @@ struct Run {
   }
 };
 
-inline int64_t element_bytes(int dtype) { return dtype == kBfloat16 ? 2 : 4; }
-
 // One thread of a run.
 struct Worker {
   Run& run;
@@ -130,7 +153,7 @@ struct Worker {
   // Calls f(task) for every task once, on whichever thread is free.
   template <typename F>
   void share(int64_t tasks, F&& f) {
-    std::atomic<int64_t>& next = run.counters[step * kPhases + phase++];
+    std::atomic<int64_t>& next = run.counters[(step - run.first) * kPhases + phase++];
     if (threads == 1) {
       for (int64_t task = 0; task < tasks; ++task) f(task);
       return;

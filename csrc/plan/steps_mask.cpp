@@ -115,7 +115,7 @@ void step_threshold(Worker& worker, const Step& step) {
   GridState& state = run.context.grids[step.grid];
   const int64_t area = int64_t{grid.height} * grid.width;
   const float* logits = reinterpret_cast<const float*>(run.data(step.in));
-  const uint8_t* forced = run.call.forced ? run.call.forced[step.grid] : nullptr;
+  const uint8_t* forced = run.forced(step.grid);
   const float threshold = step.floats[0];
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = state.need + image * area;
@@ -136,7 +136,7 @@ void step_dilate(Worker& worker, const Step& step) {
   const GridState& from = run.context.grids[step.grid];
   GridState& to = run.context.grids[step.grid2];
   const int64_t out_area = int64_t{out.height} * out.width, in_area = int64_t{in.height} * in.width;
-  const uint8_t* forced = run.call.forced ? run.call.forced[step.grid2] : nullptr;
+  const uint8_t* forced = run.forced(step.grid2);
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = to.need + image * in_area;
     if (forced) {
