@@ -149,16 +149,14 @@ bool lay_out(const Plan& plan, Arena& arena, int64_t images) {
   arena.stages = stages_of(plan, images);
   arena.windows.clear();
   if (!arena.values.reserve(plan.data.arena_bytes * images + kSlack) || !place_masks(plan, arena, images)) return false;
-  int64_t parts = 1, most = 0;
+  int64_t most = 0;
   for (const Stage& stage : arena.stages) {
     std::vector<Context>& windows = arena.windows.emplace_back();
     for (int64_t first = 0; first < images; first += stage.images)
       windows.push_back(window_of(plan, arena.batch, first, std::min(stage.images, images - first)));
-    parts = std::max(parts, static_cast<int64_t>(windows.size()));
     most = std::max(most, stage.images);
   }
-  const int64_t counters = int64_t(plan.steps.size()) * parts * kPhases * sizeof(std::atomic<int64_t>);
-  if (!arena.counters.reserve(counters + 64) || (most && !arena.window.reserve(plan.data.arena_bytes * most + kSlack))) return false;
+  if (most && !arena.window.reserve(plan.data.arena_bytes * most + kSlack)) return false;
   arena.batch.images = images;
   return true;
 }
@@ -193,14 +191,10 @@ std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
 // The runs that a call is made of: stages that it holds whole in windows, everything else for the whole batch.
 std::vector<Run> runs_of(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier) {
   std::vector<Run> runs;
-  auto* counters = reinterpret_cast<std::atomic<int64_t>*>(arena.counters.data());
   const auto add = [&](Context& context, const Stage* stage, int32_t first, int32_t last) {
     Call own = call;
     own.images = context.images;
-    runs.push_back(Run{plan, context, own, barrier, counters, arena, stage, first, last});
-    const int64_t count = int64_t{last - first} * kPhases;
-    for (int64_t i = 0; i < count; ++i) new (counters + i) std::atomic<int64_t>(0);
-    counters += count;
+    runs.push_back(Run{plan, context, own, barrier, nullptr, arena, stage, first, last});
   };
   int32_t at = call.first;
   for (size_t s = 0; s < arena.stages.size(); ++s) {
@@ -212,6 +206,21 @@ std::vector<Run> runs_of(const Plan& plan, Arena& arena, const Call& call, Barri
   }
   if (at < call.last) add(arena.batch, nullptr, at, call.last);
   return runs;
+}
+
+// Gives every run its counters, all zero; false when there is no memory.
+bool count_from_zero(std::vector<Run>& runs, Region& region, int threads) {
+  const auto count = [=](const Run& run) { return int64_t{run.last - run.first} * kPhases * threads; };
+  int64_t all = 0;
+  for (const Run& run : runs) all += count(run);
+  if (!region.reserve(all * static_cast<int64_t>(sizeof(std::atomic<int64_t>)) + kSlack)) return false;
+  auto* counters = reinterpret_cast<std::atomic<int64_t>*>(region.data());
+  for (int64_t i = 0; i < all; ++i) new (counters + i) std::atomic<int64_t>(0);
+  for (Run& run : runs) {
+    run.counters = counters;
+    counters += count(run);
+  }
+  return true;
 }
 
 void work(std::vector<Run>& runs, int id, int threads, char* scratch, char* shared, const float* zeros) {
@@ -405,7 +414,9 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
   int64_t common = shared_bytes(plan, call->images, threads);
   for (const Stage& stage : arena.stages)
     for (const int64_t images : {stage.images, call->images % stage.images}) common = std::max(common, shared_bytes(plan, images, threads));
-  if (!arena.scratch.reserve(scratch * threads + zeros + common)) {
+  Barrier barrier(threads);
+  std::vector<Run> runs = runs_of(plan, arena, *call, barrier);
+  if (!arena.scratch.reserve(scratch * threads + zeros + common) || !count_from_zero(runs, arena.counters, threads)) {
     say(error, error_size, "out of memory");
     return 1;
   }
@@ -414,8 +425,6 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
   char* const shared = blocks + scratch * threads + zeros;
   std::memset(zero, 0, zeros);
   if (call->step_ns) std::fill(call->step_ns + call->first, call->step_ns + call->last, 0.0);
-  Barrier barrier(threads);
-  std::vector<Run> runs = runs_of(plan, arena, *call, barrier);
   bool done = false;
 #ifdef _OPENMP
   if (threads > 1) {

@@ -102,7 +102,7 @@ struct Run {
   Context& context;
   const Call call;
   Barrier& barrier;
-  std::atomic<int64_t>* counters;  // [last - first][kPhases]
+  std::atomic<int64_t>* counters;  // [last - first][kPhases][threads]
   const Arena& arena;
   const Stage* stage;              // null: the whole batch
   int32_t first, last;
@@ -150,15 +150,20 @@ struct Worker {
   const float* const zeros;  // as long as the widest value, all 0 (of any dtype)
   int step = 0, phase = 0;
 
-  // Calls f(task) for every task once, on whichever thread is free.
+  // Calls f(task) for every task once. Every thread begins with a share of its own, the same part of the tasks in every step:
+  // what it wrote in the step before is in its own cache. Who is done helps the others.
   template <typename F>
   void share(int64_t tasks, F&& f) {
-    std::atomic<int64_t>& next = run.counters[(step - run.first) * kPhases + phase++];
     if (threads == 1) {
       for (int64_t task = 0; task < tasks; ++task) f(task);
       return;
     }
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(task);
+    std::atomic<int64_t>* const next = run.counters + ((step - run.first) * kPhases + phase++) * threads;
+    for (int i = 0; i < threads; ++i) {
+      const int owner = id + i < threads ? id + i : id + i - threads;
+      const int64_t first = tasks * owner / threads, end = tasks * (owner + 1) / threads;
+      for (int64_t task; (task = first + next[owner].fetch_add(1, std::memory_order_relaxed)) < end;) f(task);
+    }
   }
   void barrier() {
     if (threads > 1) run.barrier.wait();
