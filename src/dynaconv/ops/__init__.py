@@ -6,6 +6,7 @@ from dynaconv.ops._registry import decompositions
 from dynaconv.ops.dynamic_conv2d import dynamic_conv2d, mix_kernels, per_sample_conv
 from dynaconv.ops.mask_ops import dilate, gumbel_mask, mask_logits
 from dynaconv.ops.masked_conv2d import masked_conv2d
+from dynaconv.ops.masked_mean import masked_mean
 from dynaconv.ops.masked_residual import PackedBranch, masked_residual
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "gumbel_mask",
     "mask_logits",
     "masked_conv2d",
+    "masked_mean",
     "masked_residual",
     "mix_kernels",
     "per_sample_conv",
