@@ -104,14 +104,13 @@ def _kernel_row(name: str) -> dict[str, Any]:
 def _gate_params(model: nn.Module) -> int:
     """Parameters that the default mask units would add."""
     from dynaconv import SpatialMasking
-    from dynaconv.convert import recognise
+    from dynaconv.convert import find_blocks
     from dynaconv.nn import Anatomy
 
     count = 0
-    for module in model.modules():
-        anatomy = recognise(module)
+    for name, anatomy in find_blocks(model).items():
         if isinstance(anatomy, Anatomy):
-            first = module.get_submodule(anatomy.steps[0].conv)
+            first = model.get_submodule(f"{name}.{anatomy.steps[0].conv}")
             gate = SpatialMasking().build_gate(first.in_channels, 1)
             count += sum(p.numel() for p in gate.parameters())
     return count

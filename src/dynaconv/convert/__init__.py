@@ -6,7 +6,7 @@ from dynaconv.convert.fuse import fuse_
 from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.gate_configs import ChannelGate, LayerGate, Narrow, RandomMasking
 from dynaconv.convert.halting import Halting, halting_stages
-from dynaconv.convert.handlers import HANDLERS, recognise
+from dynaconv.convert.handlers import HANDLERS, Refusal, find_blocks, recognise
 from dynaconv.convert.kernel_configs import (
     CondConv,
     DCDConv,
@@ -37,11 +37,13 @@ __all__ = [
     "Narrow",
     "ODConv",
     "RandomMasking",
+    "Refusal",
     "SpatialMasking",
     "WeightNetConv",
     "config_from_dict",
     "dynamic_layers",
     "dynamize_",
+    "find_blocks",
     "fuse_",
     "gates",
     "halting_stages",

@@ -6,7 +6,7 @@ from torch import nn
 
 from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.halting import revert_halting
-from dynaconv.convert.handlers import Refusal, recognise
+from dynaconv.convert.handlers import Refusal, find_blocks, recognise
 from dynaconv.convert.kernels import (
     KernelSite,
     apply_kernels,
@@ -17,6 +17,7 @@ from dynaconv.convert.kernels import (
 from dynaconv.convert.replace import replace_module
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
 from dynaconv.convert.rules import Config, Rules, as_rules, config_for
+from dynaconv.nn.dynamic_conv import DynamicLayer
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
 from dynaconv.nn.routed_block import RoutedBlock
@@ -67,9 +68,11 @@ def dynamize_(
     outcomes = _outcomes(model, found, plan)
     apply_kernels(model, plan)
     for name in masked:
-        # Read again: the convolutions in it may be dynamic now.
-        anatomy, gate_config = recognise(model.get_submodule(name)), masked[name][1]
-        assert isinstance(anatomy, Anatomy)
+        anatomy, gate_config = masked[name]
+        if any(isinstance(m, DynamicLayer) for m in model.get_submodule(name).modules()):
+            # Read again: the convolutions in it may be dynamic now.
+            anatomy = recognise(model.get_submodule(name))
+            assert isinstance(anatomy, Anatomy)
         replace_module(model, name, gate_config.wrap(model.get_submodule(name), anatomy, name))
     for config in dict.fromkeys(config for _, config in masked.values()):
         config.finish_(model, [name for name, (_, own) in masked.items() if own == config])
@@ -113,21 +116,16 @@ def _refuse_converted(model: nn.Module) -> None:
 
 
 def _find(model: nn.Module, rules: Rules) -> _Found:
-    """Verdict for every module that is or could be a block; blocks inside blocks are left alone."""
+    """Verdict for every module that is a residual block, in forward order; of nested ones the innermost."""
     found: _Found = {}
-    for name, module in model.named_modules():
-        if not name or any(name.startswith(taken + ".") for taken, v in found.items() if v is not None):
-            continue
-        verdict = recognise(module)
-        if verdict is None:
-            continue
+    for name, verdict in find_blocks(model).items():
         config = config_for(name, rules, GateConfig)
         if config is None:
             found[name] = Refusal(verdict.kind, "no rule asks for it")
         elif isinstance(verdict, Refusal):
             found[name] = verdict
         else:
-            reason = config.obstacle(model, name, _unrouted(module), verdict)
+            reason = config.obstacle(model, name, _unrouted(model.get_submodule(name)), verdict)
             found[name] = (verdict, config) if reason is None else Refusal(verdict.kind, reason)
     return found
 
@@ -166,8 +164,8 @@ def _nothing(model: nn.Module, found: _Found) -> str:
     why = "; ".join(sorted(reasons)) if reasons else "no residual block that a handler knows was found"
     return (
         f"{type(model).__name__} has nothing to convert: {why}. "
-        "Masks need residual blocks: CIFAR ResNets, timm and torchvision ResNets, MobileNetV2 (dc.convert.HANDLERS "
-        "adds others); dynamic kernels need convolutions that a config's scope or a rule by name covers"
+        "Masks need residual blocks, whose forward adds a feature map to a branch of convolutions (docs/networks.md); "
+        "dynamic kernels need convolutions that a config's scope or a rule by name covers"
     )
 
 

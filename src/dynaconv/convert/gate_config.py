@@ -34,12 +34,8 @@ class GateConfig:
 
     def with_gate(self, masked: MaskedBlock) -> MaskedBlock:
         """Build the gate that fits the block and put it in."""
-        convs = masked.convs
-        stride = 1
-        for conv in convs:
-            stride *= conv.stride[0]
-        reference = convs[0].weight
-        gate = self.build_gate(convs[0].in_channels, stride)
+        reference = next(masked.block.parameters())
+        gate = self.build_gate(masked.in_channels, masked.stride)
         masked.gate = gate.to(reference.device, reference.dtype).train(masked.training)
         return masked
 

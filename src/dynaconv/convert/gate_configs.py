@@ -77,7 +77,9 @@ class _ChannelConfig(GateConfig):
     groups: int
 
     def obstacle(self, model: nn.Module, name: str, block: nn.Module, anatomy: Anatomy) -> str | None:
-        """Branches whose hidden maps do not share their channels."""
+        """Branches whose hidden maps do not share their channels, or that have more than convolutions in them."""
+        if anatomy.program is not None:
+            return "its branch is more than convolutions, norms and activations, which channel gates cut channels from"
         return channel_obstacle([block.get_submodule(step.conv) for step in anatomy.steps])
 
     def wrap(self, block: nn.Module, anatomy: Anatomy, name: str) -> MaskedBlock:

@@ -70,12 +70,19 @@ class Halting(GateConfig):
             )
         if next(iter(holder._modules)) == leaf:
             return "the first unit of its stage always runs"
-        if anatomy.shortcut is not None or any(
-            tuple(block.get_submodule(step.conv).stride) != (1, 1) for step in anatomy.steps
+        if (
+            anatomy.shortcut is not None
+            or any(
+                tuple(getattr(block.get_submodule(step.conv), "stride", (1, 1))) != (1, 1)
+                for step in anatomy.steps
+            )
+            or _changes_shape(anatomy)
         ):
             return (
                 "it changes resolution or channels, so it is the first unit of its stage, which always runs"
             )
+        if _changes_halted(block, anatomy):
+            return "what follows its addition would change positions that have halted"
         act = None if anatomy.act is None else activation_name(block.get_submodule(anatomy.act))
         if act not in (None, "none", "relu", "relu6"):
             return f"its final activation {act} would change positions that have halted"
@@ -93,6 +100,22 @@ class Halting(GateConfig):
         return (
             "halting for each position (SACT)" if self.level == "position" else "halting for each image (ACT)"
         )
+
+
+def _changes_shape(anatomy: Anatomy) -> bool:
+    program = anatomy.program
+    return program is not None and (program.stride != 1 or any(op.weights for op in program.before))
+
+
+def _changes_halted(block: nn.Module, anatomy: Anatomy) -> bool:
+    """Something other than a ReLU stands behind the addition of a block that is more than a chain."""
+    if anatomy.is_chain:
+        return False
+    names = [
+        activation_name(block.get_submodule(op.target)) if op.call == "module" else None
+        for op in anatomy.program.after
+    ]
+    return anatomy.program.replaces or any(name not in ("none", "relu", "relu6") for name in names)
 
 
 def revert_halting(model: nn.Module) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynaconv.nn.channel_block import ChannelBlock, conv_share
-from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import MaskedBlock
 from dynaconv.ops._conv import Geometry
-from dynaconv.ops.mask_ops import branch_masks, branch_sizes
+from dynaconv.ops.mask_ops import branch_sizes
 
 
 @dataclass(frozen=True)
@@ -44,53 +43,43 @@ class BlockCost:
         return sum(c.mask[0].numel() * c.macs_per_position for c in self.convs)
 
 
-def conv_macs_per_position(conv: nn.Module) -> int:
-    """kh * kw * C_in * C_out / groups, plus C_out for a bias; the kernel of one sample where it is dynamic."""
-    if isinstance(conv, DynamicConv):
-        return conv.kernel_numel
-    return conv.weight.numel() + (0 if conv.bias is None else conv.out_channels)
-
-
 def block_cost(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> BlockCost:
     """Cost of a block that was given an input of `size` = (H, W) and decided `mask`.
 
     mask: [N, 1, h, w], or the decisions [N, G, 1, 1] of a `ChannelBlock`; a convolution's mask is then the share of its
     multiply-adds that is executed, at every position.
     """
-    convs = block.convs
-    geometries = [Geometry.of(conv) for conv in convs]
     if isinstance(block, ChannelBlock):
-        return _channel_cost(block, mask, branch_sizes(size, geometries)[1:])
-    needs = _needs(block, mask.as_subclass(Tensor), branch_sizes(size, geometries), geometries)
-    names = block.conv_paths
+        return _channel_cost(block, mask, size)
+    needs = _needs(block, mask.as_subclass(Tensor), size)
     return BlockCost(
         tuple(
-            ConvCost(name, need, conv_macs_per_position(conv))
-            for name, need, conv in zip(names, needs, convs, strict=True)
+            ConvCost(name, need, macs)
+            for name, need, macs in zip(block.conv_paths, needs, block.macs_per_position, strict=True)
         )
     )
 
 
-def _needs(
-    block: MaskedBlock, mask: Tensor, sizes: list[tuple[int, int]], geometries: list[Geometry]
-) -> list[Tensor]:
+def _needs(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> list[Tensor]:
     if not (block.gate.scope == "image" and mask.requires_grad):
-        return branch_masks(mask, sizes, geometries, gradient=block.dilation_gradient)
+        return block.needs(mask, size, block.dilation_gradient)
     # One decision opens every position at once, so its gradient is what an open image needs.
     decision = mask[:, :, :1, :1]
     change = decision - decision.detach()
-    needs = branch_masks(mask.detach(), sizes, geometries)
-    full = branch_masks(torch.ones_like(mask[:1]), sizes, geometries)
+    needs, full = block.needs(mask.detach(), size), block.needs(torch.ones_like(mask[:1]), size)
     return [need + change * open_ for need, open_ in zip(needs, full, strict=True)]
 
 
-def _channel_cost(block: ChannelBlock, mask: Tensor, sizes: list[tuple[int, int]]) -> BlockCost:
+def _channel_cost(block: ChannelBlock, mask: Tensor, size: tuple[int, int]) -> BlockCost:
     kept = mask.double().mean(1, keepdim=True)
-    convs, names = block.convs, block.conv_paths
+    convs = block.convs
+    sizes = branch_sizes(size, [Geometry.of(conv) for conv in convs])[1:]
     shares = [conv_share(i, conv, len(convs) - 1, kept) for i, conv in enumerate(convs)]
     return BlockCost(
         tuple(
-            ConvCost(name, share.expand(-1, 1, *size), conv_macs_per_position(conv))
-            for name, share, size, conv in zip(names, shares, sizes, convs, strict=True)
+            ConvCost(name, share.expand(-1, 1, *grid), macs)
+            for name, share, grid, macs in zip(
+                block.conv_paths, shares, sizes, block.macs_per_position, strict=True
+            )
         )
     )

@@ -1,8 +1,8 @@
 """Counting the multiply-adds of a network that computes every position, operation by operation.
 
 Convolutions count kh * kw * C_in * C_out / groups per output position, plus C_out for a bias; linear layers
-in * out. Batch norm, activations, additions, pooling count nothing. Layers with a kernel per sample state their own
-cost: the convolution, mixing and routing apart.
+in * out. A linear layer over a map [N, h, w, C] is a 1x1 convolution. Batch norm, activations, additions, pooling
+count nothing. Layers with a kernel per sample state their own cost: the convolution, mixing and routing apart.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def count_dense(model: nn.Module, size: tuple[int, int, int], *, biases: bool = 
         torch.no_grad(),
         collect_masks(model) as masks,
         _kernel_costs(model) as kernels,
+        _linears_over_maps(model) as pointwise,
         counter,
     ):
         model(x)
@@ -95,6 +96,14 @@ def count_dense(model: nn.Module, size: tuple[int, int, int], *, biases: bool = 
             counts.convs[name] = convs // 2
         if others:
             counts.linears[name] = others // 2
+    for name, positions in pointwise.items():
+        layer = model.get_submodule(name)
+        bias = layer.out_features if biases and layer.bias is not None else 0
+        counts.linears.pop(name, None)
+        counts.convs[name] = positions * (layer.weight.numel() + bias)
+    for name, size in masks.input_sizes.items():
+        for path, macs in masks.blocks[name].functions(size, biases).items():
+            counts.convs[f"{name}.{path}"] = macs
     for name, cost in kernels.items():
         convolution = isinstance(model.get_submodule(name), DynamicConv)
         (counts.convs if convolution else counts.linears)[name] = cost.static
@@ -104,6 +113,27 @@ def count_dense(model: nn.Module, size: tuple[int, int, int], *, biases: bool = 
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     counts.convs = dict(sorted(counts.convs.items(), key=lambda item: order.get(item[0], len(order))))
     return counts
+
+
+@contextmanager
+def _linears_over_maps(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Positions of the linear layers that run over a map [N, h, w, C]: they are 1x1 convolutions, and count as such."""
+    positions: dict[str, int] = {}
+
+    def hook_for(name: str):
+        def hook(_layer: nn.Module, args: tuple, _output: torch.Tensor) -> None:
+            if args and args[0].dim() == 4:
+                positions[name] = math.prod(args[0].shape[1:3])
+
+        return hook
+
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
+    try:
+        yield positions
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -176,7 +176,9 @@ def _assemble(
             else "fixed"
         )
         if role == "conditional":
-            spent = costs[name].mask.sum((1, 2, 3), dtype=torch.float64).cpu() * costs[name].macs_per_position
+            # By the convention of the dense count, in which a bias counts or does not.
+            positions = costs[name].mask[0].numel()
+            spent = costs[name].mask.sum((1, 2, 3), dtype=torch.float64).cpu() * (macs / positions)
         if role == "routing":
             own_cost = masks.routing.get(name.removesuffix(".gate"))
             spent = spent if own_cost is None else own_cost.cpu()

@@ -5,6 +5,7 @@ Source: DynConv, arXiv 1912.03203, equation 1 and section 3.3; section 1.4 of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynaconv import _checks
 from dynaconv.nn._fold import activation_name, fold_conv
 from dynaconv.nn._fresh import Snapshot
+from dynaconv.nn.block_program import Program, branch_needs, grids, macs_per_position
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_kernels import coefficients, needs_of, run_shortcut, sparse_branch
+from dynaconv.nn.masked_program import run_dense
+from dynaconv.nn.masked_rows import Packed, pack_program, run_rows
 from dynaconv.nn.routed_block import RoutedBlock
 from dynaconv.ops import ACTIVATIONS, ConvSpec, PackedBranch, masked_residual
+from dynaconv.ops._conv import Geometry
+from dynaconv.ops.mask_ops import branch_masks, branch_sizes
+from dynaconv.ops.masked_residual.cpu import can_run
 
 
 @dataclass(frozen=True)
@@ -36,24 +43,34 @@ class Anatomy:
     """How a block computes: act(shortcut(x) + branch(x)).
 
     kind names the block in reports; steps are the branch in order; shortcut is the path of the projection or None
-    for identity; act is the path of the final activation or None.
+    for identity; act is the path of the final activation or None. A program says the same of any block: steps are then
+    the layers of its branch that multiply, and with `plain` they say everything that happens in evaluation.
     """
 
     kind: str
     steps: tuple[Step, ...]
     shortcut: str | None = None
     act: str | None = None
+    program: Program | None = None
+    plain: bool = False
+
+    @property
+    def is_chain(self) -> bool:
+        """In evaluation the steps, the shortcut and the final activation are all there is."""
+        return self.program is None or self.plain
 
 
-# That of other branches which run on PyTorch operations, row by row (docs/benchmarks.md).
-_DYNAMIC_BREAK_EVEN = 0.6
+# Those of other branches, which run on PyTorch operations, row by row (docs/benchmarks.md).
+_ROWS_BREAK_EVEN = _DYNAMIC_BREAK_EVEN = 0.6
+_DEPTHWISE_BREAK_EVEN = 0.35
 
 
 @dataclass(frozen=True, eq=False)
 class _Runtime:
     """What evaluation needs, computed once: the packed branch, the folded projection, and what they were made of.
 
-    branch: None where some kernel depends on the sample.
+    branch: None where some kernel depends on the sample, or where there is more than a chain of convolutions.
+    packed: weights for the latter.
     """
 
     branch: PackedBranch | None
@@ -61,6 +78,7 @@ class _Runtime:
     in_channels: int
     norms: tuple[nn.Module, ...]
     snapshot: Snapshot
+    packed: Packed | None = None
 
 
 class MaskedBlock(nn.Module):
@@ -119,9 +137,48 @@ class MaskedBlock(nn.Module):
 
     @property
     def conv_paths(self) -> list[str]:
-        """Where those convolutions are, from this module."""
+        """Where what multiplies in the branch is, from this module, in order."""
         prefix = "block.block" if isinstance(self.block, RoutedBlock) else "block"
-        return [f"{prefix}.{step.conv}" for step in self.anatomy.steps]
+        program = self.anatomy.program
+        paths = (
+            [s.conv for s in self.anatomy.steps]
+            if program is None
+            else [c.path for c in program.convolutions]
+        )
+        return [f"{prefix}.{path}" for path in paths]
+
+    @property
+    def in_channels(self) -> int:
+        """C of the block's input."""
+        program = self.anatomy.program
+        return self.convs[0].in_channels if program is None else program.in_channels
+
+    @property
+    def stride(self) -> int:
+        """From the input grid to the output grid."""
+        if self.anatomy.program is not None:
+            return self.anatomy.program.stride
+        return math.prod(conv.stride[0] for conv in self.convs)
+
+    def needs(self, mask: Tensor, size: tuple[int, int], gradient: str = "none") -> list[Tensor]:
+        """The mask that each of `conv_paths` runs on, for an input of `size` = (H, W) and the mask [N, 1, h, w]."""
+        if self.anatomy.program is None:
+            geometries = [Geometry.of(conv) for conv in self.convs]
+            return branch_masks(mask, branch_sizes(size, geometries), geometries, gradient=gradient)
+        found = branch_needs(self.anatomy.program, mask, size, gradient)
+        return [found[op.name] for op in self.anatomy.program.convolutions]
+
+    @property
+    def macs_per_position(self) -> list[int]:
+        """Multiply-adds of each of `conv_paths` for one output position, a bias counted."""
+        if self.anatomy.program is not None:
+            return [macs_per_position(op, self.inner) for op in self.anatomy.program.convolutions]
+        return [
+            c.kernel_numel
+            if isinstance(c, DynamicConv)
+            else c.weight.numel() + (0 if c.bias is None else c.out_channels)
+            for c in self.convs
+        ]
 
     @property
     def dynamic(self) -> bool:
@@ -130,12 +187,26 @@ class MaskedBlock(nn.Module):
         parts = self.convs if shortcut is None else [*self.convs, *shortcut.modules()]
         return any(isinstance(part, DynamicConv) for part in parts)
 
+    def functions(self, size: tuple[int, int], biases: bool = True) -> dict[str, int]:
+        """Multiply-adds of one image, all positions open, of convolutions that are functions and no layers."""
+        program = self.anatomy.program
+        if program is None:
+            return {}
+        prefix = "block.block" if isinstance(self.block, RoutedBlock) else "block"
+        where, found = grids(program, size), {}
+        for op in (*program.before, *program.branch):
+            if op.weights and op.call == "function":
+                # Behind a pool of the shortcut, the grid is that of what the shortcut is added to.
+                grid = where.get(op.name, where[program.result])
+                macs = math.prod(grid) * (op.weights + (op.bias if biases else 0))
+                path = f"{prefix}.{op.path}"
+                found[path] = found.get(path, 0) + macs
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C_out, h, w]."""
         runtime = self._runtime
-        _checks.images(
-            x, self.convs[0].in_channels if runtime is None else runtime.in_channels, "MaskedBlock"
-        )
+        _checks.images(x, self.in_channels if runtime is None else runtime.in_channels, "MaskedBlock")
         return self.run(x, self.gate(x))
 
     def run(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -143,6 +214,8 @@ class MaskedBlock(nn.Module):
         if self.training or self.backend == "eager" or torch.compiler.is_compiling():
             return self.dense_forward(x, mask)
         runtime = self._prepared()
+        if runtime.packed is not None:
+            return self._sparse_program(x, mask, runtime)
         if runtime.branch is None:
             return self._sparse_dynamic(x, mask)
         for norm in runtime.norms:
@@ -168,6 +241,9 @@ class MaskedBlock(nn.Module):
 
         Kernels that depend on an inner feature map see only the positions of it that skipping would compute.
         """
+        if self.anatomy.program is not None:
+            shared = self.block.route(x) if isinstance(self.block, RoutedBlock) else {}
+            return run_dense(self.anatomy.program, self.inner, x, mask, shared)
         convs, hidden, open_ = self.convs, x, None
         shared = self.block.route(x) if isinstance(self.block, RoutedBlock) else {}
         needs = needs_of(mask.detach(), x.shape[2:], convs) if self.dynamic else [None] * len(convs)
@@ -206,6 +282,45 @@ class MaskedBlock(nn.Module):
         steps = [(s.conv, self.part(s.conv), self.part(s.norm), self.part(s.act)) for s in self.anatomy.steps]
         return self._joined(x, sparse_branch(x, steps, shared, needs), shared)
 
+    def _sparse_program(self, x: Tensor, mask: Tensor, runtime: _Runtime) -> Tensor:
+        """Open positions only; densely for gradients, in mixed precision and above the break-even."""
+        why = self._why_dense(x, runtime)
+        if self.backend == "cpu" and why:
+            raise _checks.grad_free_backend("MaskedBlock", "cpu", why)
+        if not why and self._share(mask, (x.shape[2], x.shape[3])) > self._limit():
+            why = "too much is open"
+        if why:
+            return self.dense_forward(x, mask)
+        shared = self.block.route(x) if isinstance(self.block, RoutedBlock) else {}
+        return run_rows(self.anatomy.program, self.inner, x, mask, shared, runtime.packed)
+
+    def _why_dense(self, x: Tensor, runtime: _Runtime) -> str | None:
+        tensors = [x, *self.block.parameters()]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return "its branch runs row by row without gradients; use torch.no_grad()"
+        if any(norm.training for norm in runtime.norms):
+            return "a batch norm in it is in training mode"
+        if not all(conv.has_kernels for conv in self.convs if isinstance(conv, DynamicConv)):
+            return "a dynamic layer in it cannot write down its kernels"
+        return can_run(x)
+
+    def _share(self, mask: Tensor, size: tuple[int, int]) -> float:
+        """Executed share of the branch's multiply-adds."""
+        _checks.mask_for(mask, (mask.shape[0], *self.gate_grid(size)))
+        needs, macs = self.needs(mask, size), self.macs_per_position
+        executed = sum(float(n.sum()) * m for n, m in zip(needs, macs, strict=True))
+        return executed / max(1, sum(n.numel() * m for n, m in zip(needs, macs, strict=True)))
+
+    def gate_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The grid (h, w) of the block's mask for an input of `size` = (H, W)."""
+        return (size[0] - 1) // self.stride + 1, (size[1] - 1) // self.stride + 1
+
+    def _limit(self) -> float:
+        if self.break_even is not None:
+            return self.break_even
+        depthwise = any(getattr(c, "groups", 1) > 1 and c.groups == c.in_channels for c in self.convs)
+        return _DEPTHWISE_BREAK_EVEN if depthwise else _ROWS_BREAK_EVEN
+
     def _prepared(self) -> _Runtime:
         """Folded and packed weights; made again whenever a parameter or buffer of the block has changed."""
         if self._runtime is None or not self._runtime.snapshot.fresh():
@@ -214,8 +329,12 @@ class MaskedBlock(nn.Module):
         return self._runtime
 
     def _prepare(self) -> _Runtime:
+        norms = tuple(m for m in self.block.modules() if isinstance(m, _BatchNorm))
+        if not self.anatomy.is_chain:
+            packed = pack_program(self.anatomy.program, self.inner)
+            return _Runtime(None, None, self.in_channels, norms, Snapshot([self.block]), packed)
         if self.dynamic:
-            return _Runtime(None, None, self.convs[0].in_channels, (), Snapshot([self.block]))
+            return _Runtime(None, None, self.in_channels, (), Snapshot([self.block]))
         convs, projection = self._fold()
         act = activation_name(self.part(self.anatomy.act))
         assert act in ACTIVATIONS
@@ -223,7 +342,7 @@ class MaskedBlock(nn.Module):
             PackedBranch.of(convs, act),
             projection,
             convs[0].weight.shape[1] * convs[0].groups,
-            tuple(m for m in self.block.modules() if isinstance(m, _BatchNorm)),
+            norms,
             Snapshot([self.block]),
         )
 
@@ -267,5 +386,5 @@ def _project(x: Tensor, conv: ConvSpec) -> Tensor:
 def _conv_and_norm(projection: nn.Module) -> tuple[nn.Conv2d, nn.Module | None]:
     if isinstance(projection, nn.Conv2d):
         return projection, None
-    parts = [m for m in projection if not isinstance(m, nn.Identity)]
+    parts = [m for m in projection.children() if not isinstance(m, nn.Identity)]
     return parts[0], parts[1] if len(parts) > 1 else None

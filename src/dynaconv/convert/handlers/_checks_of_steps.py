@@ -1,45 +1,14 @@
-"""What block handlers share: the verdict type and the checks that every residual block must pass."""
+"""What an anatomy that was written by hand must pass before it is believed."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dynaconv.convert.anatomy import Refusal, Verdict
 from dynaconv.nn._fold import activation_name, norm_activation
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import Anatomy
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A residual block that was recognised but cannot be masked, with the reason."""
-
-    kind: str
-    reason: str
-
-
-Verdict = Anatomy | Refusal | None
-
-
-def present(block: nn.Module, name: str) -> bool:
-    """The block has a submodule `name` that does something."""
-    module = getattr(block, name, None)
-    return isinstance(module, nn.Module) and not isinstance(module, nn.Identity)
-
-
-def obstacle(block: nn.Module, names: Sequence[str]) -> str | None:
-    """Reason why parts that mix positions or drop values stand in the way, or None."""
-    for name in names:
-        module = getattr(block, name, None)
-        if not isinstance(module, nn.Module) or isinstance(module, nn.Identity):
-            continue
-        if name == "drop_path":
-            return "stochastic depth (drop_path) is on; build the model with drop_path_rate=0"
-        return f"its {name} ({type(module).__name__}) mixes or drops positions, which masked execution does not support"
-    return None
 
 
 def check_steps(block: nn.Module, anatomy: Anatomy) -> Verdict:
@@ -55,7 +24,7 @@ def check_steps(block: nn.Module, anatomy: Anatomy) -> Verdict:
         if norm is not None and not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
             return Refusal(anatomy.kind, f"{step.norm} is {type(norm).__name__}, expected batch norm")
         for part in (act, norm_activation(norm)):
-            if activation_name(part) is None:
+            if part is not None and activation_name(part) is None:
                 return Refusal(anatomy.kind, f"activation {type(part).__name__} is not supported")
     if anatomy.act is not None and activation_name(block.get_submodule(anatomy.act)) is None:
         return Refusal(anatomy.kind, "its final activation is not supported")

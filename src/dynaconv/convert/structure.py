@@ -1,0 +1,286 @@
+"""Recognising a residual block by what its forward does: a feature map plus a branch computed from it.
+
+The forward is traced, the addition (or concatenation) that everything passes through is found, and what feeds it is
+told apart: the shortcut, which always runs, and the branch, which a mask can switch off position by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dynaconv.convert.anatomy import Refusal, Verdict, anatomy_of
+from dynaconv.convert.joins import ancestors, is_concatenation, is_join, joins_of, operands_of
+from dynaconv.convert.probe_layers import OtherWidth
+from dynaconv.convert.probing import GRID, Probe
+from dynaconv.convert.tracing import Untraceable, modes_kept, signature, trace
+from dynaconv.nn.block_program import INPUT, NCHW, Op, Program, Ref, branch_needs
+from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
+
+
+def read_block(block: nn.Module) -> Verdict:
+    """The anatomy of a residual block, why it cannot be masked, or None when it is no residual block.
+
+    Found by structure: the block's own forward adds (or concatenates) two maps, one of which is computed by
+    convolutions from what the block was given. The block is left as it was.
+    """
+    if _never(block):
+        return None
+    with modes_kept(block):
+        block.eval()
+        try:
+            if not any(is_join(node) for node in trace(block, shallow=True).nodes):
+                return None
+            graph = trace(block)
+        except Untraceable as error:
+            return _untraceable(block, str(error))
+        joins = joins_of(graph)
+        if not joins:
+            return None
+        block.train()
+        try:
+            changes = signature(trace(block)) != signature(graph)
+        except Untraceable:
+            changes = True
+        block.eval()
+        verdict = _read(block, graph, joins)
+    if changes and not (verdict is None or isinstance(verdict, Refusal)):
+        return Refusal(
+            verdict.kind, "its forward differs between training and evaluation; use modules for dropout"
+        )
+    return verdict
+
+
+def _never(block: nn.Module) -> bool:
+    """Containers, layers of torch and dynamic layers: quick to tell, and never a block."""
+    if isinstance(block, (DynamicLayer, _BatchNorm)) or type(block).__module__.startswith("torch.nn"):
+        return True
+    if type(block).forward in (nn.Sequential.forward, nn.Module.forward):
+        return True
+    return not any(isinstance(m, (nn.Conv2d, DynamicConv)) for m in block.modules())
+
+
+def _untraceable(block: nn.Module, reason: str) -> Refusal | None:
+    convs = sum(isinstance(m, (nn.Conv2d, DynamicConv)) for m in block.modules())
+    if convs < 2:
+        return None
+    advice = "give it a masked_anatomy() or add a handler to dc.convert.HANDLERS"
+    return Refusal("untraceable", f"its forward cannot be traced ({reason}); {advice}")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    join: fx.Node
+    branch: fx.Node
+    shortcut: fx.Node
+
+
+def _read(block: nn.Module, graph: fx.Graph, joins: list[fx.Node]) -> Verdict:
+    try:
+        probe = _probed(block, graph)
+    except OtherWidth as error:
+        return Refusal("residual", f"its input could not be followed ({str(error) or 'unknown width'})")
+    if probe is None:
+        return None
+    joins = [j for j in joins if _joins_maps(probe, j)]
+    parts = [p for p in (_parts(probe, j) for j in joins) if p is not None]
+    if not parts:
+        return _refused_join(probe, joins)
+    if len(parts) > 1:
+        return Refusal("residual", f"it has {len(parts)} residual additions; make a module of each")
+    return _program(block, graph, probe, parts[0])
+
+
+def _probed(block: nn.Module, graph: fx.Graph) -> Probe | None:
+    """The probe for the width that fits, None where no layer tells a width."""
+    told = [getattr(m, a) for m in block.modules() for a in ("in_channels", "num_features") if hasattr(m, a)]
+    error: OtherWidth | None = None
+    # A block may split its input before the first layer.
+    for width in dict.fromkeys(factor * w for factor in (1, 2, 4) for w in dict.fromkeys(told)):
+        try:
+            return Probe(block, graph, width)
+        except OtherWidth as failure:
+            error = failure if error is None or not str(error) else error
+    if error is not None:
+        raise error
+    return None
+
+
+def _joins_maps(probe: Probe, join: fx.Node) -> bool:
+    """Both operands are maps, or something that could not be followed; vectors and masks are no residual."""
+    names = [probe.names[p] for p in operands_of(join) or ()]
+    if any(n in probe.refused for n in names):
+        return True
+    maps = all(probe.layout(n) for n in names)
+    shapes = [
+        probe.whole[n].shape if n in probe.whole and hasattr(probe.whole[n], "shape") else () for n in names
+    ]
+    return maps and (is_concatenation(join) or shapes[0] == shapes[1])
+
+
+def _effort(probe: Probe, nodes: Iterable[fx.Node]) -> tuple[int, int, int]:
+    """Layers that multiply among these, those of more than one position, and weights: a branch has more of them."""
+    layers = windows = weights = 0
+    for node in nodes:
+        name = probe.names.get(node, "")
+        if name in probe.ops and probe.ops[name].weights:
+            op = probe.ops[name]
+            layers, weights = layers + 1, weights + op.weights
+            windows += op.geometry is not None and op.geometry.kernel != (1, 1)
+        elif node.op == "call_module" and name in probe.refused:
+            size = sum(p.numel() for p in probe.block.get_submodule(node.target).parameters())
+            layers, weights = layers + (size > 0), weights + size
+    return layers, windows, weights
+
+
+def _parts(probe: Probe, join: fx.Node) -> _Parts | None:
+    first, second = operands_of(join)  # type: ignore[misc]
+    mine, others = ancestors([first]), ancestors([second])
+    one, two = _effort(probe, mine - others), _effort(probe, others - mine)
+    if one == two:
+        return None
+    branch, shortcut = (first, second) if one > two else (second, first)
+    return _Parts(join, branch, shortcut)
+
+
+def _refused_join(probe: Probe, joins: list[fx.Node]) -> Verdict:
+    names = [probe.names[p] for j in joins for p in operands_of(j) or ()]
+    reasons = [probe.refused[n] for n in names if n in probe.refused]
+    return Refusal("residual", reasons[0]) if reasons else None
+
+
+def _program(block: nn.Module, graph: fx.Graph, probe: Probe, parts: _Parts) -> Verdict:
+    source = next(n for n in graph.nodes if n.op == "placeholder")
+    branch_nodes = ancestors([parts.branch]) - ancestors([parts.shortcut]) - {source}
+    if not any(_effort(probe, branch_nodes)):
+        return None
+    before_nodes = ancestors([parts.shortcut]) - {source}
+    after_nodes = ancestors(n for n in graph.nodes if n.op == "output") - ancestors([parts.join])
+    cat = is_concatenation(parts.join)
+    order = [n for n in graph.nodes if n.op not in ("placeholder", "output")]
+    groups = [[n for n in order if n in group] for group in (before_nodes, branch_nodes, after_nodes)]
+    if cat:
+        groups[2].insert(0, parts.join)
+    for node in [*groups[0], *groups[1], parts.join, *groups[2]]:
+        if node.name in probe.refused:
+            return Refusal("residual", probe.refused[node.name])
+    for node in groups[1]:
+        if node.name in probe.mixing:
+            return Refusal("residual", probe.mixing[node.name])
+    before, branch, after = (tuple(_needed_ops(probe, group)) for group in groups)
+    output = next(n for n in graph.nodes if n.op == "output").args[0]
+    joined, shortcut = parts.join.name, probe.names[parts.shortcut]
+    if cat and any(op.weights for op in before):
+        # What is passed on beside the branch must be the input itself.
+        return None
+    if cat:
+        entry = _entry(branch, probe.names[parts.branch])
+        if entry is None or probe.whole[entry].shape != probe.whole[parts.branch.name].shape:
+            return Refusal(
+                "shuffle", "its branch changes shape, so nothing could pass where the mask is closed"
+            )
+        # The entry is a slice of the input: it is always there, like a shortcut.
+        feeding = {op.name for op in branch if op.name in _names_before(branch, entry)}
+        before += tuple(op for op in branch if op.name in feeding)
+        branch = tuple(op for op in branch if op.name not in feeding)
+        joined, shortcut = f"{parts.branch.name}_masked", entry
+        after = (_renamed(after[0], parts.branch.name, joined), *after[1:])
+    program = Program(
+        before, branch, after, shortcut, probe.names[parts.branch], joined,
+        probe.names[output] if output is not parts.join or cat else joined, cat, probe.channels(INPUT),
+        _stride(branch, probe.names[parts.branch]),
+    )  # fmt: skip
+    return _check(program, probe) or anatomy_of(program, block)
+
+
+def _needed_ops(probe: Probe, nodes: Sequence[fx.Node]) -> list[Op]:
+    return [probe.ops[n.name] for n in nodes]
+
+
+def _entry(branch: Sequence[Op], result: str) -> str | None:
+    """The one value that everything which multiplies in the branch is computed from, or None."""
+    made = {op.name: op for op in branch}
+    first = next((op for op in branch if op.weights), None)
+    if first is None or result not in made:
+        return None
+    entry = first.sources[0]
+    depends = {entry}
+    for op in branch:
+        if any(s in depends for s in op.sources):
+            depends.add(op.name)
+    for op in branch:
+        if (
+            op.name in depends
+            and op.name != entry
+            and any(
+                s not in depends and (s == INPUT or (s in made and made[s].role in ("window", "local")))
+                for s in op.sources
+            )
+        ):
+            return None
+    return entry
+
+
+def _names_before(branch: Sequence[Op], entry: str) -> set[str]:
+    made = {op.name: op for op in branch}
+    found, stack = set(), [entry]
+    while stack:
+        name = stack.pop()
+        if name in made and name not in found:
+            found.add(name)
+            stack += made[name].sources
+    return found
+
+
+def _renamed(op: Op, old: str, new: str) -> Op:
+    def swap(tree):
+        if isinstance(tree, Ref):
+            return Ref(new) if tree.name == old else tree
+        return type(tree)(swap(v) for v in tree) if isinstance(tree, (tuple, list)) else tree
+
+    return Op(**{**vars(op), "args": swap(op.args)})
+
+
+def _stride(branch: Sequence[Op], result: str) -> int:
+    strides: dict[str, int] = {}
+    for op in branch:
+        before = max((strides.get(s, 1) for s in op.sources), default=1)
+        strides[op.name] = before * (1 if op.geometry is None else op.geometry.stride[0])
+    return strides[result]
+
+
+def _check(program: Program, probe: Probe) -> Refusal | None:
+    """What the mask unit and the executors could not do with a program that was read."""
+    convs = [op for op in program.before if op.weights]
+    if len(convs) > 1 or any(op.geometry is not None and op.geometry.kernel != (1, 1) for op in convs):
+        return Refusal("residual", "its shortcut has a convolution of more than one position, or several")
+    if any(op.weights for op in program.after):
+        return Refusal("residual", "it convolves after the addition; make a module of the residual part")
+    if probe.layout(program.result) != NCHW:
+        return Refusal("residual", "it adds maps that are not [N, C, H, W]")
+    grid = tuple((n - 1) // program.stride + 1 for n in GRID)
+    if probe.grid[program.result] != grid:
+        return Refusal(
+            "residual", f"it turns a map of {GRID} into {probe.grid[program.result]}, expected {grid}"
+        )
+    needs = branch_needs(program, torch.ones(1, 1, *grid), GRID)
+    inner = {o.name for o in program.branch}
+    for op in program.branch:
+        if op.role in ("mean", "norm") and op.sources[0] in inner and op.sources[0] not in needs:
+            return Refusal(
+                "residual", "it averages a map over positions that nothing else says which to compute"
+            )
+    entries = {s for op in program.branch for s in op.sources} - inner
+    for name in entries:
+        if probe.layout(name) not in ((), NCHW):
+            return Refusal("residual", "its branch starts from a map that is not [N, C, H, W]")
+        if any(n in probe.mixing for n in (*_names_before(program.before, name), name)):
+            return Refusal("residual", "its branch starts behind something that mixes positions")
+    return None
+
+
+__all__ = ["read_block"]
