@@ -29,7 +29,7 @@ copies_specs = pytest.mark.filterwarnings(
 needs_kernels = pytest.mark.skipif(
     ops._native.missing() is not None, reason="the compiled kernels are not built"
 )
-NAMES = ("dynamic_conv2d", "mask_logits", "masked_conv2d", "masked_residual")
+NAMES = ("dynamic_conv2d", "mask_logits", "masked_conv2d", "masked_mean", "masked_residual")
 
 
 def op(name: str) -> torch._ops.OpOverload:
@@ -52,6 +52,10 @@ def masked_branch(n: int = 2, size: tuple[int, int] = (9, 7), break_even: float 
     x, mask = drawn(n, 4, *size, **options), random_mask(n, size, 0.4)
     numbers = [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1], [1, 0], 1
     return x, mask, drawn(n, 4, *size, seed=4, **options), weights, biases, *numbers, break_even, None
+
+
+def averaged(n: int = 2, size: tuple[int, int] = (9, 7), **options) -> tuple:
+    return drawn(n, 5, *size, **options), random_mask(n, size, 0.4)
 
 
 def logits(n: int = 2, size: tuple[int, int] = (9, 7), **options) -> tuple:
@@ -78,6 +82,7 @@ def mixture(
 SAMPLES = {
     "masked_conv2d": [masked_conv(), masked_conv(groups=2), masked_conv(dtype=torch.float64)],
     "masked_residual": [masked_branch(), masked_branch(break_even=0.0), masked_branch(dtype=torch.float64)],
+    "masked_mean": [averaged(), averaged(dtype=torch.float64)],
     "mask_logits": [logits(), logits(dtype=torch.float64)],
     "dynamic_conv2d": [
         mixture(), mixture(packed=True), mixture(each=True, packed=True), mixture(groups=2),
@@ -140,6 +145,7 @@ def functions() -> dict:
     return {
         "masked_conv2d": lambda x, mask: ops.masked_conv2d(x, mask, weight, padding=1),
         "masked_residual": lambda x, mask: ops.masked_residual(x, mask, x, branch),
+        "masked_mean": ops.masked_mean,
         "mask_logits": lambda x, mask: ops.mask_logits(x, line, line[:, :, 1, 1], mask.new_ones(1)) * mask,
         "dynamic_conv2d": lambda x, mask: ops.dynamic_conv2d(x, experts, mask.flatten(1)[:, :3], padding=1),
     }
@@ -232,6 +238,7 @@ def test_autocast_goes_around_the_operators() -> None:
 MACS = {
     "masked_conv2d": 2 * 5 * 4 * 6 * 4 * 9,
     "masked_residual": 2 * 63 * (5 * 4 * 9 + 4 * 5),
+    "masked_mean": 0,
     "mask_logits": 2 * (5 * 4 * 45 + 5),
     "dynamic_conv2d": 2 * (63 * 8 * 4 * 9 + 3 * 8 * 4 * 9),
 }
@@ -247,7 +254,7 @@ def test_counters_count_every_position(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch(name: str) -> None:
     full = SAMPLES[name][0]
-    each_image = {"masked_conv2d": 2, "masked_residual": 3, "mask_logits": 1}.get(name)
+    each_image = {"masked_conv2d": 2, "masked_mean": 2, "masked_residual": 3, "mask_logits": 1}.get(name)
     args = tuple(
         a[:0] if i < each_image else a for i, a in enumerate(full)
     ) if each_image else (full[0][:0], full[1], full[2][:0], *full[3:5], full[5][:0], *full[6:])  # fmt: skip
@@ -266,6 +273,7 @@ REFUSED = {
         (5, [1, 1], "two numbers"),
         (3, [torch.ones(5, 4, 3, 3), torch.ones(4, 6, 1, 1)], "follow each other"),
     ],
+    "masked_mean": [],
     "mask_logits": [(1, torch.ones(1, 4, 3, 3), "channels"), (2, torch.ones(1, 4), "linear"), (4, 0, "stride")],
     "dynamic_conv2d": [
         (2, torch.ones(2, 4), "routing"), (1, torch.ones(3, 8, 3, 3, 3), "channels"), (3, torch.ones(3, 7), "bias"),

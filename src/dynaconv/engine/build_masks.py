@@ -26,6 +26,18 @@ def masked_conv2d(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View |
     return b.add("mul", node, size, "nchw", {"x": conv.node, "y": mask.node}, act="none")
 
 
+@handles("dynaconv::masked_mean")
+def masked_mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str:
+    """The average over open rows, as squeeze-excite layers inside masked blocks take it."""
+    x, mask = args
+    if not is_map(x, "nchw") or not is_map(mask, "nchw") or not mask.node.is_grid:
+        return "its mask is no decision of a gate"
+    if mask.node.size[:2] != x.node.size[:2]:
+        return "its mask has another size"
+    inputs = {"x": x.node, "grid": mask.node}
+    return b.add("mean", node, (1, 1, x.node.size[2]), "nchw", inputs)
+
+
 @handles("dynaconv::mask_logits")
 def mask_logits(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str:
     """Logits of a squeeze unit."""

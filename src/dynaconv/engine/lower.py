@@ -9,6 +9,7 @@ from dynaconv.engine import pack
 from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
+from dynaconv.engine.masks import partial_grid
 from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
 
@@ -145,9 +146,10 @@ class _Lowering:
             fields["grid"] = self.grids[grid]
             if self.plan.convs[fields["conv"][0]].winograd is not None:
                 self.plan.grids[fields["grid"]].tiles = 1
-        if _is_partial(node.x):
+        held = partial_grid(node.x)
+        if held is not None:
             # Which rows of the input hold something.
-            fields["grid2"] = self.grids[node.x.inputs["grid"]]
+            fields["grid2"] = self.grids[held]
         kind = {"conv": "conv", "stem": "stem", "depthwise": "depthwise"}[form]
         if node.attrs.get("masked"):
             self._closed_rows(node, in2, out, final, fields["grid"])
@@ -173,8 +175,9 @@ class _Lowering:
             fields["grid"] = self.grids[grid]
             if winograd:
                 self.plan.grids[fields["grid"]].tiles = 1
-        if _is_partial(node.x):
-            fields["grid2"] = self.grids[node.x.inputs["grid"]]
+        held = partial_grid(node.x)
+        if held is not None:
+            fields["grid2"] = self.grids[held]
         final = node.attrs.get("final_act", "none")
         if node.attrs.get("masked"):
             self._closed_rows(node, in2, out, final, fields["grid"])
@@ -270,7 +273,8 @@ class _Lowering:
 
     def _mean(self, node: Node) -> None:
         source = self._value(node.x)
-        self._step("mean", node, input=source, out=self._out(node))
+        grid = self.grids[node.inputs["grid"]] if "grid" in node.inputs else -1
+        self._step("mean", node, input=source, out=self._out(node), grid=grid)
 
     def _act(self, node: Node) -> None:
         source = self._value(node.x)
@@ -413,11 +417,6 @@ class _Lowering:
         for slot, i in last.items():
             if slot not in keep:
                 self.plan.aten[i].frees.append(slot)
-
-
-def _is_partial(node: Node) -> bool:
-    """Only some rows of the node's value are computed."""
-    return "grid" in node.inputs and not node.attrs.get("masked") and "closed_act" not in node.attrs
 
 
 def _map(arg: Any, change: Callable[[Any], Any]) -> Any:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dynaconv.engine.fuse import already, can_take_residual, join_residual
 from dynaconv.engine.ir import Graph, Node
 
+# Operations of one row each, besides convolutions.
+BY_ROW = ("mul", "act", "layer_norm")
+
 
 def recognise_masks(graph: Graph) -> None:
     """Give a grid to every convolution that only has to compute open rows.
@@ -42,12 +45,38 @@ def _recognise(graph: Graph, node: Node) -> None:
 
 
 def walk_back(graph: Graph, conv: Node, users: dict[Node, list[Node]]) -> None:
-    """Needed rows of the convolutions before `conv`, as long as nobody else reads their results."""
-    need, reader, source = conv.inputs["grid"], conv, conv.x
-    while can_take_residual(source, users):
-        need = needed(graph, need, reader)
-        source.inputs["grid"] = need
-        reader, source = source, source.x
+    """Needed rows of the convolutions before `conv`, where all readers of their results need the same ones.
+
+    What treats every row by itself passes need on and runs over all rows; a mean over open rows reads those. Rows that
+    nobody computed hold anything, so a need never ends at something that would mix them into others.
+    """
+    wanted: dict[Node, list[Node]] = {conv.x: [needed(graph, conv.inputs["grid"], conv)]}
+    order = list(graph.nodes)
+    for node in reversed(order[: order.index(conv)]):
+        if node.op == "mean" and "grid" in node.inputs:
+            wanted.setdefault(node.x, []).append(node.inputs["grid"])
+            continue
+        needs = wanted.get(node, [])
+        if not needs or len(needs) != len(users[node]) or any(need is not needs[0] for need in needs):
+            continue
+        if node.op == "conv" and node.size[:2] != (1, 1) and not {"residual", "grid"} & set(node.inputs):
+            node.inputs["grid"] = needs[0]
+            wanted.setdefault(node.x, []).append(needed(graph, needs[0], node))
+        elif node.op in BY_ROW:
+            for source in node.inputs.values():
+                if source.size[:2] == node.size[:2] and not source.is_grid:
+                    wanted.setdefault(source, []).append(needs[0])
+
+
+def partial_grid(node: Node) -> Node | None:
+    """The grid of the rows that a node's value holds when it does not hold all of them."""
+    if node.op == "conv":
+        whole = "grid" not in node.inputs or node.attrs.get("masked") or "closed_act" in node.attrs
+        return None if whole else node.inputs["grid"]
+    if node.op not in BY_ROW:
+        return None
+    found = (partial_grid(source) for source in node.inputs.values() if source.size[:2] == node.size[:2])
+    return next((grid for grid in found if grid is not None), None)
 
 
 def needed(graph: Graph, grid: Node, reader: Node) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dynaconv.ops import _registry
+from dynaconv.ops._recompute import recompute_gradients
 from dynaconv.ops.masked_mean import reference
 
 
@@ -13,15 +14,11 @@ def _fake(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _saved(ctx, inputs: tuple, output: Tensor) -> None:
-    x, mask = inputs
-    ctx.like = x.shape
-    ctx.save_for_backward(mask)
+    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, grad: Tensor) -> tuple:
-    (mask,) = ctx.saved_tensors
-    mask = mask.to(grad.dtype)
-    return (grad / mask.sum((2, 3), keepdim=True).clamp(min=1)).expand(ctx.like) * mask, None
+    return tuple(recompute_gradients(reference.masked_mean, ctx.saved_tensors, grad))
 
 
 OP = _registry.register(
