@@ -99,6 +99,17 @@ DYNACONV_BF16_INLINE void finish_clamped(const TileCall& call, Vector (*sums)[Co
   }
 }
 
+// Likewise float32 results without a residual, as Winograd's products are.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_BF16_INLINE void finish_floats(const TileCall& call, Vector (*sums)[Columns], int column) {
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    float* out = static_cast<float*>(call.out[r]) + call.column + column;
+#pragma GCC unroll 2
+    for (int c = 0; c < Columns; ++c) store<Vector>(out + c * kLanesOf<Vector>, sums[r][c]);
+  }
+}
+
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
@@ -140,6 +151,8 @@ DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
     if (only_a_floor(call)) return finish_clamped<Vector, Rows, Columns, true>(call, sums, column);
     return finish_clamped<Vector, Rows, Columns, false>(call, sums, column);
   }
+  if (width == Columns * kLanes && call.float_out && !call.residual && call.activation + call.final_activation == kNone)
+    return finish_floats<Vector, Rows, Columns>(call, sums, column);
   float block[Rows * kPanel];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)

@@ -3,6 +3,7 @@
 #include "winograd.h"
 
 #include "activations.h"
+#include "bfloat16.h"
 #include "gemm.h"
 #include "isa.h"
 #include "vectors.h"
@@ -29,10 +30,15 @@ DYNACONV_INLINE void transform_input(const Vector (&d)[4][4], Vector (&v)[4][4])
   }
 }
 
-template <typename Vector>
-DYNACONV_INLINE void input(const void* const* patch, int64_t channels, float* transformed, int64_t step) {
+DYNACONV_INLINE float as_float(float value) { return value; }
+DYNACONV_INLINE float as_float(Bfloat16 value) { return widened(value); }
+DYNACONV_INLINE void put(float value, float* to) { *to = value; }
+DYNACONV_INLINE void put(float value, Bfloat16* to) { *to = narrowed(value); }
+
+template <typename Vector, typename T>
+DYNACONV_INLINE void input(const void* const* patch, int64_t channels, T* transformed, int64_t step) {
   constexpr int kLanes = kLanesOf<Vector>;
-  const auto* const* rows = reinterpret_cast<const float* const*>(patch);
+  const auto* const* rows = reinterpret_cast<const T* const*>(patch);
   Vector d[4][4], v[4][4];
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
@@ -43,9 +49,9 @@ DYNACONV_INLINE void input(const void* const* patch, int64_t channels, float* tr
     for (int p = 0; p < 16; ++p) store<Vector>(transformed + p * step + c, v[p / 4][p % 4]);
   }
   for (; c < channels; ++c) {
-    for (int p = 0; p < 16; ++p) d[p / 4][p % 4] = broadcast<Vector>(rows[p][c]);
+    for (int p = 0; p < 16; ++p) d[p / 4][p % 4] = broadcast<Vector>(as_float(rows[p][c]));
     transform_input<Vector>(d, v);
-    for (int p = 0; p < 16; ++p) transformed[p * step + c] = v[p / 4][p % 4][0];
+    for (int p = 0; p < 16; ++p) put(v[p / 4][p % 4][0], transformed + p * step + c);
   }
 }
 
@@ -70,9 +76,8 @@ DYNACONV_INLINE void output(const float* products, int64_t step, const float* bi
   }
 }
 
-template <typename Vector>
-DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int final_activation, const float* residual,
-                            float* out) {
+template <typename Vector, typename T>
+DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int final_activation, const T* residual, T* out) {
   constexpr int kLanes = kLanesOf<Vector>;
   int c = 0;
   for (; c + kLanes <= columns; c += kLanes) {
@@ -82,36 +87,40 @@ DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int 
   }
   for (; c < columns; ++c) {
     float v = activate_scalar(sums[c], activation);
-    if (residual) v += residual[c];
-    out[c] = activate_scalar(v, final_activation);
+    if (residual) v += as_float(residual[c]);
+    put(activate_scalar(v, final_activation), out + c);
   }
 }
 
-#define DYNACONV_WINOGRAD(NAME, TARGET, VECTOR)                                                                     \
-  TARGET void input_##NAME(const void* const* patch, int64_t channels, float* transformed, int64_t step) {         \
-    input<VECTOR>(patch, channels, transformed, step);                                                             \
+#define DYNACONV_WINOGRAD(NAME, TARGET, VECTOR, T)                                                                  \
+  TARGET void input_##NAME(const void* const* patch, int64_t channels, void* transformed, int64_t step) {          \
+    input<VECTOR>(patch, channels, static_cast<T*>(transformed), step);                                            \
   }                                                                                                                 \
   TARGET void output_##NAME(const float* products, int64_t step, const float* bias, float* sums) {                 \
     output<VECTOR>(products, step, bias, sums);                                                                    \
   }                                                                                                                 \
   TARGET void finish_##NAME(const float* sums, int columns, int activation, int final_activation,                  \
-                            const float* residual, float* out) {                                                   \
-    finish<VECTOR>(sums, columns, activation, final_activation, residual, out);                                    \
+                            const void* residual, void* out) {                                                     \
+    finish<VECTOR>(sums, columns, activation, final_activation, static_cast<const T*>(residual),                   \
+                   static_cast<T*>(out));                                                                          \
   }                                                                                                                 \
   constexpr WinogradKernels kWinograd_##NAME = {input_##NAME, output_##NAME, finish_##NAME};
 
-DYNACONV_WINOGRAD(plain, , float4)
+DYNACONV_WINOGRAD(plain, , float4, float)
 #ifdef DYNACONV_X86
-DYNACONV_WINOGRAD(avx2, DYNACONV_TARGET_AVX2, float8)
-DYNACONV_WINOGRAD(avx512, DYNACONV_TARGET_AVX512, float16)
+DYNACONV_WINOGRAD(avx2, DYNACONV_TARGET_AVX2, float8, float)
+DYNACONV_WINOGRAD(avx512, DYNACONV_TARGET_AVX512, float16, float)
+DYNACONV_WINOGRAD(bfloat16, DYNACONV_TARGET_AVX512_BF16, float16, Bfloat16)
 #endif
 
 }  // namespace
 
-const WinogradKernels& winograd_kernels() {
+const WinogradKernels& winograd_kernels(int dtype) {
 #ifdef DYNACONV_X86
+  if (dtype == kBfloat16) return kWinograd_bfloat16;
   if (best_isa_level() == Isa::kAvx512) return kWinograd_avx512;
   if (best_isa_level() == Isa::kAvx2) return kWinograd_avx2;
 #endif
+  (void)dtype;
   return kWinograd_plain;
 }

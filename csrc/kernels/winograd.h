@@ -7,12 +7,14 @@
 constexpr int kWinogradPoints = 16;
 
 struct WinogradKernels {
-  // patch[16]: rows of `channels` floats of a 4x4 input patch; writes transformed[point * step + c].
-  void (*input)(const void* const* patch, int64_t channels, float* transformed, int64_t step);
+  // patch[16]: rows of `channels` channels of a 4x4 input patch; writes transformed[point * step + c].
+  void (*input)(const void* const* patch, int64_t channels, void* transformed, int64_t step);
   // products[point * step + c] for c < kPanel -> sums of the four outputs, [4][kPanel], bias added.
   void (*output)(const float* products, int64_t step, const float* bias, float* sums);
   // One output row of `columns` channels: out = final_activation(activation(sums) + residual), residual may be null.
-  void (*finish)(const float* sums, int columns, int activation, int final_activation, const float* residual, float* out);
+  void (*finish)(const float* sums, int columns, int activation, int final_activation, const void* residual, void* out);
 };
 
-const WinogradKernels& winograd_kernels();
+// dtype as in plan.h: of patches, transformed patches, residuals and results; all sums are float32. bfloat16 needs a
+// processor with has_bfloat16().
+const WinogradKernels& winograd_kernels(int dtype = 0);

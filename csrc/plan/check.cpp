@@ -98,7 +98,8 @@ struct Checker {
     const Conv& c = data.convs[s.conv[0]];
     for (int i = 0; i < 2; ++i)
       if (c.kernel[i] != 3 || c.stride[i] != 1 || c.dilation[i] != 1) return fail("Winograd weights are for 3x3, stride 1");
-    if (c.groups != 1 || in.dtype != kFloat32 || s.closed) return fail("Winograd weights are for one group, float32, open rows");
+    if (c.groups != 1 || in.dtype != out.dtype || s.closed)
+      return fail("Winograd weights are for one group, one dtype, open rows");
     if (out.height != in.height + 2 * c.padding[0] - 2 || out.width != in.width + 2 * c.padding[1] - 2)
       return fail("an output size does not follow from kernel, stride and padding");
     if (s.grid2 >= 0 && !lies_on(s.grid2, in)) return false;

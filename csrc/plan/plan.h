@@ -46,7 +46,8 @@ struct Value {
 struct Conv {
   const void* weight;
   const float* bias;
-  const void* winograd;  // 3x3, stride 1, groups 1, float32: [panels][16 points][in_channels][32] of F(2x2, 3x3), or null
+  const void* winograd;  // 3x3, stride 1, groups 1: [panels][16 points][in_channels][32] of F(2x2, 3x3), or null; bfloat16
+                         // [panels][16 points][(in_channels + 1) / 2][32][2], and the result is bfloat16, too
   int32_t in_channels, out_channels, groups;
   int32_t kernel[2], stride[2], padding[2], dilation[2];
   int32_t reserved;

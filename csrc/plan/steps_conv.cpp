@@ -15,6 +15,11 @@ constexpr int64_t kFetchBytes = 256 << 10;  // weights beyond this do not wait i
 constexpr int64_t kNearBytes = 4 << 20;    // maps that are larger come from further away than fetching them ahead costs
 constexpr double kTaskMacs = 4e5;          // of the smallest task that is worth sharing
 
+// In bfloat16 products cost half, and what grows with the channels rather than with their products weighs more.
+double positions_of_a_tile(const Conv& conv, int dtype) {
+  return dtype == kBfloat16 ? 2 + 26.0 / conv.in_channels + 26.0 / conv.out_channels : kTilePositions;
+}
+
 }  // namespace
 
 Cut cut(int64_t rows, int64_t row_bytes, int64_t panels, int64_t panel_bytes, double panel_macs, int threads) {
@@ -106,7 +111,7 @@ void step_conv(Worker& worker, const Step& step) {
   if (conv.winograd) {
     const int64_t all = run.call.images * ((out.height + 1) / 2) * ((out.width + 1) / 2);
     const int64_t tiles = list ? mask->tile_count : all;
-    if (!conv.weight || double(tiles) * kTilePositions < double(count))
+    if (!conv.weight || double(tiles) * positions_of_a_tile(conv, in.dtype) < double(count))
       return step_winograd(worker, step, list ? mask->tiles : nullptr, tiles);
   }
   const int64_t element = element_bytes(in.dtype), taps = int64_t{conv.kernel[0]} * conv.kernel[1];

@@ -12,23 +12,25 @@
 constexpr int64_t kMostWinogradTiles = 56;            // 2x2 tiles of a task
 constexpr int64_t kTransformedBytes = 480 << 10;      // of a task's transformed input, which stays in the L2 cache
 
-inline int64_t winograd_tiles_of_task(int64_t channels) {
-  const int64_t fit = kTransformedBytes / (kWinogradPoints * channels * int64_t{sizeof(float)}) / kMaxRows * kMaxRows;
+inline int64_t winograd_tiles_of_task(int64_t channels, int64_t element = sizeof(float)) {
+  const int64_t fit = kTransformedBytes / (kWinogradPoints * channels * element) / kMaxRows * kMaxRows;
   return std::max<int64_t>(kMaxRows, std::min(kMostWinogradTiles, fit));
 }
 
 // Elements of a transformed row; rows that lie a multiple of 4 KiB apart would fight for the same lines of the cache.
-inline int64_t winograd_row(int64_t channels) { return channels * 4 % 4096 ? channels : channels + 16; }
+inline int64_t winograd_row(int64_t channels, int64_t element = sizeof(float)) {
+  return channels * element % 4096 ? channels : channels + 64 / element;
+}
 
 class WinogradTiles {
  public:
   WinogradTiles(const Run& run, const Step& step, const Position* list, const void* zeros)
       : step_(step), conv_(run.conv(step.conv[0])), in_(run.value(step.in)), out_(run.value(step.out)), list_(list),
-        source_(run.data(step.in)), result_(run.data(step.out)), zeros_(zeros), kernels_(winograd_kernels()),
+        source_(run.data(step.in)), result_(run.data(step.out)), zeros_(zeros), kernels_(winograd_kernels(in_.dtype)), element_(element_bytes(in_.dtype)),
         tiles_wide_((out_.width + 1) / 2), area_((out_.height + 1) / 2 * int64_t{tiles_wide_}) {
     if (step.in2 >= 0) {
       residual_ = run.data(step.in2);
-      residual_bytes_ = run.value(step.in2).stride * int64_t{sizeof(float)};
+      residual_bytes_ = run.value(step.in2).stride * element_;
     }
     if (list) need_ = run.context.grids[step.grid].need;
     // What the last convolution skipped may hold anything; the transform must read zeros there.
@@ -43,7 +45,7 @@ class WinogradTiles {
   }
 
   // Channels [first, first + channels) of the transformed patch of a tile: out[point * step + c].
-  void transform(const Position& at, int64_t first, int64_t channels, float* out, int64_t step) const {
+  void transform(const Position& at, int64_t first, int64_t channels, void* out, int64_t step) const {
     const void* patch[kWinogradPoints];
     const int32_t y0 = 2 * at.y - conv_.padding[0], x0 = 2 * at.x - conv_.padding[1];
     const int64_t image = int64_t{at.image} * in_.height * in_.width;
@@ -52,7 +54,7 @@ class WinogradTiles {
         const int32_t y = y0 + i, x = x0 + j;
         const int64_t row = image + int64_t{y} * in_.width + x;
         const bool there = y >= 0 && y < in_.height && x >= 0 && x < in_.width && (!input_need_ || input_need_[row]);
-        patch[4 * i + j] = there ? source_ + (row * in_.stride + first) * 4 : zeros_;
+        patch[4 * i + j] = there ? source_ + (row * in_.stride + first) * element_ : zeros_;
       }
     }
     kernels_.input(patch, channels, out, step);
@@ -69,9 +71,9 @@ class WinogradTiles {
       if (y >= out_.height || x >= out_.width) continue;
       const int64_t row = (int64_t{at.image} * out_.height + y) * out_.width + x;
       if (need_ && !need_[row]) continue;
-      const auto* add = residual_ ? reinterpret_cast<const float*>(residual_ + row * residual_bytes_) + column : nullptr;
+      const char* add = residual_ ? residual_ + row * residual_bytes_ + column * element_ : nullptr;
       kernels_.finish(sums + q * kPanel, columns, step_.activation[0], step_.final_activation, add,
-                      reinterpret_cast<float*>(result_ + row * out_.stride * 4) + column);
+                      result_ + (row * out_.stride + column) * element_);
     }
   }
 
@@ -84,6 +86,7 @@ class WinogradTiles {
   char* result_;
   const void* zeros_;
   const WinogradKernels& kernels_;
+  const int64_t element_;
   const int32_t tiles_wide_;
   const int64_t area_;
   const char* residual_ = nullptr;
@@ -93,12 +96,13 @@ class WinogradTiles {
 
 // Products of `count` transformed tiles with one panel of transformed weights.
 struct WinogradProducts {
-  const float* transformed;  // row t of point p is transformed + p * point_step + t * row
+  const void* transformed;   // row t of point p is transformed + p * point_step + t * row, elements
   int64_t point_step, row, count;
-  const float* weight;       // of point p: weight + p * weight_step, [channels][kPanel]
+  const void* weight;        // of point p: weight + p * weight_step elements, [channels][kPanel] as gemm.h wants them
   int64_t weight_step, channels;
   float* products;           // [points][count][kPanel]
   bool add;                  // to what is there
+  int dtype = kFloat32;      // of transformed tiles and weights
 
   void run() const {
     static constexpr float kNoBias[kPanel] = {};
@@ -107,22 +111,24 @@ struct WinogradProducts {
     call.channels = channels;
     call.bias = kNoBias;
     call.columns = kPanel;
+    call.float_out = true;
+    const int64_t element = element_bytes(dtype);
     const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
     for (int64_t point = 0; point < kWinogradPoints; ++point) {
-      call.weight = weight + point * weight_step;
+      call.weight = static_cast<const char*>(weight) + point * weight_step * element;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t from = count * tile / tiles, rows = count * (tile + 1) / tiles - from;
         const void* taps[kMaxRows];
         void* outs[kMaxRows];
         for (int64_t r = 0; r < rows; ++r) {
-          taps[r] = transformed + point * point_step + (from + r) * row;
+          taps[r] = static_cast<const char*>(transformed) + (point * point_step + (from + r) * row) * element;
           outs[r] = products + (point * count + from + r) * kPanel;
         }
         call.taps = taps;
         call.out = outs;
         call.residual = add ? outs : nullptr;
-        fetch_ahead(call, tile, tiles, weight_step * int64_t{sizeof(float)});
-        gemm_tile(kFloat32, static_cast<int>(rows), kPanel)(call);
+        fetch_ahead(call, tile, tiles, weight_step * element);
+        gemm_tile(dtype, static_cast<int>(rows), kPanel)(call);
       }
     }
   }

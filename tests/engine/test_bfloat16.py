@@ -15,12 +15,13 @@ from torch import nn
 
 import dynaconv as dc
 from dynaconv.convert import gates
-from dynaconv.engine import pack_bfloat16, runtime, verify
+from dynaconv.engine import pack, pack_bfloat16, runtime, verify
 from dynaconv.engine.compiled import CompiledModel
 from dynaconv.engine.compiler import make_plan
 from dynaconv.engine.execute import Program
 from dynaconv.engine.plan import Conv
 from dynaconv.testing import force_masks
+from dynaconv.testing.tolerances import assert_agree
 
 HALF = torch.bfloat16
 LACKS = runtime.missing_bfloat16()
@@ -86,11 +87,8 @@ def test_maps_are_bfloat16_and_decisions_float32() -> None:
     for step in plan.steps:
         if step.kind in ("inverted", "conv", "depthwise"):
             assert plan.values[step.input].dtype == "bfloat16"
-            assert all(
-                plan.convs[c].weight.dtype == HALF and plan.convs[c].winograd is None
-                for c in step.conv
-                if c >= 0
-            )
+            convs = [plan.convs[c] for c in step.conv if c >= 0]
+            assert all(w is None or w.dtype == HALF for c in convs for w in (c.weight, c.winograd))
         if step.kind in ("gate", "threshold"):
             logits = step.out if step.kind == "gate" else step.input
             assert plan.values[logits].dtype == "float32"
@@ -187,6 +185,30 @@ def test_packed_pairs_are_unpacked(groups: int, inner: int, outputs: int, kernel
         assert packed.dtype == HALF and packed.shape[-2:] == (32, 2)
         got, shifts = pack_bfloat16.unpack(conv)
         assert torch.equal(got, weight) and torch.equal(shifts, bias.flatten())
+
+
+@pytest.mark.parametrize(("inner", "outputs"), [(1, 5), (7, 33), (16, 64)])
+def test_weights_come_back_from_winograds_alone(inner: int, outputs: int) -> None:
+    weight, bias = torch.randn(outputs, inner, 3, 3), torch.randn(1, outputs)
+    points = pack.pack_winograd(weight)
+    pairs = pack_bfloat16.pair_points(points)
+    assert pairs.dtype == HALF and pairs.shape == (-(-outputs // 32), 16, (inner + 1) // 2, 32, 2)
+    assert torch.equal(pack_bfloat16.part_points(pairs, inner), points.to(HALF).float())
+    conv = Conv("conv", inner, outputs, 1, (3, 3), padding=(1, 1), winograd=pairs, bias=bias)
+    got, shifts = pack.unpack(conv)
+    assert_agree(got, weight, dtype=HALF)
+    assert torch.equal(shifts, bias.flatten())
+
+
+@needs_processor
+def test_winograd_serves_where_it_is_cheaper() -> None:
+    layers = [nn.Conv2d(3, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 64, 3, padding=1), nn.Conv2d(64, 5, 1)]
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(2, 3, 24, 20)
+    fast = dc.compile(model, (x,), dtype=HALF, backend="cpu", measure=False)
+    alone = [c for c in fast.plan.raw.convs if c.weight is None and c.winograd is not None]
+    assert alone and all(c.winograd.dtype == HALF for c in alone)
+    fast.verify((x,))
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 3), (5, 5), (7, 7), (4, 2)])

@@ -83,7 +83,10 @@ def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
 
 def unpack_winograd(conv: Conv) -> tuple[Tensor, Tensor]:
     """The weight [O, I, 3, 3] and bias [O] behind Winograd's weights: G g G' undone along both axes."""
-    points = conv.winograd.double().permute(1, 2, 0, 3).flatten(2)[..., : conv.out_channels]
+    packed = conv.winograd
+    if packed.dtype == torch.bfloat16:
+        packed = pack_bfloat16.part_points(packed, conv.in_channels)
+    points = packed.double().permute(1, 2, 0, 3).flatten(2)[..., : conv.out_channels]
     points = points.reshape(4, 4, conv.in_channels, conv.out_channels)
     rows = torch.stack([points[0], points[1] - points[2], points[3]])
     taps = torch.stack([rows[:, 0], rows[:, 1] - rows[:, 2], rows[:, 3]], dim=1)

@@ -37,6 +37,17 @@ def pack_depthwise(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return lanes.flatten(3, 4).contiguous().bfloat16(), F.pad(bias, (0, -channels % PANEL))
 
 
+def pair_points(points: Tensor) -> Tensor:
+    """Winograd's weights [panels][16 points][I][32] -> [panels][16 points][pairs of I][32][2]."""
+    whole = F.pad(points, (0, 0, 0, points.shape[2] % 2))
+    return whole.unflatten(2, (-1, 2)).transpose(3, 4).contiguous().bfloat16()
+
+
+def part_points(pairs: Tensor, in_channels: int) -> Tensor:
+    """What `pair_points` was given, rounded to bfloat16."""
+    return pairs.float().transpose(3, 4).flatten(2, 3)[:, :, :in_channels]
+
+
 def unpack(conv: Conv) -> tuple[Tensor, Tensor]:
     """The weight [O, I/g, kh, kw] and bias [O] behind a convolution packed here, in float32."""
     if conv.form == "depthwise":

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynaconv.engine.plan import Plan
+from dynaconv.engine.plan import Conv, Plan
 
 _ALIGNMENT, _HUGE_PAGE = 64, 2 << 20
 _NAMES = ("weight", "bias", "winograd")
 
 
-# Over all rows, Winograd's tiles are taken whenever they cost less (kTilePositions in csrc/plan/steps_conv.cpp).
-_TILE_POSITIONS = 2.3
+def _tile_positions(conv: Conv) -> float:
+    """Positions that cost as much as a tile of Winograd's, as in csrc/plan/steps_conv.cpp."""
+    half = conv.winograd is not None and conv.winograd.dtype == torch.bfloat16
+    return 2 + 26 / conv.in_channels + 26 / conv.out_channels if half else 2.3
 
 
 def drop_unread(plan: Plan) -> None:
@@ -29,7 +31,7 @@ def drop_unread(plan: Plan) -> None:
         if conv.winograd is None or len(steps) != 1 or steps[0].kind != "conv" or steps[0].grid >= 0:
             continue
         h, w = plan.values[steps[0].out].size
-        if ((h + 1) // 2) * ((w + 1) // 2) * _TILE_POSITIONS < h * w:
+        if ((h + 1) // 2) * ((w + 1) // 2) * _tile_positions(conv) < h * w:
             conv.weight = None
 
 

@@ -158,7 +158,7 @@ class _Change:
             if step.kind in ("conv", "stem", "depthwise", "inverted") and half:
                 for index in step.conv:
                     if index >= 0 and index not in done:
-                        _pack_conv(self.plan.convs[index])
+                        _pack_conv(self.plan.convs[index], values[step.out].dtype == HALF)
                         done.add(index)
         if all(c.winograd is None for c in self.plan.convs) and all(
             s.kind != "dynamic_conv" for s in self.steps
@@ -173,10 +173,13 @@ def _halve(value: Value) -> Value:
     return value
 
 
-def _pack_conv(conv: Conv) -> None:
+def _pack_conv(conv: Conv, to_half: bool) -> None:
     weight, bias = pack.unpack(conv)
-    conv.winograd = None
+    points, conv.winograd = conv.winograd, None
     if conv.form == "depthwise":
         conv.weight, conv.bias = pack_bfloat16.pack_depthwise(weight, bias)
     else:
         conv.weight = pack_bfloat16.pack_pairs(weight, conv.groups, conv.form == "stem")
+        if points is not None and to_half:
+            # Of the weights before they are rounded, so that only the transformed ones are.
+            conv.winograd = pack_bfloat16.pair_points(points)

@@ -39,7 +39,7 @@ def _check(plan: Plan, step: Step, conv: Conv, form: str, where: str) -> None:
     if conv.form != form:
         raise _checks.engine_weights(f"the weights of {where}", f"packed for {form}", conv.form)
     for name, tensor, shape in _expected(conv, step, half):
-        kind = torch.float32 if name in ("bias", "winograd") else dtype
+        kind = torch.float32 if name == "bias" else dtype
         if tensor is None or tensor.dtype != kind or tuple(tensor.shape) != shape:
             got = None if tensor is None else f"{list(tensor.shape)} of {tensor.dtype}"
             raise _checks.engine_weights(f"the {name} of {where}", f"{list(shape)} of {kind}", got)
@@ -60,7 +60,8 @@ def _expected(conv: Conv, step: Step, half: bool) -> list[tuple[str, Tensor | No
     found = [("weight", conv.weight, weight), ("bias", conv.bias, bias)]
     if conv.winograd is not None:
         panels = -(-conv.out_channels // pack.PANEL)
-        found.append(("winograd", conv.winograd, (panels, 16, conv.in_channels, pack.PANEL)))
+        depth = ((conv.in_channels + 1) // 2, pack.PANEL, 2) if half else (conv.in_channels, pack.PANEL)
+        found.append(("winograd", conv.winograd, (panels, 16, *depth)))
         # Weights that no run would read were dropped.
         found = found[1:] if conv.weight is None else found
     return found
