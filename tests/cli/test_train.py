@@ -137,7 +137,9 @@ def test_a_run_says_where_it_is_and_is_not_overwritten(cli, trained) -> None:
 
 def test_other_processes_of_a_distributed_run_say_nothing(cli, tmp_path, monkeypatch) -> None:
     history = [{"epoch": 1, "ratio": 0.5}]
-    result = SimpleNamespace(history=history, seconds=1.0, best_epoch=1, best_accuracy=0.9, calibration=[])
+    result = SimpleNamespace(
+        history=history, seconds=1.0, best_epoch=1, best_accuracy=0.9, calibration=[], metric="accuracy"
+    )
     monkeypatch.setattr("dynaconv.train.fit", lambda *_args, **_options: result)
     assert "trained 1 epoch in 1 s" in cli("train", "scenes_dense", "--run", tmp_path / "run").out
     monkeypatch.setenv("RANK", "1")

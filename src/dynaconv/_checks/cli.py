@@ -147,3 +147,11 @@ def cli_density(option: str, density: float) -> ValueError:
     return ValueError(
         f"{option}: density must lie in [0, 1], got {density:g}; 0.5 opens half of the positions"
     )
+
+
+def cli_no_classes(name: object, metric: str) -> ValueError:
+    """Error for a network whose answers are no classes."""
+    return ValueError(
+        f"{name} is judged by {metric}, and explain shows what decides between classes; "
+        "use dynaconv eval or dc.collect_masks"
+    )

@@ -83,6 +83,8 @@ def run(args: Any) -> Outcome:
         _checks.cli_at_least("--times", batch, 1)
     for target in (*(args.calibrate or ()), *(args.target or ())):
         _checks.fraction("target", target)
+    from dynaconv.data import task_of
+
     opened = open_network(args.run)
     if opened.folder is None:
         raise _checks.cli_needs_run(args.run, "eval")
@@ -95,7 +97,13 @@ def run(args: Any) -> Outcome:
         measured, rows = (_whole if own_data else _part)(opened, bundle, targets, args)
     except EnginesDisagree as error:
         raise CommandFailed(str(error)) from None
-    data = {"run": opened.folder, "data": bundle.name, "rows": rows, "results": measured}
+    data = {
+        "run": opened.folder,
+        "data": bundle.name,
+        "metric": task_of(bundle.test).metric,
+        "rows": rows,
+        "results": measured,
+    }
     return Outcome(_text(rows, opened, bundle, measured), data)
 
 
@@ -186,11 +194,12 @@ def _row(
 
 def _text(rows: list[dict], opened: Opened, bundle: Any, results: Path | None) -> str:
     import dynaconv as dc
+    from dynaconv.data import task_of
 
     as_is = "as trained" if dc.gates(opened.model) else "dense"
     batches = list(rows[0]["latency"])
     names = [f"ms at batch {batch}" for batch in batches]
-    header = ("budget", "accuracy", "conditional MACs", "executed MACs", "of dense", *names)
+    header = ("budget", task_of(bundle.test).metric, "conditional MACs", "executed MACs", "of dense", *names)
     cells = [
         (
             as_is if r["target"] is None else f"{r['target']:g}",

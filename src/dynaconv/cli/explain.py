@@ -53,6 +53,9 @@ def run(args: Any) -> Outcome:
     opened = open_network(args.run)
     if opened.folder is None:
         raise _checks.cli_needs_run(args.run, "explain")
+    metric = opened.metadata.get("metric", "accuracy")
+    if metric != "accuracy":
+        raise _checks.cli_no_classes(opened.name, metric)
     if not dc.gates(opened.model):
         raise _checks.cli_nothing_to_explain(opened.name)
     targets = choose_targets(opened.model, args.target)

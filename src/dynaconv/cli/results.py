@@ -16,9 +16,10 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
     An earlier results.json keeps its title, notes, dense baseline and history; milliseconds that were not measured
     again stay with their budgets, and its other budgets stay as long as the network is calibrated as it was.
     """
+    from dynaconv.data import Classification, task_of
     from dynaconv.measure import build_gallery, read_results, write_results
 
-    folder = opened.folder
+    folder, classifies = opened.folder, isinstance(task_of(bundle.test), Classification)
     try:
         old = read_results(folder)
     except (FileNotFoundError, ValueError):
@@ -39,7 +40,8 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
         measured={"dense": dense, "points": points, "left_out": measured.get("left_out", {})},
         history=old.get("history") or history(folder),
         notes=old.get("notes", []),
-        gallery=build_gallery(opened.model, bundle, targets) if targets else None,
+        # Its pictures show right and wrong classes.
+        gallery=build_gallery(opened.model, bundle, targets) if targets and classifies else None,
     )
 
 

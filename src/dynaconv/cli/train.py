@@ -116,6 +116,7 @@ def run(args: Any) -> Outcome:
         "seconds": result.seconds,
         "best_epoch": result.best_epoch,
         "best_accuracy": result.best_accuracy,
+        "metric": result.metric,
         "calibration": result.calibration,
         "history": result.history,
     }
@@ -143,7 +144,8 @@ def _text(data: dict[str, Any]) -> str:
     last = data["history"][data["best_epoch"] - 1] if data["history"] else {}
     lines = [
         f"trained {count(data['epochs'], 'epoch')} in {data['seconds']:.0f} s; kept epoch {data['best_epoch']}: "
-        f"validation accuracy {share(data['best_accuracy'])}, conditional MACs executed {number(last.get('ratio'))}"
+        f"validation {data['metric']} {share(data['best_accuracy'])}, "
+        f"conditional MACs executed {number(last.get('ratio'))}"
     ]
     for row in data["calibration"]:
         lines.append(f"calibrated to {row['target']:g}: {row['ratio']:.4f} on the calibration pictures")

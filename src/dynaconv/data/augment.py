@@ -27,12 +27,20 @@ class Augmentation:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         self.draws = torch.rand(count, 3, generator=generator)
 
-    def __call__(self, images: Tensor, indices: Sequence[int]) -> Tensor:
-        """Augment uint8 [B, 3, H, W], the pictures `indices`."""
+    def offsets(self, indices: Sequence[int]) -> Tensor:
+        """How far the pictures `indices` are shifted, [B, 2] as x, y in pixels (before a flip)."""
+        shifts = (self._drawn(indices)[:, :2] * (2 * self.pad + 1)).long()
+        return (self.pad - shifts).flip(1)
+
+    def _drawn(self, indices: Sequence[int]) -> Tensor:
         if self.draws is None or len(self.draws) <= max(indices):
             self.set_epoch(0, max(indices) + 1)
         assert self.draws is not None
-        draws = self.draws[list(indices)]
+        return self.draws[list(indices)]
+
+    def __call__(self, images: Tensor, indices: Sequence[int]) -> Tensor:
+        """Augment uint8 [B, 3, H, W], the pictures `indices`."""
+        draws = self._drawn(indices)
         shifts = (draws[:, :2] * (2 * self.pad + 1)).long()
         b, c, h, w = images.shape
         rows = shifts[:, :1] + torch.arange(h)

@@ -6,10 +6,14 @@ from dynaconv import _checks
 from dynaconv.data.bundle import DataBundle
 from dynaconv.data.cifar10 import load_cifar10
 from dynaconv.data.folders import folder_from_spec, load_folder
+from dynaconv.data.keypoints import load_scene_keypoints
+from dynaconv.data.mpii import load_mpii
 from dynaconv.data.scenes import load_scenes
 
 _KINDS = {
     "scenes": "digits on cluttered canvases with their boxes; embedded, nothing to download",
+    "scenes_keypoints": "the same scenes with the corners and the centre of the box as keypoints",
+    "mpii:DIR": "people with keypoints: DIR/images, and annotations in the forms that MPII Human Pose comes in",
     "imagefolder:DIR": "pictures in DIR/train/CLASS and DIR/test/CLASS, or in DIR/CLASS",
     "cifar10:DIR": "CIFAR-10 as torchvision stores it, or as folders of pictures",
 }
@@ -28,7 +32,7 @@ def load_dataset(
     strict: bool = False,
     augment: bool = True,
 ) -> DataBundle:
-    """Load a data set by name: "scenes", "imagefolder:DIR" or "cifar10:DIR".
+    """Load a data set by name: one of `list_datasets()`.
 
     Args:
         image_size: side of the pictures in pixels; None keeps the data set's own.
@@ -43,9 +47,19 @@ def load_dataset(
         raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
     if name == "scenes":
         return load_scenes(image_size, train_size, seed, augment)
+    if name == "scenes_keypoints":
+        return load_scene_keypoints(image_size, train_size, seed, augment)
+    if kind == "mpii":
+        return load_mpii(folder_from_spec(name), image_size, train_size, seed, augment)
     if kind == "imagefolder":
         return load_folder(folder_from_spec(name), image_size, train_size, seed, strict, augment)
     if kind == "cifar10":
         return load_cifar10(folder_from_spec(name), image_size, train_size, seed, strict, augment)
-    known = {"scenes": "scenes", "imagefolder": "imagefolder:DIR", "cifar10": "cifar10:DIR"}
+    known = {
+        "scenes": "scenes",
+        "scenes_keypoints": "scenes_keypoints",
+        "mpii": "mpii:DIR",
+        "imagefolder": "imagefolder:DIR",
+        "cifar10": "cifar10:DIR",
+    }
     raise _checks.unknown("data set", name, [*known, *(k for k in known.values() if ":" in k)])

@@ -13,7 +13,7 @@ import numpy as np
 from dynaconv._files import atomic_path, atomic_write_text
 from dynaconv._version import __version__
 from dynaconv.cost import machine_line, source_commit
-from dynaconv.data import DataBundle
+from dynaconv.data import DataBundle, task_of
 
 FORMAT = 1
 
@@ -52,6 +52,7 @@ def write_results(
             "train": len(bundle.train),
             "calibration": len(bundle.calibration),
             "test": len(bundle.test),
+            "metric": task_of(bundle.test).metric,
         },
         **measured,
         "history": list(history),

@@ -13,6 +13,7 @@ from dynaconv.convert import SpatialMasking, dynamize_
 from dynaconv.models.cifar_resnet import CifarResNet
 from dynaconv.models.dynamic.names import listed_names, parse_name
 from dynaconv.models.dynamic.published import create_dynamic
+from dynaconv.models.hourglass import HourglassNet
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _PREFIXES = ("timm:", "torchvision:")
@@ -36,6 +37,16 @@ for _depth in (8, 14):
     register_model(f"resnet{_depth}_scenes", partial(_scenes, _depth))
 for _name, _build in list(_MODELS.items()):
     register_model(f"dynconv_{_name}", partial(_masked, _build))
+_small = partial(HourglassNet, num_classes=5, width=32, depth=3, image_size=96)
+# Where every position counts the cheaper mask unit does, as published.
+_pointwise = SpatialMasking(unit="conv1x1")
+for _name, _build in {
+    "hourglass1_scenes": partial(_small, stacks=1),
+    "hourglass2_scenes": partial(_small, stacks=2),
+    "hourglass4_mpii": HourglassNet,
+}.items():
+    register_model(_name, _build)
+    register_model(f"dynconv_{_name}", partial(_masked, _build, _pointwise))
 for _name in listed_names():
     register_model(_name, partial(create_dynamic, _name))
 

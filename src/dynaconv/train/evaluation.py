@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -14,34 +13,36 @@ from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.cost import collect_masks
 from dynaconv.cost.masks import MaskCollection
+from dynaconv.data.tasks import CLASSIFICATION, Task, task_of
 
 
 class Tally:
-    """Running sums over batches: images, correct answers, loss, and each block's executed and dense multiply-adds."""
+    """Running sums over batches: images, right answers and judged ones, loss, each block's multiply-adds."""
 
-    def __init__(self, blocks: Iterable[str] = ()) -> None:
-        self.blocks = list(blocks)
-        self.sums = torch.zeros(3 + 2 * len(self.blocks), dtype=torch.float64)
+    def __init__(self, blocks: Iterable[str] = (), task: Task = CLASSIFICATION) -> None:
+        self.blocks, self.task = list(blocks), task
+        self.sums = torch.zeros(4 + 2 * len(self.blocks), dtype=torch.float64)
 
     def add(self, logits: Tensor, labels: Tensor, masks: MaskCollection) -> None:
-        """Count one batch: logits [N, classes], labels [N]."""
+        """Count one batch: outputs and labels as the task has them ([N, classes] and [N] for classes)."""
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        correct = (logits.argmax(1) == labels).sum()
+        loss = float(self.task.loss(logits, labels)) * len(labels)
+        correct, judged = self.task.judge(logits, labels)
         costs = masks.costs()
         executed = [float(costs[name].executed_macs.sum()) if name in costs else 0.0 for name in self.blocks]
         dense = [
             float(costs[name].dense_macs * len(labels)) if name in costs else 0.0 for name in self.blocks
         ]
-        self.sums += self.sums.new_tensor([len(labels), float(correct), float(loss), *executed, *dense])
+        self.sums += self.sums.new_tensor([len(labels), correct, judged, loss, *executed, *dense])
 
     def result(self) -> dict[str, Any]:
         """See `evaluate`."""
-        images, correct, loss = self.sums[:3].tolist()
-        executed, dense = self.sums[3:].view(2, -1).tolist() if self.blocks else ([], [])
+        images, correct, judged, loss = self.sums[:4].tolist()
+        executed, dense = self.sums[4:].view(2, -1).tolist() if self.blocks else ([], [])
         return {
             "images": int(images),
-            "accuracy": correct / images,
+            "metric": self.task.metric,
+            "accuracy": correct / max(judged, 1),
             "loss": loss / images,
             "ratio": sum(executed) / sum(dense) if sum(dense) else None,
             "densities": {n: e / d for n, e, d in zip(self.blocks, executed, dense, strict=True) if d},
@@ -55,8 +56,8 @@ def evaluate(model: nn.Module, data: Dataset | Iterable[Any], *, batch_size: int
     Args:
         data: a data set of `dynaconv.data`, or anything that yields (images [N, C, H, W], labels [N]).
     Returns:
-        images (count), accuracy (0..1), loss (mean cross-entropy), ratio (executed over dense conditional MACs; None
-        for a static network), densities (the same for each block).
+        images (count), metric (what the data set judges by), accuracy (0..1, in that metric), loss (mean), ratio
+        (executed over dense conditional MACs; None for a static network), densities (the same for each block).
     Raises:
         ValueError: there are no images.
     """
@@ -65,7 +66,7 @@ def evaluate(model: nn.Module, data: Dataset | Iterable[Any], *, batch_size: int
 
         data = make_loader(data, batch_size, shuffle=False, seed=0, drop_last=False)
     device = next(model.parameters()).device
-    tally = Tally(gates(model))
+    tally = Tally(gates(model), task_of(data))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -14,7 +14,7 @@ from torch import nn
 from dynaconv import _checks
 from dynaconv.budget import calibrate_, set_budget_
 from dynaconv.convert import gates
-from dynaconv.data import load_dataset, make_loader
+from dynaconv.data import load_dataset, make_loader, task_of
 from dynaconv.models import load, save
 from dynaconv.train.callbacks import seed_everything
 from dynaconv.train.checkpoints import read_checkpoint
@@ -33,10 +33,11 @@ class FitResult:
     """What `fit` hands back.
 
     model: in evaluation mode, with the weights of the best epoch, calibrated if the recipe says so.
-    history: one dict an epoch: epoch (from 1), train_loss, val_loss, val_accuracy (0..1), ratio (executed over dense
-        conditional MACs on the validation pictures, None for a dense network).
+    history: one dict an epoch: epoch (from 1), train_loss, val_loss, val_accuracy (0..1; PCK for keypoints), ratio
+        (executed over dense conditional MACs on the validation pictures, None for a dense network).
     seconds: training time of this call; best_accuracy: validation accuracy of the epoch that was kept, best_epoch.
     calibration: rows of the calibration (target, threshold, ratio, error).
+    metric: what "accuracy" is: that, or PCK for keypoints.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class FitResult:
     best_accuracy: float
     best_epoch: int = 0
     calibration: list[dict[str, float]] = field(default_factory=list)
+    metric: str = "accuracy"
 
 
 def fit(
@@ -120,7 +122,9 @@ def _module(
         raise _checks.train_needs("a teacher", "trainer.distill_weight", "0.5")
     train, validation = make_loaders(recipe, bundle, ranks)
     size = (3, bundle.image_size, bundle.image_size)
-    module = DynaconvModule(network, recipe, len(train), teacher=teacher, input_size=size)
+    module = DynaconvModule(
+        network, recipe, len(train), teacher=teacher, task=task_of(bundle.train), input_size=size
+    )
     train.epoch = lambda: module.epochs_done
     module.loaders = (train, validation)
     return module
@@ -153,7 +157,9 @@ def _finish(job: Job, bundle: Any, arch: dict[str, Any] | None, seconds: float) 
     _wait(job.ranks)
     if job.ranks.rank != 0:
         model.load_state_dict(load(job.folder.model).state_dict())
-    return FitResult(model, job.folder.path, history, seconds, chosen["val_accuracy"], epoch, rows)
+    return FitResult(
+        model, job.folder.path, history, seconds, chosen["val_accuracy"], epoch, rows, job.module.task.metric
+    )
 
 
 def _calibrate(recipe: Recipe, model: nn.Module, bundle: Any) -> list[dict[str, float]]:
@@ -170,6 +176,7 @@ def _metadata(
     return {
         "dataset": bundle.name,
         "classes": list(bundle.classes),
+        "metric": task_of(bundle.train).metric,
         "image_size": bundle.image_size,
         "mean": [float(v) for v in bundle.mean],
         "std": [float(v) for v in bundle.std],

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynaconv.budget import MacBudget
 from dynaconv.convert import gates
 from dynaconv.cost import collect_masks
+from dynaconv.data.tasks import CLASSIFICATION, Task
 from dynaconv.integrations import import_lightning
 from dynaconv.train.evaluation import Tally
 from dynaconv.train.optim import build_optimizer, lr_factor
@@ -34,12 +34,13 @@ class StepRecord:
 
 
 class DynaconvModule(lightning.LightningModule):
-    """Trains a classifier, dense or dynamic, as a recipe says.
+    """Trains a network, dense or dynamic, as a recipe says.
 
     Args:
-        model: [N, C, H, W] -> logits [N, classes].
+        model: [N, C, H, W] -> logits [N, classes], or what else the task wants.
         recipe: loss, optimizer and schedule.
         steps_per_epoch: training batches in an epoch of this process.
+        task: what the data set asks for, with its loss and its metric.
         teacher: a dense network for distillation; used in evaluation mode and never trained or saved.
         input_size: (C, H, W), for a budget on the whole network.
     """
@@ -51,10 +52,12 @@ class DynaconvModule(lightning.LightningModule):
         steps_per_epoch: int,
         *,
         teacher: nn.Module | None = None,
+        task: Task = CLASSIFICATION,
         input_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.task = task
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * recipe.trainer.epochs
@@ -115,7 +118,7 @@ class DynaconvModule(lightning.LightningModule):
             extra, record.ratio, record.densities = cost.loss, cost.ratio, cost.densities
             record.budget_loss = float(cost.loss.detach())
         trainer = self.recipe.trainer
-        task = F.cross_entropy(logits, labels, label_smoothing=trainer.label_smoothing)
+        task = self.task.loss(logits, labels, trainer.label_smoothing)
         if self._teacher:
             task = task + trainer.distill_weight * self._distance(images, logits, trainer.distill_temperature)
         loss = task + extra
@@ -124,11 +127,10 @@ class DynaconvModule(lightning.LightningModule):
         return loss
 
     def _distance(self, images: Tensor, logits: Tensor, temperature: float) -> Tensor:
-        """T^2 * KL(teacher, student), the mean over the batch (arXiv 1503.02531)."""
+        """How far the answers are from the teacher's."""
         with torch.no_grad():
             taught = self._teacher[0](images).float()
-        log_p, log_q = F.log_softmax(logits / temperature, 1), F.log_softmax(taught / temperature, 1)
-        return temperature**2 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+        return self.task.distance(logits, taught, temperature)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's mean loss."""
@@ -141,7 +143,7 @@ class DynaconvModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""
-        self._tally = Tally(gates(self.model))
+        self._tally = Tally(gates(self.model), self.task)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch, in float32: thresholded masks must not hang on rounding."""

@@ -13,7 +13,7 @@ from dynaconv.convert import dynamize_, masked_blocks, revert_
 from dynaconv.models import create_model, load
 from dynaconv.train.recipe import Recipe
 
-_SIZED = re.compile(r"(dynconv_)?resnet\d+_(cifar|scenes)")
+_SIZED = re.compile(r"(dynconv_)?(resnet|hourglass)\d+_(cifar|scenes|mpii)")
 
 
 def architecture(recipe: Recipe, classes: int, image_size: int) -> dict[str, Any]:
