@@ -44,7 +44,7 @@ sys.meta_path.insert(0, Block())
 
 def run_fresh(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_import_prints_nothing_and_loads_nothing_optional() -> None:

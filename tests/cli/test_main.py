@@ -48,7 +48,7 @@ heavy = {"lightning", "timm", "torchvision", "plotly", "matplotlib", "sklearn", 
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -175,7 +175,7 @@ def test_closed_pipe_is_quiet() -> None:
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     os.close(write)

@@ -29,11 +29,11 @@ def run(name: str, folder: Path, *arguments: str, **environment: str) -> str:
     program = folder / name
     library = _native.LIBRARY
     build = [COMPILER, "-std=c++17", "-O1", "-fopenmp", str(SOURCES / f"{name}.cpp"), str(library)]
-    subprocess.run([*build, f"-Wl,-rpath,{library.parent}", "-o", str(program)], check=True, timeout=120)
+    subprocess.run([*build, f"-Wl,-rpath,{library.parent}", "-o", str(program)], check=True, timeout=600)
     # Threads that wait asleep leave the cores to other tests.
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"} | environment
     result = subprocess.run(
-        [str(program), *arguments], env=environment, timeout=120, capture_output=True, text=True
+        [str(program), *arguments], env=environment, timeout=600, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
