@@ -35,7 +35,7 @@ from dynaconv.cost import Profile, collect_masks, mac_density_map, ponder_map, p
 from dynaconv.models import create_model, list_models, load, save
 
 if TYPE_CHECKING:
-    from dynaconv import engine
+    from dynaconv import engine, export
     from dynaconv.engine import compile
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "dynamic_layers",
     "dynamize_",
     "engine",
+    "export",
     "fuse_",
     "gates",
     "list_models",
@@ -79,10 +80,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`compile` and `engine` load on first use: they need torch.export."""
-    if name not in ("compile", "engine"):
+    """`compile`, `engine` and `export` load on first use: they need torch.export."""
+    if name not in ("compile", "engine", "export"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    if name == "export":
+        return importlib.import_module("dynaconv.export")
     engine = importlib.import_module("dynaconv.engine")
     return engine if name == "engine" else engine.compile

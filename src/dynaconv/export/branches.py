@@ -1,0 +1,255 @@
+"""Finding masked branches in an ONNX graph: shortcut + mask * (convolutions of x), by structure, not by class.
+
+Source: DynConv, arXiv 1912.03203, equation 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynaconv.export.graph import attribute, constant
+
+# Row by row, without a look at other positions.
+UNARY = ("Relu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "LeakyRelu", "Tanh", "Elu", "Gelu", "Softplus", "Mish")
+# A mask of 0 and 1 stays one.
+_SAME_VALUES = (
+    "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Slice", "Identity", "MaxPool", "Transpose", "Tile",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise:
+    """What happens to each row by itself: one node, or a SiLU of two; `value` is what goes in."""
+
+    node: Any
+    silu: bool = False
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The nodes that it stands for."""
+        return [self.node, *(v.producer() for v in self.node.inputs if self.silu and _is_sigmoid(v))]
+
+
+@dataclass(eq=False)
+class Stage:
+    """One convolution with constant weights, and what follows it row by row."""
+
+    conv: Any
+    after: list[Pointwise]
+
+    @property
+    def weight(self) -> Any:
+        """[O, I / groups, kh, kw]."""
+        return constant(self.conv.inputs[1])
+
+    @property
+    def bias(self) -> Any:
+        """[O] or None."""
+        return constant(self.conv.inputs[2]) if len(self.conv.inputs) > 2 else None
+
+    @property
+    def groups(self) -> int:
+        """Of the convolution."""
+        return attribute(self.conv, "group", 1)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """(vertical, horizontal)."""
+        return tuple(attribute(self.conv, "strides", (1, 1)))
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """(vertical, horizontal)."""
+        return tuple(attribute(self.conv, "dilations", (1, 1)))
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right)."""
+        return tuple(attribute(self.conv, "pads", (0, 0, 0, 0)))
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(vertical, horizontal)."""
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def pointwise(self) -> bool:
+        """Output position p reads input position p and nothing else."""
+        return self.kernel == (1, 1) == self.stride and not any(self.pads)
+
+    @property
+    def depthwise(self) -> bool:
+        """One filter a channel."""
+        return self.groups > 1 and self.weight.shape[:2] == (self.groups, 1)
+
+
+@dataclass(eq=False)
+class Branch:
+    """result = act(shortcut + mask * stages(source)); shortcut and act may be missing."""
+
+    name: str
+    product: Any
+    stages: list[Stage]
+    result: Any
+    add: Any = None
+    act: Any = None
+    inner: list[Any] = field(default_factory=list)
+
+    # Asked of the nodes each time, because the graph changes while it is rewritten.
+    @property
+    def mask(self) -> Any:
+        """[N, 1, h, w] or [N, 1, 1, 1]."""
+        end = self._end
+        return next(v for v in self.product.inputs if v is not end)
+
+    @property
+    def source(self) -> Any:
+        """The map that the first convolution reads."""
+        return self.stages[0].conv.inputs[0]
+
+    @property
+    def shortcut(self) -> Any:
+        """What passes where the mask is closed; None: zeros."""
+        return None if self.add is None else next(v for v in self.add.inputs if v is not self.product.outputs[0])
+
+    @property
+    def _end(self) -> Any:
+        last = self.stages[-1]
+        return last.after[-1].node.outputs[0] if last.after else last.conv.outputs[0]
+
+
+def is_unary(node: Any) -> bool:
+    """An activation whose parameters, if it has any, are constants."""
+    return node is not None and node.op_type in UNARY and all(v is None or constant(v) is not None for v in node.inputs[1:])
+
+
+def is_static_conv(node: Any) -> bool:
+    """A 2-d convolution with constant weights and numeric padding."""
+    if node is None or node.op_type != "Conv" or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
+        return False
+    weight = constant(node.inputs[1])
+    bias = len(node.inputs) < 3 or node.inputs[2] is None or constant(node.inputs[2]) is not None
+    return weight is not None and weight.ndim == 4 and bias
+
+
+def channel_constant(node: Any) -> int | None:
+    """Which input of a Mul or Add is a constant for each channel of a map (or one number), or None."""
+    if node is None or node.op_type not in ("Mul", "Add", "Sub", "Div"):
+        return None
+    for i in (1, 0) if node.op_type in ("Mul", "Add") else (1,):
+        array, other = constant(node.inputs[i]), node.inputs[1 - i]
+        if array is None or other.shape is None or len(other.shape) != 4:
+            continue
+        shape = (1,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else ()
+        if shape and shape[0] == shape[2] == shape[3] == 1 and shape[1] in (1, other.shape[1]):
+            return i
+    return None
+
+
+def binary_values(graph: Any, masks: Iterable[Any]) -> set[Any]:
+    """Values that hold only 0 and 1: what gates decided, other comparisons, and what is made of them alone."""
+    import onnx_ir as ir
+
+    found = set(masks)
+    for node in graph:
+        x = node.inputs[0] if node.inputs else None
+        from_bool = node.op_type == "Cast" and x is not None and x.dtype == ir.DataType.BOOL
+        if from_bool or (node.op_type in _SAME_VALUES and x in found):
+            found.update(node.outputs)
+        elif node.op_type == "Mul" and all(v in found for v in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def find_branches(graph: Any, masks: dict[str, Any]) -> list[Branch]:
+    """All masked branches, in the order of the graph; named after the block whose mask they use."""
+    binary, names = binary_values(graph, masks.values()), {value: name for name, value in masks.items()}
+    found, taken = [], set()
+    for node in graph:
+        branch = _branch(node, binary) if node.op_type == "Mul" else None
+        if branch is not None and not taken & set(branch.inner):
+            branch.name = names.get(branch.mask, branch.name)
+            taken |= set(branch.inner)
+            found.append(branch)
+    return found
+
+
+def _branch(node: Any, binary: set[Any]) -> Branch | None:
+    masks = [i for i, v in enumerate(node.inputs) if v in binary and _is_grid(v)]
+    if len(masks) != 1:
+        return None
+    mask, end = node.inputs[masks[0]], node.inputs[1 - masks[0]]
+    stages = _walk_back(end)
+    if not stages or end.shape is None or not isinstance(end.shape[1], int):
+        return None
+    branch = Branch(mask.name, node, stages, node.outputs[0], inner=[node])
+    for stage in stages:
+        branch.inner += [stage.conv, *(n for step in stage.after for n in step.nodes)]
+    _walk_on(branch)
+    return branch
+
+
+def _is_grid(value: Any) -> bool:
+    """[N, 1, h, w]."""
+    return value.shape is not None and len(value.shape) == 4 and value.shape[1] == 1
+
+
+def _walk_back(value: Any) -> list[Stage]:
+    """Convolutions that nobody else reads, up to `value`."""
+    stages: list[Stage] = []
+    after: list[Pointwise] = []
+    readers = 1
+    while value.producer() is not None and len(value.uses()) == readers and not value.is_graph_output():
+        node, readers = value.producer(), 1
+        silu = _silu_source(node)
+        place = channel_constant(node)
+        if is_static_conv(node):
+            stages.insert(0, Stage(node, after))
+            after, value = [], node.inputs[0]
+        elif silu is not None:
+            after, value, readers = [Pointwise(node, True), *after], silu, 2
+        elif is_unary(node):
+            after, value = [Pointwise(node), *after], node.inputs[0]
+        elif place is not None:
+            after, value = [Pointwise(node), *after], node.inputs[1 - place]
+        else:
+            break
+    return stages
+
+
+def _walk_on(branch: Branch) -> None:
+    """The addition of a shortcut behind the product, and the activation behind that."""
+    use = _only_user(branch.result)
+    if use is None or use.op_type != "Add":
+        return
+    other = next(v for v in use.inputs if v is not branch.result) if len(set(use.inputs)) == 2 else None
+    shapes = [None if v is None or v.shape is None else tuple(map(str, v.shape)) for v in (other, branch.result)]
+    if other is None or shapes[0] is None or shapes[0][1:] != shapes[1][1:]:
+        return
+    branch.add, branch.result = use, use.outputs[0]
+    branch.inner.append(use)
+    act = _only_user(branch.result)
+    if is_unary(act):
+        branch.act, branch.result = act, act.outputs[0]
+        branch.inner.append(act)
+
+
+def _only_user(value: Any) -> Any:
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _silu_source(node: Any) -> Any:
+    """x of x * sigmoid(x)."""
+    if node.op_type != "Mul" or len(node.inputs) != 2:
+        return None
+    for x, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        if _is_sigmoid(gate) and gate.producer().inputs[0] is x and len(gate.uses()) == 1:
+            return x
+    return None
+
+
+def _is_sigmoid(value: Any) -> bool:
+    return value is not None and value.producer() is not None and value.producer().op_type == "Sigmoid"

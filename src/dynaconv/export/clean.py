@@ -1,0 +1,111 @@
+"""Passes over a traced ONNX graph: constants folded, batch norm folded, weights laid out for products, dead code out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynaconv.export.graph import Writer, constant, initializer
+from dynaconv.export.program import quiet
+
+
+def simplify(model: Any) -> None:
+    """What onnxscript's optimiser knows: constant folding, common expressions, trivial reshapes, conv + batch norm."""
+    import onnxscript.optimizer
+
+    with quiet():
+        onnxscript.optimizer.optimize_ir(model, num_iterations=3, onnx_shape_inference=False)
+
+
+def fold_norms(graph: Any) -> None:
+    """Batch norms that follow a convolution into it; those that stand alone become a scale and a shift."""
+    for node in list(graph):
+        if node.op_type != "BatchNormalization" or node.domain:
+            continue
+        parts = [constant(v) for v in node.inputs[1:5]]
+        if any(part is None for part in parts):
+            continue
+        weight, bias, mean, var = (part.astype(np.float64) for part in parts)
+        epsilon = node.attributes["epsilon"].value if "epsilon" in node.attributes else 1e-5
+        scale = weight / np.sqrt(var + epsilon)
+        shift = bias - mean * scale
+        conv = node.inputs[0].producer()
+        if conv is not None and conv.op_type == "Conv" and len(node.inputs[0].uses()) == 1 and _absorb(graph, conv, scale, shift):
+            node.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+        else:
+            _scale_and_shift(graph, node, scale, shift)
+
+
+def _absorb(graph: Any, conv: Any, scale: np.ndarray, shift: np.ndarray) -> bool:
+    weight = constant(conv.inputs[1])
+    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else np.zeros(1)
+    if weight is None or bias is None:
+        return False
+    folded = (weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.float32)
+    conv.resize_inputs(3)
+    conv.replace_input_with(1, initializer(graph, folded, conv.inputs[1].name))
+    conv.replace_input_with(2, initializer(graph, (shift + bias * scale).astype(np.float32), "bias"))
+    return True
+
+
+def _scale_and_shift(graph: Any, node: Any, scale: np.ndarray, shift: np.ndarray) -> None:
+    rank = len(node.inputs[0].shape) if node.inputs[0].shape is not None else 4
+    form = (-1, *(1,) * (rank - 2))
+    write = Writer(graph, node)
+    y = write("Mul", node.inputs[0], write.constant(scale.reshape(form).astype(np.float32)))
+    y = write("Add", y, write.constant(shift.reshape(form).astype(np.float32)), like=node.outputs[0])
+    node.outputs[0].replace_all_uses_with(y, replace_graph_outputs=True)
+
+
+def transpose_weights(graph: Any) -> None:
+    """Weights of products as [inputs, outputs], so that no runtime has to turn them."""
+    for node in graph:
+        if node.op_type != "Gemm" or node.attributes.get_int("transB", 0) != 1:
+            continue
+        weight = constant(node.inputs[1])
+        if weight is not None:
+            node.replace_input_with(1, initializer(graph, np.ascontiguousarray(weight.T), node.inputs[1].name))
+            node.attributes.pop("transB")
+
+
+def average_pools(graph: Any) -> None:
+    """Means over the grid as global pooling, which runtimes compute without leaving their own layout of channels."""
+    for node in list(graph):
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2:
+            continue
+        x, axes = node.inputs[0], constant(node.inputs[1])
+        if axes is None or x.shape is None or len(x.shape) != 4 or sorted(a % 4 for a in axes.tolist()) != [2, 3]:
+            continue
+        write = Writer(graph, node)
+        y = write("GlobalAveragePool", x, shape=[*x.shape[:2], 1, 1])
+        if not node.attributes.get_int("keepdims", 1):
+            y = write("Squeeze", y, write.constant(np.array([2, 3])), like=node.outputs[0])
+        node.outputs[0].replace_all_uses_with(y, replace_graph_outputs=True)
+
+
+def drop_unused(model: Any) -> None:
+    """Nodes and constants that no output needs."""
+    import onnx_ir.passes.common as passes
+
+    passes.IdentityEliminationPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def convert(model: Any, opset: int) -> None:
+    """Write the graph in a newer version of the operator set."""
+    if model.graph.opset_imports[""] == opset:
+        return
+    import onnxscript.version_converter
+
+    with quiet():
+        onnxscript.version_converter.convert_version(model, opset)
+
+
+def strip(model: Any) -> None:
+    """Leave out how the graph came about: traces of source files, module names, shapes of inner values."""
+    import onnx_ir.passes.common as passes
+
+    passes.ClearMetadataAndDocStringPass()(model)
+    model.graph.name = "dynaconv"

@@ -1,0 +1,117 @@
+"""Logits of gates written so that runtimes compute them fast: one product for all taps, then a sum of shifted maps.
+
+Runtimes spend more on a convolution to a single channel than on one to sixteen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynaconv.export import tables
+from dynaconv.export.branches import Stage, is_static_conv
+from dynaconv.export.graph import Writer, constant
+
+# Channels come in blocks of this many in the layouts of runtimes.
+BLOCK = 16
+_RESHAPING = ("Squeeze", "Unsqueeze", "Reshape", "Flatten")
+
+
+@dataclass(eq=False)
+class GateLogits:
+    """conv(source) to one channel, plus mean(source) @ linear + shift where linear is not None; `node` makes the sum."""
+
+    node: Any
+    stage: Stage
+    linear: np.ndarray | None = None
+    shift: float = 0.0
+
+    @property
+    def source(self) -> Any:
+        """The map that is scored."""
+        return self.stage.conv.inputs[0]
+
+
+def find_gates(graph: Any) -> list[GateLogits]:
+    """Convolutions to one channel, with the linear function of the mean that is added to them (arXiv 1912.03203)."""
+    found = []
+    for node in graph:
+        if not is_static_conv(node) or node.outputs[0].is_graph_output():
+            continue
+        stage = Stage(node, [])
+        taps = int(np.prod(stage.kernel))
+        if stage.weight.shape[0] != 1 or stage.groups != 1 or not 1 < taps < BLOCK or node.inputs[0].shape is None:
+            continue
+        found.append(_with_mean(node, stage) or GateLogits(node, stage))
+    return found
+
+
+def _with_mean(node: Any, stage: Stage) -> GateLogits | None:
+    uses = node.outputs[0].uses()
+    total = uses[0].node if len(uses) == 1 and uses[0].node.op_type == "Add" else None
+    if total is None:
+        return None
+    other = next((v for v in total.inputs if v is not node.outputs[0]), None)
+    gemm = _behind(other)
+    if gemm is None or gemm.op_type != "Gemm" or gemm.attributes.get_int("transA", 0):
+        return None
+    if gemm.attributes.get_float("alpha", 1.0) != 1.0 or gemm.attributes.get_float("beta", 1.0) != 1.0:
+        return None
+    weight = constant(gemm.inputs[1])
+    shift = constant(gemm.inputs[2]) if len(gemm.inputs) > 2 and gemm.inputs[2] is not None else np.zeros(1)
+    pool = _behind(gemm.inputs[0])
+    if weight is None or shift is None or pool is None or pool.op_type != "GlobalAveragePool":
+        return None
+    if pool.inputs[0] is not node.inputs[0] or weight.size != stage.weight.shape[1] or shift.size != 1:
+        return None
+    return GateLogits(total, stage, weight.reshape(-1), float(shift.reshape(-1)[0]))
+
+
+def _behind(value: Any) -> Any:
+    """What made a value, apart from changes of its shape."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _RESHAPING:
+        node = node.inputs[0].producer()
+    return node
+
+
+def write_logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> Any:
+    """The logits [N, 1, h, w], from the map or, where there are, from its rows [N * H * W, C]."""
+    stage, kernel = gate.stage, gate.stage.kernel
+    taps = stage.weight.shape[2] * stage.weight.shape[3]
+    used = taps + (gate.linear is not None)
+    weight = stage.weight[0].reshape(-1, taps)
+    if gate.linear is not None:
+        weight = np.concatenate([weight, gate.linear[:, None]], 1)
+    bias = (0.0 if stage.bias is None else float(stage.bias[0])) + gate.shift
+    if rows is None:
+        used = BLOCK
+        padded = np.zeros((BLOCK, weight.shape[0], 1, 1), np.float32)
+        padded[: weight.shape[1], :, 0, 0] = weight.T
+        answers = write("Conv", gate.source, write.constant(padded), kernel_shape=(1, 1))
+    else:
+        flat = write("MatMul", rows, write.constant(weight))
+        answers = write("Reshape", flat, tables.shape_of(write, grid, used))
+        answers = write("Transpose", answers, perm=(0, 3, 1, 2))
+    shifts = np.zeros((1, used, *kernel), np.float32)
+    shifts[0, np.arange(taps), np.arange(taps) // kernel[1], np.arange(taps) % kernel[1]] = 1
+    z = write(
+        "Conv", answers, write.constant(shifts), write.constant(np.array([bias], np.float32)), kernel_shape=kernel,
+        strides=stage.stride, pads=stage.pads, dilations=stage.dilation, like=gate.node.outputs[0],
+    )  # fmt: skip
+    if gate.linear is None:
+        return z
+    pick = np.zeros((1, used, 1, 1), np.float32)
+    pick[0, taps] = 1
+    mean = write("Conv", write("GlobalAveragePool", answers), write.constant(pick), kernel_shape=(1, 1))
+    return write("Add", z, mean, like=gate.node.outputs[0])
+
+
+def rewrite(graph: Any) -> None:
+    """Every gate of a graph that stays dense."""
+    constants: dict[Any, Any] = {}
+    for gate in find_gates(graph):
+        z = write_logits(Writer(graph, gate.node, constants), gate, None, tables.Grid(None, None, None))
+        gate.node.outputs[0].replace_all_uses_with(z, replace_graph_outputs=True)

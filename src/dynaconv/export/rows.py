@@ -1,0 +1,271 @@
+"""The sparse lowering: masked branches compute the open rows of all images in one product, and maps stay rows between.
+
+A map [N, C, h, w] is held as rows [N * h * w, C] wherever something sparse made it; pointwise convolutions, additions,
+activations and means that follow work on the rows, too, so that turning the layout happens where it must and once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynaconv.export import tables
+from dynaconv.export.branches import (
+    Branch,
+    Pointwise,
+    Stage,
+    channel_constant,
+    find_branches,
+    is_static_conv,
+    is_unary,
+)
+from dynaconv.export.gates import GateLogits, find_gates, write_logits
+from dynaconv.export.graph import Writer, attribute, constant
+from dynaconv.export.stages import Listed, run_stage
+from dynaconv.export.tables import Grid
+
+
+def lower(graph: Any, branches: list[Branch]) -> None:
+    """Rewrite the graph so that these branches skip.
+
+    Args:
+        branches: of `find_branches(graph, ...)`; those that are not in the list stay dense.
+    """
+    Rows(graph, branches).run()
+
+
+class Rows:
+    """One walk over the graph, in order; what it has written is remembered and shared."""
+
+    def __init__(self, graph: Any, branches: list[Branch]) -> None:
+        self.graph = graph
+        self.ends = {branch.result.producer(): branch for branch in branches}
+        self.inner = {node for branch in branches for node in branch.inner}
+        self.gates = {gate.node: gate for gate in find_gates(graph)}
+        # Of values that something on rows has made: their rows. Of others: rows that were made of the map.
+        self.native: dict[Any, Any] = {}
+        self.turned: dict[Any, Any] = {}
+        self.grids: dict[Any, Grid] = {}
+        self.shared: dict[Any, Any] = {}
+        self.constants: dict[Any, Any] = {}
+        self.write = Writer(graph, None, self.constants)
+
+    def run(self) -> None:
+        """Rewrite."""
+        for node in list(self.graph):
+            self.write = Writer(self.graph, node, self.constants)
+            if node in self.ends:
+                self._branch(self.ends[node])
+            elif node in self.gates:
+                self._gate(self.gates[node])
+            elif node not in self.inner and node.inputs:
+                self._follow(node)
+
+    def once(self, key: tuple[Any, ...], make: Any) -> Any:
+        """What was written for this key, or what `make` writes now."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+    def rows(self, value: Any) -> Any:
+        """A map [N, C, h, w] as rows."""
+        if value in self.native:
+            return self.native[value]
+        if value not in self.turned:
+            inside_out = self.write("Transpose", value, perm=(0, 2, 3, 1))
+            shape = self.write.integers(-1, value.shape[1])
+            self.turned[value] = self.write("Reshape", inside_out, shape)
+        return self.turned[value]
+
+    def grid(self, value: Any) -> Grid:
+        """Sizes of a map."""
+        if value not in self.grids:
+            sizes = [d if isinstance(d, int) else self._size(value, axis) for axis, d in enumerate(value.shape)]
+            batch = sizes[0] if not isinstance(sizes[0], int) else self.write.integers(sizes[0])
+            self.grids[value] = Grid(batch, sizes[2], sizes[3])
+        return self.grids[value]
+
+    def _size(self, value: Any, axis: int) -> Any:
+        if axis > 0:
+            return self.write("Shape", value, start=axis, end=axis + 1)
+        # Every map has the batch of the images.
+        image = self.graph.inputs[0]
+        return self.once(("batch",), lambda: self.write("Shape", image, start=0, end=1))
+
+    def keep(self, value: Any, rows: Any, grid: Grid) -> None:
+        """`rows` are what `value` was: its readers get the map made of them, unless they read rows."""
+        shape = tables.shape_of(self.write, grid, value.shape[1])
+        whole = self.write("Reshape", rows, shape)
+        turned = self.write("Transpose", whole, perm=(0, 3, 1, 2), like=value)
+        value.replace_all_uses_with(turned, replace_graph_outputs=True)
+        if value.name and turned.is_graph_output():
+            value.name, turned.name = f"{value.name}.dense", value.name
+        self.native[turned], self.grids[turned] = rows, grid
+
+    # Masked branches
+
+    def _branch(self, branch: Branch) -> None:
+        grids = self._grids(branch)
+        mask, grid = self._on_grid(branch, grids[-1]), grids[-1]
+        needs = [mask]
+        for i in range(len(branch.stages) - 1, 0, -1):
+            needs.insert(0, self._need(needs[0], branch.stages[i], grids[i]))
+        x: Any = self.rows(branch.source)
+        for stage, need, inside, outside in zip(branch.stages, needs, grids[:-1], grids[1:], strict=True):
+            x = Listed(run_stage(self, stage, x, inside, outside, self.listing(need)), self.listing(need))
+        rows = self._join(branch, x, grid)
+        self.keep(branch.result, rows, grid)
+
+    def _on_grid(self, branch: Branch, grid: Grid) -> Any:
+        """The mask [N, 1, h, w]; one decision for a whole image is spread over its positions."""
+        mask, out = branch.mask, branch.product.outputs[0]
+        if list(map(str, mask.shape[2:])) == list(map(str, out.shape[2:])):
+            return mask
+
+        def spread() -> Any:
+            sizes = tables.shape_of(self.write, grid, front=(grid.batch, 1, grid.height, grid.width))
+            return self.write("Expand", mask, sizes, shape=[mask.shape[0], 1, *out.shape[2:]])
+
+        return self.once(("spread", mask, *grid.key), spread)
+
+    def _grids(self, branch: Branch) -> list[Grid]:
+        """Grid of the branch's input and of every convolution's output."""
+        found = [self.grid(branch.source)]
+        for stage in branch.stages:
+            found.append(self._behind(stage, found[-1]))
+        return found
+
+    def _behind(self, stage: Stage, grid: Grid) -> Grid:
+        """Grid of a convolution's output."""
+        if stage.pointwise:
+            return grid
+        key = ("behind", stage.kernel, stage.stride, stage.pads, stage.dilation, *grid.key)
+        return self.once(key, lambda: tables.output_grid(self.write, stage, grid))
+
+    def _need(self, mask: Any, stage: Stage, inside: Grid) -> Any:
+        if stage.pointwise:
+            return mask
+        key = ("need", mask, stage.kernel, stage.stride, stage.pads, stage.dilation, *inside.key)
+        return self.once(key, lambda: tables.needed(self.write, mask, stage, inside))
+
+    def listing(self, mask: Any) -> Any:
+        """Open rows of a mask, [K, 1]."""
+        return self.once(("list", mask), lambda: tables.open_rows(self.write, mask))
+
+    def _join(self, branch: Branch, x: Listed, grid: Grid) -> Any:
+        values, channels = x.rows, branch.stages[-1].weight.shape[0]
+        if branch.shortcut is None:
+            count = tables.length(self.write, tables.multiply(self.write, *grid))
+            shape = self.write("Concat", count, self.write.integers(channels), axis=0)
+            base = self.write("ConstantOfShape", shape)
+        else:
+            shortcut = self.rows(branch.shortcut)
+            values = self.write("Add", values, self.write("GatherND", shortcut, x.places))
+            done = branch.act is None or unchanged_by(branch.act, branch.shortcut)
+            base = shortcut if done else self._apply(Pointwise(branch.act), shortcut)
+        if branch.act is not None:
+            values = self._apply(Pointwise(branch.act), values)
+        return self.write("ScatterND", base, x.places, values)
+
+    def _apply(self, step: Pointwise, rows: Any) -> Any:
+        return apply_pointwise(self.write, step, rows)
+
+    # What follows on rows
+
+    def _gate(self, gate: GateLogits) -> None:
+        rows = self.native.get(gate.source)
+        z = write_logits(self.write, gate, rows, self.grid(gate.source))
+        gate.node.outputs[0].replace_all_uses_with(z, replace_graph_outputs=True)
+
+    def _follow(self, node: Any) -> None:
+        """Work on rows where the inputs are rows already."""
+        value = node.inputs[0]
+        if node.op_type == "Conv" and value in self.native and _projects(node):
+            self._project(node)
+        elif is_unary(node) and value in self.native:
+            self._map_rows(node, value, Pointwise(node))
+        elif channel_constant(node) is not None:
+            value = node.inputs[1 - channel_constant(node)]
+            if value in self.native:
+                self._map_rows(node, value, Pointwise(node))
+        elif node.op_type == "Add" and all(v in self.native for v in node.inputs) and _same_shape(*node.inputs):
+            rows = self.write("Add", *(self.native[v] for v in node.inputs))
+            self.keep(node.outputs[0], rows, self.grid(value))
+        elif node.op_type == "GlobalAveragePool" and value in self.native:
+            self._average(node)
+
+    def _map_rows(self, node: Any, value: Any, step: Pointwise) -> None:
+        self.keep(node.outputs[0], self._apply(step, self.native[value]), self.grid(value))
+
+    def _project(self, node: Any) -> None:
+        """A 1 x 1 convolution, possibly strided."""
+        stage, x = Stage(node, []), self.native[node.inputs[0]]
+        inside = self.grid(node.inputs[0])
+        channels = stage.weight.shape[1]
+        if stage.stride != (1, 1):
+            whole = self.write("Reshape", x, tables.shape_of(self.write, inside, channels))
+            far = np.array([2**62] * 2, np.int64)
+            kept = self.write(
+                "Slice", whole, self.write.integers(0, 0), self.write.constant(far), self.write.integers(1, 2),
+                self.write.integers(*stage.stride),
+            )  # fmt: skip
+            x = self.write("Reshape", kept, self.write.integers(-1, channels))
+        weight = self.write.constant(stage.weight[:, :, 0, 0].T, f"{node.inputs[1].name}.rows")
+        bias = [] if stage.bias is None else [self.write.constant(stage.bias)]
+        self.keep(node.outputs[0], self.write("Gemm", x, weight, *bias), self._behind(stage, inside))
+
+    def _average(self, node: Any) -> None:
+        value, y = node.inputs[0], node.outputs[0]
+        grid, channels = self.grid(value), value.shape[1]
+        positions = tables.multiply(self.write, grid.height, grid.width)
+        shape = tables.shape_of(self.write, grid, front=(-1, positions, channels))
+        whole = self.write("Reshape", self.native[value], shape)
+        mean = self.write("ReduceMean", whole, self.write.integers(1), keepdims=0)
+        back = self.write("Reshape", mean, self.write.integers(-1, channels, 1, 1), like=y)
+        y.replace_all_uses_with(back, replace_graph_outputs=True)
+
+
+def apply_pointwise(write: Writer, step: Pointwise, rows: Any) -> Any:
+    """The same activation, scale or shift on rows [K, C]."""
+    node = step.node
+    if step.silu:
+        return write("Mul", rows, write("Sigmoid", rows))
+    place = channel_constant(node)
+    if place is None:
+        attributes = {name: a.value for name, a in node.attributes.items()}
+        return write(node.op_type, rows, *node.inputs[1:], **attributes)
+    vector = write.constant(constant(node.inputs[place]).reshape(-1))
+    return write(node.op_type, *((vector, rows) if place == 0 else (rows, vector)))
+
+
+def unchanged_by(act: Any, value: Any) -> bool:
+    """The activation would not change this value: it is a ReLU, and the value comes out of one."""
+    node = value.producer()
+    if node is None:
+        return False
+    # What a masked block gave is written back as a map made of its rows; the activation is further up.
+    while node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "Transpose", "Reshape"):
+        node = node.inputs[0].producer()
+        if node is None:
+            return False
+    if node.op_type == "ScatterND":
+        return all(unchanged_by(act, node.inputs[i]) for i in (0, 2))
+    if node.op_type != act.op_type:
+        return False
+    same = [constant(v) for v in node.inputs[1:]], [constant(v) for v in act.inputs[1:]]
+    return act.op_type == "Relu" or (
+        act.op_type == "Clip" and len(same[0]) == len(same[1]) and all(map(np.array_equal, *same))
+    )
+
+
+def _projects(node: Any) -> bool:
+    stage = Stage(node, []) if is_static_conv(node) else None
+    return stage is not None and stage.kernel == (1, 1) and stage.groups == 1 and not any(stage.pads)
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    return a.shape is not None and b.shape is not None and list(map(str, a.shape))[1:] == list(map(str, b.shape))[1:]
+
+
+__all__ = ["Rows", "attribute", "find_branches", "lower"]

@@ -1,0 +1,152 @@
+"""Index lists of masks, and tables that say where in a padded map the taps of a convolution lie.
+
+A map is held as rows, [N * h * w, C]: one row a position, images one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynaconv.export.branches import Stage
+from dynaconv.export.graph import Writer
+
+
+class Grid(NamedTuple):
+    """Sizes of a map: whole numbers, or values [1] of int64 where they are free. batch is always a value [1]."""
+
+    batch: Any
+    height: Any
+    width: Any
+
+    @property
+    def fixed(self) -> bool:
+        """Height and width are known."""
+        return isinstance(self.height, int) and isinstance(self.width, int)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """To recognise equal grids by."""
+        return tuple(v if isinstance(v, int) else id(v) for v in self)
+
+
+def length(write: Writer, size: Any) -> Any:
+    """A size as a value [1]."""
+    return write.integers(size) if isinstance(size, int) else size
+
+
+def shape_of(write: Writer, grid: Grid, *behind: int, front: tuple[Any, ...] | None = None) -> Any:
+    """The shape (batch, height, width, *behind) as a value; `front` replaces the first three."""
+    sizes = [*(tuple(grid) if front is None else front), *behind]
+    if all(isinstance(s, int) for s in sizes):
+        return write.integers(*sizes)
+    if front is None and grid.fixed:
+        return write.integers(-1, *sizes[1:])
+    return write("Concat", *(length(write, s) for s in sizes), axis=0)
+
+
+def multiply(write: Writer, *factors: Any) -> Any:
+    """A product of sizes: a whole number, or a value [1]."""
+    number = int(np.prod([f for f in factors if isinstance(f, int)], dtype=np.int64))
+    free = [f for f in factors if not isinstance(f, int)]
+    if not free:
+        return number
+    y = free[0]
+    for factor in [*free[1:], *([write.integers(number)] if number != 1 else [])]:
+        y = write("Mul", y, factor)
+    return y
+
+
+def add(write: Writer, size: Any, amount: int) -> Any:
+    """size + amount."""
+    if isinstance(size, int):
+        return size + amount
+    return size if amount == 0 else write("Add", size, write.integers(amount))
+
+
+def padded(write: Writer, grid: Grid, pads: tuple[int, int, int, int]) -> Grid:
+    """The grid with its frame of zeros."""
+    return Grid(grid.batch, add(write, grid.height, pads[0] + pads[2]), add(write, grid.width, pads[1] + pads[3]))
+
+
+def output_grid(write: Writer, stage: Stage, grid: Grid) -> Grid:
+    """The grid of a convolution's output."""
+    sizes = []
+    for axis, size in enumerate((grid.height, grid.width)):
+        lost = stage.dilation[axis] * (stage.kernel[axis] - 1) + 1
+        room, step = add(write, size, stage.pads[axis] + stage.pads[axis + 2] - lost), stage.stride[axis]
+        if isinstance(room, int):
+            sizes.append(room // step + 1)
+        else:
+            sizes.append(add(write, room if step == 1 else write("Div", room, write.integers(step)), 1))
+    return Grid(grid.batch, *sizes)
+
+
+def open_rows(write: Writer, mask: Any) -> Any:
+    """Places of the open positions of a mask [N, 1, h, w] in its rows, all images in one list: [K, 1] int64."""
+    flat = write("Reshape", mask, write.integers(-1))
+    found = write("NonZero", flat)
+    return write("Reshape", found, write.integers(-1, 1))
+
+
+def tap_table(write: Writer, stage: Stage, grid: Grid, out: Grid) -> Any:
+    """Rows of the padded input map that each output position reads: [N * h * w, taps] int64.
+
+    Args:
+        grid: the padded input map. out: the convolution's output.
+    """
+    rows, columns = (np.arange(k) * d for k, d in zip(stage.kernel, stage.dilation, strict=True))
+    rows, columns = (a.reshape(-1) for a in np.meshgrid(rows, columns, indexing="ij"))
+    return _table(write, grid, out, stage.stride, rows, columns)
+
+
+def place_table(write: Writer, grid: Grid, inside: Grid, pads: tuple[int, int, int, int]) -> Any:
+    """Rows of the padded map at which the positions of the map lie: [N * h * w, 1] int64."""
+    return _table(write, grid, inside, (1, 1), np.array([pads[0]]), np.array([pads[1]]))
+
+
+def _table(
+    write: Writer, grid: Grid, out: Grid, stride: tuple[int, int], rows: np.ndarray, columns: np.ndarray
+) -> Any:
+    if grid.fixed and out.fixed:
+        y, x = np.arange(out.height) * stride[0], np.arange(out.width) * stride[1]
+        first = (y[:, None] * grid.width + x).reshape(-1, 1)
+        image = write.constant((first + rows * grid.width + columns)[None].astype(np.int64))
+    else:
+        width = length(write, grid.width)
+        y = write("Mul", _count(write, out.height), write("Mul", write.integers(stride[0]), width))
+        x = write("Mul", _count(write, out.width), write.integers(stride[1]))
+        first = write("Add", write("Unsqueeze", y, write.integers(1)), write("Unsqueeze", x, write.integers(0)))
+        taps = write("Add", write("Mul", write.constant(rows.astype(np.int64)), width), write.constant(columns.astype(np.int64)))
+        image = write("Add", write("Reshape", first, write.integers(1, -1, 1)), taps)
+    start = write("Mul", _count(write, grid.batch), length(write, multiply(write, grid.height, grid.width)))
+    start = write("Reshape", start, write.integers(-1, 1, 1))
+    return write("Reshape", write("Add", start, image), write.integers(-1, len(rows)))
+
+
+def _count(write: Writer, size: Any) -> Any:
+    """0, 1, ..., size - 1."""
+    zero, one = write.constant(np.array(0, np.int64)), write.constant(np.array(1, np.int64))
+    limit = write("Gather", length(write, size), zero, axis=0)
+    return write("Range", zero, limit, one)
+
+
+def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
+    """Positions of the convolution's input map that open outputs read, [N, 1, H, W]; not zero means needed.
+
+    Source: arXiv 1912.03203, section 3.3, for any geometry.
+    """
+    (top, left, bottom, right), kernel, dilation = stage.pads, stage.kernel, stage.dilation
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if stage.stride == (1, 1) and (top + bottom, left + right) == tuple(reach) and (top, left) == (bottom, right):
+        return write("MaxPool", mask, kernel_shape=kernel, pads=stage.pads, strides=(1, 1), dilations=dilation)
+    ones = write.constant(np.ones((1, 1, *kernel), np.float32))
+    spread = write("ConvTranspose", mask, ones, kernel_shape=kernel, strides=stage.stride, dilations=dilation)
+    # The last rows of the input may lie beyond the last window.
+    extra = [max(0, s - 1) for s in stage.stride]
+    if any(extra):
+        spread = write("Pad", spread, write.integers(0, 0, 0, 0, 0, 0, *extra))
+    starts, axes = write.integers(top, left), write.integers(2, 3)
+    ends = shape_of(write, inside, front=(add(write, inside.height, top), add(write, inside.width, left)))
+    return write("Slice", spread, starts, ends, axes)
