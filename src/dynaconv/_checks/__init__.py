@@ -45,6 +45,7 @@ from dynaconv._checks.engine import (
 )
 from dynaconv._checks.export import (
     export_differs,
+    export_engine_of_file,
     export_example,
     export_mixed_thresholds,
     export_model,
@@ -221,6 +222,7 @@ __all__ = [
     "execution_cannot_run",
     "experts",
     "export_differs",
+    "export_engine_of_file",
     "export_example",
     "export_mixed_thresholds",
     "export_model",

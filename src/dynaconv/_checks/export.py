@@ -23,7 +23,9 @@ def export_example(example: object) -> None:
         raise TypeError(f"export expects a tuple of tensors as the example, got a {wrong[0]} in it")
     for value in example:
         if value.device.type != "cpu":
-            raise ValueError(f"export runs on the CPU, got an example on {value.device}; move it with x.cpu()")
+            raise ValueError(
+                f"export runs on the CPU, got an example on {value.device}; move it with x.cpu()"
+            )
         if value.dim() == 0 or value.shape[0] == 0:
             raise ValueError(
                 f"export needs an example with at least one image, [N, C, H, W], got shape {list(value.shape)}"
@@ -33,7 +35,9 @@ def export_example(example: object) -> None:
 def export_training(name: str) -> ValueError:
     """Error for a network in training mode."""
     what = "the model is" if not name else f"{name} is"
-    return ValueError(f"export needs a network in evaluation mode, but {what} in training mode; call model.eval()")
+    return ValueError(
+        f"export needs a network in evaluation mode, but {what} in training mode; call model.eval()"
+    )
 
 
 def export_not_traceable(model: str, error: object) -> ValueError:
@@ -56,7 +60,8 @@ def export_not_installed(names: Sequence[str], extra: str = EXTRA) -> ImportErro
     """Error for packages that an extra installs."""
     verb = "is" if len(names) == 1 else "are"
     return ImportError(
-        f"{' and '.join(names)} {verb} not installed; install with: pip install 'dynaconv[{extra}]'", name=names[0]
+        f"{' and '.join(names)} {verb} not installed; install with: pip install 'dynaconv[{extra}]'",
+        name=names[0],
     )
 
 
@@ -64,7 +69,8 @@ def export_opset(opset: object, oldest: int, newest: int) -> ValueError:
     """Error for a version of the operator set that cannot hold the graph."""
     if isinstance(opset, int) and not isinstance(opset, bool) and opset < oldest:
         return ValueError(
-            f"opset {opset} is too old: the exported graph needs operators of opset {oldest}; use opset={oldest} or newer"
+            f"opset {opset} is too old: the exported graph needs operators of opset {oldest}; "
+            f"use opset={oldest} or newer"
         )
     return ValueError(f"opset must be a whole number from {oldest} to {newest}, got {opset!r}")
 
@@ -95,7 +101,9 @@ def export_mixed_thresholds(low: float, high: float) -> ValueError:
 
 def export_no_gates(option: str) -> ValueError:
     """Error for a report on, or a dial of, gates that a network does not have."""
-    return ValueError(f"{option} needs a network with gates, and this one has none; leave it out, or call dc.dynamize_")
+    return ValueError(
+        f"{option} needs a network with gates, and this one has none; leave it out, or call dc.dynamize_"
+    )
 
 
 def export_unknown_blocks(names: Sequence[str], known: Sequence[str]) -> ValueError:
@@ -115,7 +123,8 @@ def export_not_ours(path: object, reason: str = "it has no dynaconv metadata") -
 def export_differs(runtime: str, error: float, tolerance: float, where: str) -> RuntimeError:
     """Error for an exported network that computes something else."""
     return RuntimeError(
-        f"the exported network differs from eager PyTorch by {error:.2e} in {runtime} at {where} (tolerance {tolerance:.0e})"
+        f"the exported network differs from eager PyTorch by {error:.2e} in {runtime} at {where} "
+        f"(tolerance {tolerance:.0e})"
     )
 
 
@@ -124,4 +133,11 @@ def export_no_count() -> ValueError:
     return ValueError(
         "report='executed_macs' needs a fixed size, because what masks do not change is counted for the example; "
         "use dynamic_size=False, or report='densities'"
+    )
+
+
+def export_engine_of_file(engine: str) -> ValueError:
+    """Error for an engine that cannot read an ONNX file."""
+    return ValueError(
+        f"--engines {engine} does not run an ONNX file; name ort or openvino, or give bench the run itself"
     )

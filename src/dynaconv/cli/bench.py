@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynaconv import _checks
-from dynaconv.cli import bench_networks
+from dynaconv.cli import bench_exported, bench_networks
 from dynaconv.cli.bench_kernels import run_kernels
 from dynaconv.cli.networks import check_input_size, open_network
 from dynaconv.cli.outcome import Outcome
@@ -25,6 +25,8 @@ dynaconv bench timm:resnet50 --force-density 0.5
 dynaconv bench runs/demo
 dynaconv bench runs/demo --target 0.3 --batch 1 8 32 --threads 1
 dynaconv bench timm:mobilenetv2_100 --force-density 0.25 0.5 --engines onnxruntime --json
+dynaconv bench runs/demo --engines ort openvino dynaconv
+dynaconv bench runs/demo/model.onnx --engines ort openvino
 dynaconv bench kernels"""
 # Of a run, and of a network by name, which is often large.
 BATCHES, NAMED_BATCHES = [1, 32], [1]
@@ -34,7 +36,8 @@ def add_arguments(parser: Any) -> None:
     """The network, its masks, how to time."""
     parser.add_argument(
         "model",
-        help="a run folder, a saved network, a name of `dynaconv models`, timm:, torchvision:, or kernels",
+        help="a run folder, a saved network, a name of `dynaconv models`, timm:, torchvision:, an .onnx file that "
+        "`dynaconv export` wrote, or kernels",
     )
     parser.add_argument(
         "--batch",
@@ -74,7 +77,8 @@ def add_arguments(parser: Any) -> None:
         nargs="+",
         default=None,
         help="dense engines beside eager PyTorch and ours: onnxruntime, openvino-f32, openvino, inductor (takes a "
-        "minute), all or none; left out, all but inductor",
+        "minute), all or none; left out, all but inductor. With ort or dynaconv among them (ort, openvino, dynaconv, "
+        "eager) the network itself is exported and runs in each: accuracy, MACs, ms",
     )
     parser.add_argument(
         "--precision",
@@ -115,6 +119,8 @@ def run(args: Any) -> Outcome:
     if args.model == "kernels":
         with torch_threads(args.threads):
             return run_kernels(args)
+    if bench_exported.asked_for(args.model, args.engines):
+        return bench_exported.run(args)
     if args.write:
         raise ValueError("--write makes the table of `dynaconv bench kernels`; networks have none")
     args.engines = choose_engines(args.engines)

@@ -17,6 +17,7 @@ from dynaconv.cli import (
     doctor,
     evaluate,
     explain,
+    export,
     models,
     profile,
     report,
@@ -41,6 +42,7 @@ VERBS: dict[str, ModuleType] = {
     "report": report,
     "study": study,
     "convert": convert,
+    "export": export,
     "models": models,
     "doctor": doctor,
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynaconv.nn.channel_block import ChannelBlock, conv_share
 from dynaconv.nn.masked_block import MaskedBlock
+from dynaconv.nn.spatial_mask import SpatialMask
 from dynaconv.ops._conv import Geometry
 from dynaconv.ops.mask_ops import branch_sizes
 
@@ -51,7 +52,9 @@ def block_cost(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> Block
     """
     if isinstance(block, ChannelBlock):
         return _channel_cost(block, mask, size)
-    needs = _needs(block, mask.as_subclass(Tensor), size)
+    # Tracing knows no as_subclass, and the masks that it sees are no SpatialMask.
+    plain = mask.as_subclass(Tensor) if isinstance(mask, SpatialMask) else mask
+    needs = _needs(block, plain, size)
     return BlockCost(
         tuple(
             ConvCost(name, need, macs)

@@ -17,12 +17,13 @@ from dynaconv._table import format_table
 from dynaconv.convert import gates
 from dynaconv.export import clean
 from dynaconv.export import gates as gate_logits
-from dynaconv.export.branches import Branch, find_branches
+from dynaconv.export.branches import find_branches
 from dynaconv.export.choose import choose_sparse, measure_densities
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
 from dynaconv.export.metadata import KEY, describe, to_json
 from dynaconv.export.parity import Parity, can_check, check_graph
 from dynaconv.export.rows import lower
+from dynaconv.export.subject import check_subject
 from dynaconv.export.trace import NEWEST_OPSET, OLDEST_OPSET, Traced, trace
 
 LOWERINGS = ("sparse", "dense", "auto")
@@ -32,8 +33,8 @@ LOWERINGS = ("sparse", "dense", "auto")
 class OnnxReport:
     """What was written.
 
-    blocks: masked block -> "sparse" or "dense". densities: those by which lowering="auto" chose. inputs, outputs: name ->
-    shape, free axes by name. error, flips: see `Parity`; None where nothing was compared.
+    blocks: masked block -> "sparse" or "dense". densities: those by which lowering="auto" chose. inputs, outputs: name
+    -> shape, free axes by name. error, flips: see `Parity`; None where nothing was compared.
     """
 
     path: Path
@@ -111,15 +112,20 @@ def onnx(
         OSError: the path cannot be written; nothing is left there.
     """
     _check_arguments(lowering, opset)
+    check_subject(model, example)
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(21, "Is a directory", str(path))
     report = tuple(report) if gates(model) or tuple(report) != ("densities",) else ()
-    dial = check_dial(model, dial, report) if isinstance(model, nn.Module) else None
+    dial = check_dial(model, dial, report)
     if dynamic_size and "executed_macs" in report:
         raise _checks.export_no_count()
     traced = trace(
-        model, example, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size, count="executed_macs" in report
+        model,
+        example,
+        dynamic_batch=dynamic_batch,
+        dynamic_size=dynamic_size,
+        count="executed_macs" in report,
     )
     add_dial(traced, dial)
     _tidy(traced)
@@ -155,24 +161,26 @@ def _lower(
     traced: Traced, model: nn.Module, example: tuple[Tensor, ...], lowering: str, densities: Any
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Rewrite masked blocks; how each became, and the densities that decided it."""
-    found = {branch.name: branch for branch in find_branches(traced.graph, traced.masks)}
+    found = find_branches(traced.graph, traced.masks)
+    names = {branch.name for branch in found}
     if lowering == "sparse":
-        _refuse_dense(traced, found)
+        _refuse_dense(traced, names)
     shares: dict[str, float] = {}
-    chosen = list(found.values()) if lowering == "sparse" else []
+    chosen = found if lowering == "sparse" else []
     if lowering == "auto" and found:
         shares = measure_densities(model, example, densities)
-        chosen = choose_sparse(list(found.values()), shares)
+        chosen = choose_sparse(found, shares)
     if chosen:
         lower(traced.graph, chosen)
     else:
         gate_logits.rewrite(traced.graph)
-    names = {branch.name for branch in chosen}
-    blocks = {name: "sparse" if name in names else "dense" for name in dict.fromkeys([*traced.gates, *found])}
+    skipping = {branch.name for branch in chosen}
+    names = dict.fromkeys([*traced.gates, *(branch.name for branch in found)])
+    blocks = {name: "sparse" if name in skipping else "dense" for name in names}
     return blocks, {name: shares[name] for name in blocks if name in shares}
 
 
-def _refuse_dense(traced: Traced, found: dict[str, Branch]) -> None:
+def _refuse_dense(traced: Traced, found: set[str]) -> None:
     for name, mask in traced.masks.items():
         if name in found:
             continue
@@ -184,7 +192,12 @@ def _refuse_dense(traced: Traced, found: dict[str, Branch]) -> None:
 
 
 def _finish(
-    traced: Traced, model: nn.Module, example: tuple[Tensor, ...], opset: int, dial: str | None, check: bool | None
+    traced: Traced,
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    opset: int,
+    dial: str | None,
+    check: bool | None,
 ) -> Parity | None:
     """The graph in its final form, checked."""
     import onnx_ir as ir
@@ -192,12 +205,13 @@ def _finish(
     clean.drop_unused(traced.model)
     traced.graph.sort()
     clean.convert(traced.model, opset)
+    traced.name_outputs()
     parity = None
     if can_check() if check is None else check:
         data = ir.to_proto(traced.model).SerializeToString()
         parity = check_graph(traced, data, model, example, default_feed(model, dial))
     traced.drop_mask_outputs()
-    clean.drop_unused(traced.model)
+    clean.drop_unread(traced.model)
     return parity
 
 

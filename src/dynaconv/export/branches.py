@@ -5,17 +5,31 @@ Source: DynConv, arXiv 1912.03203, equation 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from dynaconv.export.graph import attribute, constant
 
 # Row by row, without a look at other positions.
-UNARY = ("Relu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "LeakyRelu", "Tanh", "Elu", "Gelu", "Softplus", "Mish")
+UNARY = (
+    "Relu",
+    "Clip",
+    "Sigmoid",
+    "HardSwish",
+    "HardSigmoid",
+    "LeakyRelu",
+    "Tanh",
+    "Elu",
+    "Gelu",
+    "Softplus",
+    "Mish",
+)
 # A mask of 0 and 1 stays one.
 _SAME_VALUES = (
     "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Slice", "Identity", "MaxPool", "Transpose", "Tile",
+    "Gather",
 )  # fmt: skip
 
 
@@ -112,7 +126,9 @@ class Branch:
     @property
     def shortcut(self) -> Any:
         """What passes where the mask is closed; None: zeros."""
-        return None if self.add is None else next(v for v in self.add.inputs if v is not self.product.outputs[0])
+        return (
+            None if self.add is None else next(v for v in self.add.inputs if v is not self.product.outputs[0])
+        )
 
     @property
     def _end(self) -> Any:
@@ -122,12 +138,20 @@ class Branch:
 
 def is_unary(node: Any) -> bool:
     """An activation whose parameters, if it has any, are constants."""
-    return node is not None and node.op_type in UNARY and all(v is None or constant(v) is not None for v in node.inputs[1:])
+    return (
+        node is not None
+        and node.op_type in UNARY
+        and all(v is None or constant(v) is not None for v in node.inputs[1:])
+    )
 
 
 def is_static_conv(node: Any) -> bool:
     """A 2-d convolution with constant weights and numeric padding."""
-    if node is None or node.op_type != "Conv" or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
+    if (
+        node is None
+        or node.op_type != "Conv"
+        or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET")
+    ):
         return False
     weight = constant(node.inputs[1])
     bias = len(node.inputs) < 3 or node.inputs[2] is None or constant(node.inputs[2]) is not None
@@ -148,35 +172,47 @@ def channel_constant(node: Any) -> int | None:
     return None
 
 
-def binary_values(graph: Any, masks: Iterable[Any]) -> set[Any]:
-    """Values that hold only 0 and 1: what gates decided, other comparisons, and what is made of them alone."""
+def binary_values(graph: Any, masks: dict[str, Any]) -> dict[Any, str]:
+    """Values that hold only 0 and 1: what gates decided, other comparisons, and what is made of them alone.
+
+    Returns:
+        value -> the block whose gate decided it; of several the last, and nothing where no gate did.
+    """
     import onnx_ir as ir
 
-    found = set(masks)
+    found: dict[Any, str] = {value: name for name, value in masks.items()}
+    order = {"": -1} | {name: i for i, name in enumerate(masks)}
     for node in graph:
         x = node.inputs[0] if node.inputs else None
-        from_bool = node.op_type == "Cast" and x is not None and x.dtype == ir.DataType.BOOL
-        if from_bool or (node.op_type in _SAME_VALUES and x in found):
-            found.update(node.outputs)
-        elif node.op_type == "Mul" and all(v in found for v in node.inputs):
-            found.update(node.outputs)
+        names = [found[v] if v in found else "" if _is_ones(v) else None for v in node.inputs]
+        made = node.op_type == "Cast" and x is not None and x.dtype == ir.DataType.BOOL
+        made = made or (node.op_type in _SAME_VALUES and x is not None and names[0] is not None)
+        if made or (node.op_type == "Mul" and None not in names):
+            name = max((n for n in names if n), key=order.__getitem__, default="")
+            for value in node.outputs:
+                found.setdefault(value, name)
     return found
+
+
+def _is_ones(value: Any) -> bool:
+    array = constant(value)
+    return array is not None and bool(np.isin(array, (0, 1)).all())
 
 
 def find_branches(graph: Any, masks: dict[str, Any]) -> list[Branch]:
     """All masked branches, in the order of the graph; named after the block whose mask they use."""
-    binary, names = binary_values(graph, masks.values()), {value: name for name, value in masks.items()}
+    binary = binary_values(graph, masks)
     found, taken = [], set()
     for node in graph:
         branch = _branch(node, binary) if node.op_type == "Mul" else None
         if branch is not None and not taken & set(branch.inner):
-            branch.name = names.get(branch.mask, branch.name)
+            branch.name = binary[branch.mask] or branch.name
             taken |= set(branch.inner)
             found.append(branch)
     return found
 
 
-def _branch(node: Any, binary: set[Any]) -> Branch | None:
+def _branch(node: Any, binary: dict[Any, str]) -> Branch | None:
     masks = [i for i, v in enumerate(node.inputs) if v in binary and _is_grid(v)]
     if len(masks) != 1:
         return None
@@ -225,7 +261,9 @@ def _walk_on(branch: Branch) -> None:
     if use is None or use.op_type != "Add":
         return
     other = next(v for v in use.inputs if v is not branch.result) if len(set(use.inputs)) == 2 else None
-    shapes = [None if v is None or v.shape is None else tuple(map(str, v.shape)) for v in (other, branch.result)]
+    shapes = [
+        None if v is None or v.shape is None else tuple(map(str, v.shape)) for v in (other, branch.result)
+    ]
     if other is None or shapes[0] is None or shapes[0][1:] != shapes[1][1:]:
         return
     branch.add, branch.result = use, use.outputs[0]

@@ -13,9 +13,9 @@ from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.export.branches import Branch
 
-# Fitted to ONNX Runtime 1.31 on a CPU with AVX-512, in multiply-adds of a dense convolution that take as long: a
-# multiply-add of a depthwise convolution; one gathered and multiplied number of a sparse depthwise one; one number
-# gathered for a product; one written back; the small operations of a block.
+# Estimates, not measured on the machine that will run the file, in multiply-adds of a dense convolution that take as
+# long: a multiply-add of a depthwise convolution; one gathered and multiplied number of a sparse depthwise one; one
+# number gathered for a product; one written back; the small operations of a block.
 DEPTHWISE, SPARSE_DEPTHWISE, GATHERED, WRITTEN, OVERHEAD = 6.0, 60.0, 12.0, 30.0, 6e6
 
 
@@ -94,7 +94,9 @@ def _shares(branch: Branch, density: float) -> list[float]:
     """Share of the positions that each convolution computes: masks of blobs grow at their borders."""
     shares = [density]
     for stage in reversed(branch.stages[1:]):
-        grown = shares[0] if stage.pointwise else min(1.0, shares[0] + 0.6 * np.sqrt(shares[0]) * (1 - shares[0]))
+        grown = (
+            shares[0] if stage.pointwise else min(1.0, shares[0] + 0.6 * np.sqrt(shares[0]) * (1 - shares[0]))
+        )
         shares.insert(0, float(grown))
     return shares
 

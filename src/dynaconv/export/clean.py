@@ -1,4 +1,4 @@
-"""Passes over a traced ONNX graph: constants folded, batch norm folded, weights laid out for products, dead code out."""
+"""Passes over a traced ONNX graph: constants and batch norm folded, weights laid out for products, dead code out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ def fold_norms(graph: Any) -> None:
         scale = weight / np.sqrt(var + epsilon)
         shift = bias - mean * scale
         conv = node.inputs[0].producer()
-        if conv is not None and conv.op_type == "Conv" and len(node.inputs[0].uses()) == 1 and _absorb(graph, conv, scale, shift):
+        if (
+            conv is not None
+            and conv.op_type == "Conv"
+            and len(node.inputs[0].uses()) == 1
+            and _absorb(graph, conv, scale, shift)
+        ):
             node.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
         else:
             _scale_and_shift(graph, node, scale, shift)
@@ -65,7 +70,9 @@ def transpose_weights(graph: Any) -> None:
             continue
         weight = constant(node.inputs[1])
         if weight is not None:
-            node.replace_input_with(1, initializer(graph, np.ascontiguousarray(weight.T), node.inputs[1].name))
+            node.replace_input_with(
+                1, initializer(graph, np.ascontiguousarray(weight.T), node.inputs[1].name)
+            )
             node.attributes.pop("transB")
 
 
@@ -75,7 +82,12 @@ def average_pools(graph: Any) -> None:
         if node.op_type != "ReduceMean" or len(node.inputs) < 2:
             continue
         x, axes = node.inputs[0], constant(node.inputs[1])
-        if axes is None or x.shape is None or len(x.shape) != 4 or sorted(a % 4 for a in axes.tolist()) != [2, 3]:
+        if (
+            axes is None
+            or x.shape is None
+            or len(x.shape) != 4
+            or sorted(a % 4 for a in axes.tolist()) != [2, 3]
+        ):
             continue
         write = Writer(graph, node)
         y = write("GlobalAveragePool", x, shape=[*x.shape[:2], 1, 1])
@@ -85,11 +97,18 @@ def average_pools(graph: Any) -> None:
 
 
 def drop_unused(model: Any) -> None:
-    """Nodes and constants that no output needs."""
+    """Copies, equal nodes, and nodes and constants that no output needs."""
     import onnx_ir.passes.common as passes
 
     passes.IdentityEliminationPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
+    drop_unread(model)
+
+
+def drop_unread(model: Any) -> None:
+    """Nodes and constants that no output needs, and nothing else."""
+    import onnx_ir.passes.common as passes
+
     passes.RemoveUnusedNodesPass()(model)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import nn
 
@@ -12,7 +10,7 @@ from dynaconv.convert import gates
 from dynaconv.export.graph import Writer
 from dynaconv.export.trace import Traced
 
-DIALS = ("budget", "gates", None)
+DIALS = ("budget", "gates")
 REPORTS = ("densities", "executed_macs")
 BUDGET, THRESHOLDS = "budget_threshold", "thresholds"
 
@@ -23,7 +21,8 @@ def check_dial(model: nn.Module, dial: str | None, report: tuple[str, ...]) -> s
     Raises:
         ValueError: an unknown word, one dial for thresholds that differ, or reports on gates that are not there.
     """
-    _checks.one_of("dial", dial, DIALS)
+    if dial is not None:
+        _checks.one_of("dial", dial, DIALS)
     for name in report:
         _checks.one_of("report", name, REPORTS)
     found = gates(model)
@@ -72,4 +71,5 @@ def add_densities(traced: Traced) -> None:
     y.name = "densities"
     graph.outputs.insert(traced.outputs, y)
     traced.outputs += 1
+    traced.names.append(y.name)
     graph.remove(end, safe=True)

@@ -21,7 +21,7 @@ _RESHAPING = ("Squeeze", "Unsqueeze", "Reshape", "Flatten")
 
 @dataclass(eq=False)
 class GateLogits:
-    """conv(source) to one channel, plus mean(source) @ linear + shift where linear is not None; `node` makes the sum."""
+    """conv(source) to one channel, plus mean(source) @ linear + shift unless linear is None; `node` makes the sum."""
 
     node: Any
     stage: Stage
@@ -42,7 +42,12 @@ def find_gates(graph: Any) -> list[GateLogits]:
             continue
         stage = Stage(node, [])
         taps = int(np.prod(stage.kernel))
-        if stage.weight.shape[0] != 1 or stage.groups != 1 or not 1 < taps < BLOCK or node.inputs[0].shape is None:
+        if (
+            stage.weight.shape[0] != 1
+            or stage.groups != 1
+            or not 1 < taps < BLOCK
+            or node.inputs[0].shape is None
+        ):
             continue
         found.append(_with_mean(node, stage) or GateLogits(node, stage))
     return found

@@ -24,9 +24,18 @@ def initializer(graph: Any, array: np.ndarray, name: str = "constant") -> Any:
         i += 1
         unique = f"{name}.{i}"
     tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
+
+
+def ir_tensor(array: np.ndarray) -> Any:
+    """An array as an attribute takes it."""
+    import onnx_ir as ir
+
+    return ir.tensor(array)
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
@@ -54,9 +63,7 @@ class Writer:
         self.graph, self.before = graph, before
         self._share = {} if share is None else share
 
-    def __call__(
-        self, op: str, *inputs: Any, like: Any = None, shape: Any = None, **attributes: Any
-    ) -> Any:
+    def __call__(self, op: str, *inputs: Any, like: Any = None, shape: Any = None, **attributes: Any) -> Any:
         """One node with one result; its shape and type as given, as of `like`, or unknown."""
         import onnx_ir as ir
 

@@ -16,7 +16,9 @@ from dynaconv.convert import gates
 KEY, FORMAT = "dynaconv", 1
 
 
-def describe(model: nn.Module, example: tuple[Tensor, ...], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe(
+    model: nn.Module, example: tuple[Tensor, ...], extra: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Facts about a network: version, input, classes and preprocessing (from `extra`), gates, table of budgets."""
     found = gates(model)
     table = next((gate.budget_table for gate in found.values()), None)

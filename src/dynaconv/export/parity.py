@@ -48,13 +48,27 @@ def check_graph(
     for inputs in _batches(example, traced.dynamic_batch):
         names = [f"input_{i}" if i else "images" for i in range(len(inputs))]
         got = session.run(None, feed | {n: t.numpy() for n, t in zip(names, inputs, strict=True)})
-        shown = [value.name for value in session.get_outputs()]
         masks = dict(zip(traced.gates, got[len(got) - len(traced.gates) :], strict=True))
-        results = [a for a, n in zip(got, shown, strict=True) if n.startswith("output")]
+        results = [a for a, name in zip(got, traced.names, strict=False) if name.startswith("output")]
         one = _compare(model, inputs, results, masks)
         worst = Parity(max(worst.error, one.error), max(worst.flips, one.flips))
         if not one.error <= tolerance:
             raise _checks.export_differs("ONNX Runtime", one.error, tolerance, f"batch {len(inputs[0])}")
+    return worst
+
+
+def check_program(exported: Any, model: nn.Module, x: Tensor, tolerance: float = TOLERANCE) -> float:
+    """Largest difference of a `torch.export` program from the network on x [N, C, H, W].
+
+    Raises:
+        RuntimeError: they differ by more than `tolerance`.
+    """
+    with torch.no_grad():
+        pairs = zip(*(_pytree.tree_leaves(run(x)) for run in (exported.module(), model)), strict=True)
+        errors = [_relative(a.numpy(), b.numpy()) for a, b in pairs if isinstance(a, Tensor)]
+    worst = max(errors, default=0.0)
+    if not worst <= tolerance:
+        raise _checks.export_differs("torch.export", worst, tolerance, f"batch {len(x)}")
     return worst
 
 

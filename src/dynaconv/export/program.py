@@ -54,7 +54,9 @@ def program(
         return exported.run_decompositions(decompositions())
 
 
-def save_program(exported: ExportedProgram, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+def save_program(
+    exported: ExportedProgram, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write a program as a .pt2 file, whole or not at all; `metadata` lies beside it as extra files.
 
     Raises:
@@ -102,13 +104,14 @@ def _several(example: tuple[Any, ...]) -> tuple[Any, ...]:
 def _exports(model: nn.Module, example: tuple[Any, ...]) -> bool:
     try:
         with torch.no_grad(), quiet():
-            torch.export.export(model, tuple(example), strict=False)
+            # The first try has marked the example's own tensors.
+            torch.export.export(model, tuple(t.clone() for t in example), strict=False)
     except Exception:  # noqa: BLE001 - whatever it is, the first error is the one to tell
         return False
     return True
 
 
-class quiet(warnings.catch_warnings):  # noqa: N801 - used like a function
+class quiet(warnings.catch_warnings):
     """Third-party notices about the inner workings of torch.export and torch.onnx, held back."""
 
     def __enter__(self) -> None:

@@ -16,12 +16,11 @@ from dynaconv.export.branches import (
     Pointwise,
     Stage,
     channel_constant,
-    find_branches,
     is_static_conv,
     is_unary,
 )
 from dynaconv.export.gates import GateLogits, find_gates, write_logits
-from dynaconv.export.graph import Writer, attribute, constant
+from dynaconv.export.graph import Writer, constant
 from dynaconv.export.stages import Listed, run_stage
 from dynaconv.export.tables import Grid
 
@@ -81,7 +80,9 @@ class Rows:
     def grid(self, value: Any) -> Grid:
         """Sizes of a map."""
         if value not in self.grids:
-            sizes = [d if isinstance(d, int) else self._size(value, axis) for axis, d in enumerate(value.shape)]
+            sizes = [
+                d if isinstance(d, int) else self._size(value, axis) for axis, d in enumerate(value.shape)
+            ]
             batch = sizes[0] if not isinstance(sizes[0], int) else self.write.integers(sizes[0])
             self.grids[value] = Grid(batch, sizes[2], sizes[3])
         return self.grids[value]
@@ -154,19 +155,16 @@ class Rows:
         return self.once(("list", mask), lambda: tables.open_rows(self.write, mask))
 
     def _join(self, branch: Branch, x: Listed, grid: Grid) -> Any:
-        values, channels = x.rows, branch.stages[-1].weight.shape[0]
+        """act(shortcut + what the branch gave, at its places)."""
         if branch.shortcut is None:
+            channels = branch.stages[-1].weight.shape[0]
             count = tables.length(self.write, tables.multiply(self.write, *grid))
             shape = self.write("Concat", count, self.write.integers(channels), axis=0)
-            base = self.write("ConstantOfShape", shape)
-        else:
-            shortcut = self.rows(branch.shortcut)
-            values = self.write("Add", values, self.write("GatherND", shortcut, x.places))
-            done = branch.act is None or unchanged_by(branch.act, branch.shortcut)
-            base = shortcut if done else self._apply(Pointwise(branch.act), shortcut)
-        if branch.act is not None:
-            values = self._apply(Pointwise(branch.act), values)
-        return self.write("ScatterND", base, x.places, values)
+            return self.write("ScatterND", self.write("ConstantOfShape", shape), x.places, x.rows)
+        shortcut = self.rows(branch.shortcut)
+        # Faster than gathering the shortcut's rows, adding, and writing back.
+        y = self.write("ScatterND", shortcut, x.places, x.rows, reduction="add")
+        return y if branch.act is None else self._apply(Pointwise(branch.act), y)
 
     def _apply(self, step: Pointwise, rows: Any) -> Any:
         return apply_pointwise(self.write, step, rows)
@@ -189,7 +187,9 @@ class Rows:
             value = node.inputs[1 - channel_constant(node)]
             if value in self.native:
                 self._map_rows(node, value, Pointwise(node))
-        elif node.op_type == "Add" and all(v in self.native for v in node.inputs) and _same_shape(*node.inputs):
+        elif (
+            node.op_type == "Add" and all(v in self.native for v in node.inputs) and _same_shape(*node.inputs)
+        ):
             rows = self.write("Add", *(self.native[v] for v in node.inputs))
             self.keep(node.outputs[0], rows, self.grid(value))
         elif node.op_type == "GlobalAveragePool" and value in self.native:
@@ -239,33 +239,14 @@ def apply_pointwise(write: Writer, step: Pointwise, rows: Any) -> Any:
     return write(node.op_type, *((vector, rows) if place == 0 else (rows, vector)))
 
 
-def unchanged_by(act: Any, value: Any) -> bool:
-    """The activation would not change this value: it is a ReLU, and the value comes out of one."""
-    node = value.producer()
-    if node is None:
-        return False
-    # What a masked block gave is written back as a map made of its rows; the activation is further up.
-    while node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "Transpose", "Reshape"):
-        node = node.inputs[0].producer()
-        if node is None:
-            return False
-    if node.op_type == "ScatterND":
-        return all(unchanged_by(act, node.inputs[i]) for i in (0, 2))
-    if node.op_type != act.op_type:
-        return False
-    same = [constant(v) for v in node.inputs[1:]], [constant(v) for v in act.inputs[1:]]
-    return act.op_type == "Relu" or (
-        act.op_type == "Clip" and len(same[0]) == len(same[1]) and all(map(np.array_equal, *same))
-    )
-
-
 def _projects(node: Any) -> bool:
     stage = Stage(node, []) if is_static_conv(node) else None
     return stage is not None and stage.kernel == (1, 1) and stage.groups == 1 and not any(stage.pads)
 
 
 def _same_shape(a: Any, b: Any) -> bool:
-    return a.shape is not None and b.shape is not None and list(map(str, a.shape))[1:] == list(map(str, b.shape))[1:]
-
-
-__all__ = ["Rows", "attribute", "find_branches", "lower"]
+    return (
+        a.shape is not None
+        and b.shape is not None
+        and list(map(str, a.shape))[1:] == list(map(str, b.shape))[1:]
+    )

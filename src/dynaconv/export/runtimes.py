@@ -22,7 +22,9 @@ def need_runtime(name: str) -> None:
         raise _checks.export_not_installed([RUNTIMES[name]], EXTRAS[name])
 
 
-def onnxruntime_session(source: bytes | str | Path, threads: int | None = None, batch: int | None = None) -> Any:
+def onnxruntime_session(
+    source: bytes | str | Path, threads: int | None = None, batch: int | None = None
+) -> Any:
     """A session of ONNX Runtime's CPU provider with all graph optimisations.
 
     Raises:

@@ -73,11 +73,19 @@ def _product(write: Any, stage: Stage, taps: Any) -> Any:
     # [O, I, taps] -> [taps, I, O].
     ordered = weight.reshape(outputs, inner, count).transpose(2, 1, 0)
     if groups == 1:
-        flat = taps if count == 1 and stage.pointwise else write("Reshape", taps, write.integers(-1, count * inner))
+        flat = (
+            taps
+            if count == 1 and stage.pointwise
+            else write("Reshape", taps, write.integers(-1, count * inner))
+        )
         matrix = write.constant(ordered.reshape(count * inner, outputs), name)
         return write("Gemm", flat, matrix, *([] if bias is None else [bias]))
     if stage.depthwise:
-        weighted = write("Mul", write("Reshape", taps, write.integers(-1, count, groups)), write.constant(ordered[:, 0], name))
+        weighted = write(
+            "Mul",
+            write("Reshape", taps, write.integers(-1, count, groups)),
+            write.constant(ordered[:, 0], name),
+        )
         y = write("ReduceSum", weighted, write.integers(1), keepdims=0)
     else:
         y = _grouped(write, taps, ordered, groups, name)

@@ -13,15 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynaconv import _checks
 from dynaconv.convert import fuse_, masked_blocks
 from dynaconv.cost import collect_masks, profile
-from dynaconv.cost.blocks import conv_macs_per_position
+from dynaconv.cost.blocks import block_cost
 from dynaconv.nn._fold import norm_activation
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import MaskedBlock
-from dynaconv.nn.masked_kernels import needs_of
 
 
-def prepare(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    """A copy in evaluation mode without forced masks, ready for `torch.export`.
+def check_subject(model: nn.Module, example: tuple[Any, ...]) -> None:
+    """Raise unless a network in evaluation mode and an example with images were given.
 
     Raises:
         ValueError: training mode, another device, or an example without images. TypeError: wrong kinds of arguments.
@@ -32,6 +31,11 @@ def prepare(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         raise _checks.export_training(training[0])
+
+
+def prepare(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """A copy without forced masks, ready for `torch.export`; raises as `check_subject` does."""
+    check_subject(model, example)
     model = copy.deepcopy(model)
     for module in model.modules():
         module._forward_hooks = type(module._forward_hooks)(
@@ -59,19 +63,13 @@ def _fold_dynamic(block: MaskedBlock, conv_path: str, norm_path: str | None) -> 
 
 
 def fixed_macs(model: nn.Module, example: tuple[Any, ...]) -> float:
-    """Multiply-adds of one image that masks do not change: all executed ones but those inside masked branches."""
+    """Multiply-adds of one image that masks do not change: neither inside masked branches nor in gates that vary."""
     counted = profile(model, example[0], include_linear=True)
     with torch.no_grad(), collect_masks(model) as masks:
         model(*example)
     conditional = sum(cost.executed_macs for cost in masks.costs().values())
-    return float((counted.executed_macs.double() - conditional)[0])
-
-
-def _executed(block: MaskedBlock, mask: Tensor, size: Any) -> Tensor:
-    """Multiply-adds of a masked branch, [N]; `cost.blocks.block_cost` in words that tracing knows."""
-    needs = needs_of(mask, size, block.convs)
-    each = [conv_macs_per_position(conv) for conv in block.convs]
-    return sum(need.sum((1, 2, 3), dtype=torch.float64) * macs for need, macs in zip(needs, each, strict=True))
+    varying = conditional + sum(masks.routing.values())
+    return float((counted.executed_macs.double() - varying)[0])
 
 
 class Watch:
@@ -80,7 +78,7 @@ class Watch:
     `names` are those of the gates that decided, in forward order.
 
     Args:
-        fixed_macs: multiply-adds that masks do not change; given, the result has the executed ones [N] before the masks.
+        fixed_macs: multiply-adds that masks do not change; given, the executed ones [N] come before the masks.
     """
 
     def __init__(self, model: nn.Module, fixed_macs: float | None = None) -> None:
@@ -96,7 +94,9 @@ class Watch:
         def keep(_gate: nn.Module, args: tuple, mask: Tensor) -> None:
             self._masks[name] = mask
             if self.fixed_macs is not None:
-                self._executed.append(_executed(block, mask, args[0].shape[2:]))
+                self._executed.append(block_cost(block, mask, tuple(args[0].shape[2:])).executed_macs)
+                spent = block.gate.spent_macs(*args)
+                self._executed += [] if spent is None else [spent]
 
         return keep
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynaconv.export.branches import Stage
-from dynaconv.export.graph import Writer
+from dynaconv.export.graph import Writer, ir_tensor
 
 
 class Grid(NamedTuple):
@@ -67,7 +67,9 @@ def add(write: Writer, size: Any, amount: int) -> Any:
 
 def padded(write: Writer, grid: Grid, pads: tuple[int, int, int, int]) -> Grid:
     """The grid with its frame of zeros."""
-    return Grid(grid.batch, add(write, grid.height, pads[0] + pads[2]), add(write, grid.width, pads[1] + pads[3]))
+    return Grid(
+        grid.batch, add(write, grid.height, pads[0] + pads[2]), add(write, grid.width, pads[1] + pads[3])
+    )
 
 
 def output_grid(write: Writer, stage: Stage, grid: Grid) -> Grid:
@@ -117,8 +119,14 @@ def _table(
         width = length(write, grid.width)
         y = write("Mul", _count(write, out.height), write("Mul", write.integers(stride[0]), width))
         x = write("Mul", _count(write, out.width), write.integers(stride[1]))
-        first = write("Add", write("Unsqueeze", y, write.integers(1)), write("Unsqueeze", x, write.integers(0)))
-        taps = write("Add", write("Mul", write.constant(rows.astype(np.int64)), width), write.constant(columns.astype(np.int64)))
+        first = write(
+            "Add", write("Unsqueeze", y, write.integers(1)), write("Unsqueeze", x, write.integers(0))
+        )
+        taps = write(
+            "Add",
+            write("Mul", write.constant(rows.astype(np.int64)), width),
+            write.constant(columns.astype(np.int64)),
+        )
         image = write("Add", write("Reshape", first, write.integers(1, -1, 1)), taps)
     start = write("Mul", _count(write, grid.batch), length(write, multiply(write, grid.height, grid.width)))
     start = write("Reshape", start, write.integers(-1, 1, 1))
@@ -127,9 +135,11 @@ def _table(
 
 def _count(write: Writer, size: Any) -> Any:
     """0, 1, ..., size - 1."""
-    zero, one = write.constant(np.array(0, np.int64)), write.constant(np.array(1, np.int64))
-    limit = write("Gather", length(write, size), zero, axis=0)
-    return write("Range", zero, limit, one)
+    if isinstance(size, int):
+        return write.constant(np.arange(size))
+    # ONNX Runtime 1.31 refuses a Range up to a size that it knows before it runs.
+    ones = write("ConstantOfShape", size, value=ir_tensor(np.ones(1, np.float32)))
+    return write("Reshape", write("NonZero", ones), write.integers(-1))
 
 
 def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
@@ -139,8 +149,14 @@ def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
     """
     (top, left, bottom, right), kernel, dilation = stage.pads, stage.kernel, stage.dilation
     reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    if stage.stride == (1, 1) and (top + bottom, left + right) == tuple(reach) and (top, left) == (bottom, right):
-        return write("MaxPool", mask, kernel_shape=kernel, pads=stage.pads, strides=(1, 1), dilations=dilation)
+    if (
+        stage.stride == (1, 1)
+        and (top + bottom, left + right) == tuple(reach)
+        and (top, left) == (bottom, right)
+    ):
+        return write(
+            "MaxPool", mask, kernel_shape=kernel, pads=stage.pads, strides=(1, 1), dilations=dilation
+        )
     ones = write.constant(np.ones((1, 1, *kernel), np.float32))
     spread = write("ConvTranspose", mask, ones, kernel_shape=kernel, strides=stage.stride, dilations=dilation)
     # The last rows of the input may lie beyond the last window.

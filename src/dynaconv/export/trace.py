@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,6 +37,7 @@ class Traced:
     outputs: int
     dynamic_batch: bool
     dynamic_size: bool
+    names: list[str] = field(default_factory=list)
 
     @property
     def graph(self) -> Any:
@@ -47,6 +48,11 @@ class Traced:
     def masks(self) -> dict[str, Any]:
         """Block name -> the value [N, ...] of 0 and 1 that its gate decided."""
         return dict(zip(self.gates, self.graph.outputs[self.outputs :], strict=True))
+
+    def name_outputs(self) -> None:
+        """Give the outputs their names, which passes may have taken."""
+        for i, name in enumerate(self.names):
+            _rename(self.graph, self.graph.outputs[i], name, i)
 
     def drop_mask_outputs(self) -> None:
         """Leave the network's own results as the only outputs."""
@@ -61,7 +67,12 @@ def need_onnx() -> None:
 
 
 def trace(
-    model: nn.Module, example: tuple[Tensor, ...], *, dynamic_batch: bool, dynamic_size: bool, count: bool = False
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    dynamic_batch: bool,
+    dynamic_size: bool,
+    count: bool = False,
 ) -> Traced:
     """The graph as torch.onnx writes it, inputs and outputs named, nothing optimised.
 
@@ -136,10 +147,10 @@ def _name(traced: Traced, counted: bool) -> None:
             renamed[first.shape[axis].value] = name
     for i, value in enumerate(graph.inputs):
         value.name = "images" if i == 0 else f"input_{i}"
-    names = [f"output_{i}" for i in range(traced.outputs - counted)]
-    names = ["output"] if len(names) == 1 else names
-    for i, name in enumerate([*names, "executed_macs"][: traced.outputs]):
-        _rename(graph, graph.outputs[i], name, i)
+    results = traced.outputs - counted
+    traced.names = ["output"] if results == 1 else [f"output_{i}" for i in range(results)]
+    traced.names += ["executed_macs"] * counted
+    traced.name_outputs()
     for value in graph.inputs:
         value.shape = ir.Shape([renamed.get(getattr(d, "value", None), d) for d in value.shape])
     for node in graph:

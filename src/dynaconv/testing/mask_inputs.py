@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
-from dynaconv.testing.masks import ForcedMask
+from dynaconv.testing.masks import forced_masks
 
 
 class MaskInputs(nn.Module):
@@ -68,12 +68,13 @@ def forced(model: nn.Module, x: Tensor, density: float, seed: int = 0) -> list[T
     Raises:
         ValueError: no gates, or density outside [0, 1].
     """
-    found, shapes = gates(model), {}
-    if not found:
-        raise _checks.no_gates("forced")
+    found, hooks, masks = gates(model), forced_masks(model, density, seed), {}
 
     def keeper(name: str) -> Any:
-        return lambda _gate, _args, output: shapes.__setitem__(name, tuple(output.shape))
+        def keep(gate: nn.Module, args: tuple, output: Tensor) -> None:
+            masks[name] = hooks[name](gate, args, output)
+
+        return keep
 
     handles = [gate.register_forward_hook(keeper(name)) for name, gate in found.items()]
     try:
@@ -82,4 +83,4 @@ def forced(model: nn.Module, x: Tensor, density: float, seed: int = 0) -> list[T
     finally:
         for handle in handles:
             handle.remove()
-    return [ForcedMask(name, density, seed).mask(shapes[name][0], shapes[name][2:]) for name in found]
+    return [masks[name] for name in found]

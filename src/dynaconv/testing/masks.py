@@ -111,10 +111,7 @@ def force_masks(model: nn.Module | CompiledModel, density: float, seed: int = 0)
         ValueError: no gates, or density outside [0, 1].
     """
     compiled = None if isinstance(model, nn.Module) else model
-    hooks = _forced(model, density, seed)
-    if not hooks:
-        raise _checks.no_gates("force_masks")
-    blob_mask(1, (2, 2), density)
+    hooks = forced_masks(model, density, seed)
     if compiled is not None:
         before = compiled.force(hooks)
         try:
@@ -131,8 +128,16 @@ def force_masks(model: nn.Module | CompiledModel, density: float, seed: int = 0)
             handle.remove()
 
 
-def _forced(model: nn.Module | CompiledModel, density: float, seed: int) -> dict[str, ForcedMask]:
+def forced_masks(model: nn.Module | CompiledModel, density: float, seed: int) -> dict[str, ForcedMask]:
     """By name of block. Units of one halting stage share their masks, since what has halted stays halted."""
+    hooks = _by_name(model, density, seed)
+    if not hooks:
+        raise _checks.no_gates("force_masks")
+    blob_mask(1, (2, 2), density)
+    return hooks
+
+
+def _by_name(model: nn.Module | CompiledModel, density: float, seed: int) -> dict[str, ForcedMask]:
     if not isinstance(model, nn.Module):
         return {g.name: ForcedMask(g.name, density, seed, g.scope) for g in model.plan.raw.gates}
     shared = {unit: first for first, stage in halting_stages(model).items() for unit in stage}

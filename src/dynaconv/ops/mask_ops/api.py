@@ -135,5 +135,9 @@ def upsample_mask(mask: Tensor, granularity_px: int, size: tuple[int, int]) -> T
     """Repeat every decision over granularity_px x granularity_px positions and crop to `size` = (h, w)."""
     if granularity_px == 1:
         return mask
+    if any(isinstance(side, torch.SymInt) for side in size):
+        # Cropping would tie a free size to those that the granularity divides.
+        rows, columns = (torch.arange(side, device=mask.device) // granularity_px for side in size)
+        return mask.index_select(2, rows).index_select(3, columns)
     mask = mask.repeat_interleave(granularity_px, 2).repeat_interleave(granularity_px, 3)
     return mask[:, :, : size[0], : size[1]]

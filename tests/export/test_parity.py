@@ -1,0 +1,89 @@
+"""ONNX Runtime gives what eager gives: every family, both lowerings, batches, densities, another size."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from tests.export.networks import KERNELS, MASKED, SIZE, example, masked, needed
+
+import dynaconv as dc
+
+CASES = [(1, 0.3), (3, 0.0), (3, 1.0), (8, 0.3)]
+
+
+def agree(got, expected) -> None:
+    expected = expected.numpy()
+    error = abs(got - expected).max() / abs(expected).max()
+    assert got.shape == expected.shape and error <= 1e-4, error
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_every_family(name, tmp_path, ort, trace_once) -> None:
+    if needed(name) and find_spec(needed(name)) is None:
+        pytest.skip(f"{needed(name)} is not installed")
+    model, given = masked(name)
+    free = name != "layer_gate"
+    for lowering in ("sparse", "dense"):
+        path = tmp_path / f"{lowering}.onnx"
+        done = dc.export.onnx(
+            given,
+            example(model, 2, 0.5),
+            path,
+            lowering=lowering,
+            dial=None,
+            report=(),
+            check=False,
+            dynamic_size=free,
+        )
+        assert set(done.blocks.values()) == {lowering}
+        sizes = [(n, d, SIZE) for n, d in CASES] + ([(2, 0.3, (3, 20, 9))] if free else [])
+        for n, density, size in sizes:
+            inputs = example(model, n, density, size)
+            with torch.no_grad():
+                agree(ort(path, *inputs)["output"], given(*inputs))
+
+
+def test_fixed_sizes_are_constants_in_the_graph(tmp_path, ort, trace_once) -> None:
+    model, given = masked("basic_s2")
+    for lowering in ("sparse", "dense"):
+        path = tmp_path / f"{lowering}.onnx"
+        dc.export.onnx(
+            given, example(model, 2, 0.5), path, lowering=lowering, dial=None, report=(), check=False
+        )
+        for n, density in CASES:
+            inputs = example(model, n, density)
+            with torch.no_grad():
+                agree(ort(path, *inputs)["output"], given(*inputs))
+
+
+@pytest.mark.parametrize("method", KERNELS)
+def test_dynamic_kernels_and_both_axes(method, tmp_path, ort) -> None:
+    torch.manual_seed(0)
+    model = dc.create_model("resnet8_cifar", num_classes=5)
+    kernels = KERNELS[method]()
+    dc.dynamize_(model, (dc.SpatialMasking(), kernels) if method in ("dyconv", "dcd") else kernels)
+    model.eval()
+    done = dc.export.onnx(model, (torch.randn(2, 3, 16, 16),), tmp_path / "m.onnx", check=False)
+    dial = {"budget_threshold": 0.0} if done.blocks else {}
+    for n in (1, 3, 8):
+        x = torch.randn(n, 3, 16, 16)
+        with torch.no_grad():
+            agree(ort(tmp_path / "m.onnx", x, **dial)["output"], model(x))
+
+
+def test_one_image_runs_dynamic_kernels_as_convolutions(tmp_path, ort) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    model = dc.create_model("resnet8_cifar", num_classes=5)
+    dc.dynamize_(model, {"layer3.0.conv2": dc.DYConv()})
+    model.eval()
+    x = torch.randn(1, 3, 16, 16)
+    done = dc.export.onnx(model, (x,), tmp_path / "m.onnx", dynamic_batch=False)
+    assert done.error < 1e-5 and done.inputs["images"] == [1, 3, 16, 16]
+    convs = [n for n in onnx.load(tmp_path / "m.onnx").graph.node if n.op_type == "Conv"]
+    # The stem, six in blocks, two projections: the dynamic one among them.
+    assert len(convs) == 9
+    agree(ort(tmp_path / "m.onnx", x)["output"], model(x).detach())
