@@ -55,23 +55,49 @@ DYNACONV_INLINE void input(const void* const* patch, int64_t channels, T* transf
   }
 }
 
-// A^T m A with A^T = [1 1 1 0; 0 1 -1 -1].
+// A^T m A + bias with A^T = [1 1 1 0; 0 1 -1 -1], for a vector of channels.
+template <typename Vector>
+DYNACONV_INLINE void transform_output(const float* products, int64_t step, const float* bias, Vector (&sums)[4]) {
+  Vector half[2][4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const Vector m1 = load<Vector>(products + (4 + j) * step), m2 = load<Vector>(products + (8 + j) * step);
+    half[0][j] = load<Vector>(products + j * step) + m1 + m2;
+    half[1][j] = m1 - m2 - load<Vector>(products + (12 + j) * step);
+  }
+  const Vector start = load<Vector>(bias);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    sums[2 * i] = half[i][0] + half[i][1] + half[i][2] + start;
+    sums[2 * i + 1] = half[i][1] - half[i][2] - half[i][3] + start;
+  }
+}
+
 template <typename Vector>
 DYNACONV_INLINE void output(const float* products, int64_t step, const float* bias, float* sums) {
-  constexpr int kLanes = kLanesOf<Vector>;
-  for (int c = 0; c < kPanel; c += kLanes) {
-    Vector half[2][4];
+  for (int c = 0; c < kPanel; c += kLanesOf<Vector>) {
+    Vector values[4];
+    transform_output<Vector>(products + c, step, bias + c, values);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const Vector m1 = load<Vector>(products + (4 + j) * step + c), m2 = load<Vector>(products + (8 + j) * step + c);
-      half[0][j] = load<Vector>(products + j * step + c) + m1 + m2;
-      half[1][j] = m1 - m2 - load<Vector>(products + (12 + j) * step + c);
-    }
-    const Vector start = load<Vector>(bias + c);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      store<Vector>(sums + (2 * i) * kPanel + c, Vector(half[i][0] + half[i][1] + half[i][2] + start));
-      store<Vector>(sums + (2 * i + 1) * kPanel + c, Vector(half[i][1] - half[i][2] - half[i][3] + start));
+    for (int q = 0; q < 4; ++q) store<Vector>(sums + q * kPanel + c, values[q]);
+  }
+}
+
+template <typename Vector, typename T>
+DYNACONV_INLINE void finish_panel(const float* products, int64_t step, const float* bias, int activation, int final_activation,
+                                  const void* const* residual, void* const* out) {
+  const Bounds first = clamp_bounds(activation), last = clamp_bounds(final_activation);
+  const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
+  const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
+  for (int c = 0; c < kPanel; c += kLanesOf<Vector>) {
+    Vector values[4];
+    transform_output<Vector>(products + c, step, bias + c, values);
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      if (!out[q]) continue;
+      Vector v = at_most(at_least(values[q], low), high);
+      if (residual) v += load<Vector>(static_cast<const T*>(residual[q]) + c);
+      store<Vector>(static_cast<T*>(out[q]) + c, at_most(at_least(v, last_low), last_high));
     }
   }
 }
@@ -104,7 +130,11 @@ DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int 
     finish<VECTOR>(sums, columns, activation, final_activation, static_cast<const T*>(residual),                   \
                    static_cast<T*>(out));                                                                          \
   }                                                                                                                 \
-  constexpr WinogradKernels kWinograd_##NAME = {input_##NAME, output_##NAME, finish_##NAME};
+  TARGET void finish_panel_##NAME(const float* products, int64_t step, const float* bias, int activation,          \
+                                  int final_activation, const void* const* residual, void* const* out) {           \
+    finish_panel<VECTOR, T>(products, step, bias, activation, final_activation, residual, out);                    \
+  }                                                                                                                 \
+  constexpr WinogradKernels kWinograd_##NAME = {input_##NAME, output_##NAME, finish_##NAME, finish_panel_##NAME};
 
 DYNACONV_WINOGRAD(plain, , float4, float)
 #ifdef DYNACONV_X86

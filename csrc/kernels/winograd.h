@@ -13,6 +13,10 @@ struct WinogradKernels {
   void (*output)(const float* products, int64_t step, const float* bias, float* sums);
   // One output row of `columns` channels: out = final_activation(activation(sums) + residual), residual may be null.
   void (*finish)(const float* sums, int columns, int activation, int final_activation, const void* residual, void* out);
+  // Both at once for a whole panel whose activations are clamps (activations.h): rows of the four outputs, null where there
+  // is none to write; `residual` may be null.
+  void (*finish_panel)(const float* products, int64_t step, const float* bias, int activation, int final_activation,
+                       const void* const* residual, void* const* out);
 };
 
 // dtype as in plan.h: of patches, transformed patches, residuals and results; all sums are float32. bfloat16 needs a

@@ -62,19 +62,24 @@ class WinogradTiles {
 
   // The four outputs of a tile for one panel, from products[point * step + c].
   void finish(const Position& at, const float* products, int64_t step, const float* bias, int64_t panel) const {
-    float sums[4 * kPanel];
-    kernels_.output(products, step, bias, sums);
     const int64_t column = panel * kPanel;
     const int columns = static_cast<int>(std::min<int64_t>(kPanel, conv_.out_channels - column));
+    void* outs[4];
+    const void* adds[4];
     for (int q = 0; q < 4; ++q) {
       const int32_t y = 2 * at.y + q / 2, x = 2 * at.x + q % 2;
-      if (y >= out_.height || x >= out_.width) continue;
       const int64_t row = (int64_t{at.image} * out_.height + y) * out_.width + x;
-      if (need_ && !need_[row]) continue;
-      const char* add = residual_ ? residual_ + row * residual_bytes_ + column * element_ : nullptr;
-      kernels_.finish(sums + q * kPanel, columns, step_.activation[0], step_.final_activation, add,
-                      result_ + (row * out_.stride + column) * element_);
+      const bool wanted = y < out_.height && x < out_.width && (!need_ || need_[row]);
+      outs[q] = wanted ? result_ + (row * out_.stride + column) * element_ : nullptr;
+      adds[q] = wanted && residual_ ? residual_ + row * residual_bytes_ + column * element_ : nullptr;
     }
+    const int act = step_.activation[0], final_act = step_.final_activation;
+    if (columns == kPanel && act <= kRelu6 && final_act <= kRelu6)
+      return kernels_.finish_panel(products, step, bias, act, final_act, residual_ ? adds : nullptr, outs);
+    float sums[4 * kPanel];
+    kernels_.output(products, step, bias, sums);
+    for (int q = 0; q < 4; ++q)
+      if (outs[q]) kernels_.finish(sums + q * kPanel, columns, act, final_act, adds[q], outs[q]);
   }
 
  private:
@@ -105,30 +110,40 @@ struct WinogradProducts {
   int dtype = kFloat32;      // of transformed tiles and weights
 
   void run() const {
+    for (int64_t first = 0; first < count; first += kMostWinogradTiles)
+      multiply(first, std::min(kMostWinogradTiles, count - first));
+  }
+
+ private:
+  // Pointers are made once: a point lies as far from them as from those of any other row.
+  void multiply(int64_t first, int64_t rows) const {
     static constexpr float kNoBias[kPanel] = {};
+    constexpr int64_t kTiles = (kMostWinogradTiles + kMaxRows - 1) / kMaxRows;
+    const int64_t element = element_bytes(dtype), tiles = (rows + kMaxRows - 1) / kMaxRows;
+    const void* taps[kTiles * kMaxRows];
+    void* outs[kTiles * kMaxRows];
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int64_t from = rows * tile / tiles, r = from; r < rows * (tile + 1) / tiles; ++r) {
+        taps[tile * kMaxRows + r - from] = static_cast<const char*>(transformed) + (first + r) * row * element;
+        outs[tile * kMaxRows + r - from] = products + (first + r) * kPanel;
+      }
+    }
     TileCall call{};
     call.taps_count = 1;
     call.channels = channels;
     call.bias = kNoBias;
     call.columns = kPanel;
     call.float_out = true;
-    const int64_t element = element_bytes(dtype);
-    const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
     for (int64_t point = 0; point < kWinogradPoints; ++point) {
       call.weight = static_cast<const char*>(weight) + point * weight_step * element;
+      call.tap_offset = point * point_step;
+      call.column = point * count * kPanel;
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t from = count * tile / tiles, rows = count * (tile + 1) / tiles - from;
-        const void* taps[kMaxRows];
-        void* outs[kMaxRows];
-        for (int64_t r = 0; r < rows; ++r) {
-          taps[r] = static_cast<const char*>(transformed) + (point * point_step + (from + r) * row) * element;
-          outs[r] = products + (point * count + from + r) * kPanel;
-        }
-        call.taps = taps;
-        call.out = outs;
-        call.residual = add ? outs : nullptr;
+        call.taps = taps + tile * kMaxRows;
+        call.out = outs + tile * kMaxRows;
+        call.residual = add ? call.out : nullptr;
         fetch_ahead(call, tile, tiles, weight_step * element);
-        gemm_tile(dtype, static_cast<int>(rows), kPanel)(call);
+        gemm_tile(dtype, static_cast<int>(rows * (tile + 1) / tiles - rows * tile / tiles), kPanel)(call);
       }
     }
   }
