@@ -88,7 +88,8 @@ struct Checker {
   }
   bool pointwise(const Conv& c) {
     for (int i = 0; i < 2; ++i)
-      if (c.kernel[i] != 1 || c.stride[i] != 1 || c.padding[i] != 0) return fail("an expansion or projection is not 1x1");
+      if (c.kernel[i] != 1 || c.stride[i] != 1 || c.padding[i] != 0 || c.dilation[i] != 1)
+        return fail("an expansion or projection is not 1x1");
     return true;
   }
   bool winograd(const Step& s, const Value& in, const Value& out) {
@@ -117,10 +118,16 @@ struct Checker {
     const Conv& c = data.convs[s.conv[0]];
     if (in.dtype != kFloat32 || out.dtype != kFloat32) return fail("experts are mixed in float32");
     if (s.ints[0] < 1 || s.ints[0] > 4096) return fail("the number of experts is out of range");
-    if (s.conv[1] >= 0 && !data.convs[s.conv[1]].weight) return fail("biases to mix are missing");
+    if (s.conv[1] >= 0) {
+      const Conv& biases = data.convs[s.conv[1]];
+      if (!biases.weight) return fail("biases to mix are missing");
+      if (biases.in_channels != c.in_channels || biases.out_channels != c.out_channels || biases.groups != c.groups)
+        return fail("biases to mix have other channels than their experts");
+    }
     const bool depthwise = c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
     if (depthwise && s.aux[2] >= 0) return fail("a depthwise kernel's channels are scaled as outputs");
-    return numbers(s.aux[0], int64_t{s.ints[0]} * (s.ints[1] ? c.out_channels : 1)) &&
+    const bool alone = s.aux[0] == -1 && s.ints[0] == 1;
+    return (alone || numbers(s.aux[0], int64_t{s.ints[0]} * (s.ints[1] ? c.out_channels : 1))) &&
            (s.aux[1] < 0 || numbers(s.aux[1], int64_t{c.kernel[0]} * c.kernel[1])) &&
            (s.aux[2] < 0 || numbers(s.aux[2], c.in_channels)) && (s.aux[3] < 0 || numbers(s.aux[3], c.out_channels)) &&
            (!depthwise || no_closed(s)) && (!s.ints[2] || minimal(s, in, out));
@@ -130,6 +137,8 @@ struct Checker {
     const Conv &c = data.convs[s.conv[0]], &reduce = data.convs[s.conv[1]], &expand = data.convs[s.conv[2]];
     if (in.dtype != kFloat32 || out.dtype != kFloat32) return fail("channel fusion runs in float32");
     if (!reduce.weight || !reduce.bias || !expand.weight || !expand.bias) return fail("a projection has no weight or no bias");
+    if (!pointwise(reduce) || !pointwise(expand)) return false;
+    if (reduce.groups != 1 || expand.groups != 1) return fail("a projection has one group");
     if (reduce.in_channels != in.channels || expand.out_channels != out.channels || reduce.out_channels < 1 ||
         reduce.out_channels > 4096 || expand.in_channels != reduce.out_channels)
       return fail("the projections of a channel fusion do not fit");
@@ -241,9 +250,8 @@ struct Checker {
                (in.channels == out.channels || fail("pooling keeps the channels")) && same_dtype(in, out) && no_mask(s) &&
                no_second(s);
       case kMean:
-        return ((out.height <= in.height && out.width <= in.width && in.channels == out.channels) ||
-                fail("a mean has more bins than positions, or other channels")) &&
-               no_second(s) && no_closed(s) && (s.grid < 0 || lies_on(s.grid, in));
+        return (in.channels == out.channels || fail("a mean keeps the channels")) && no_second(s) && no_closed(s) &&
+               (s.grid < 0 || lies_on(s.grid, in));
       case kAdd: case kMultiply: return pairwise(s) && no_mask(s);
       case kActivate: return rows_like(s) && no_second(s) && masked(s, out);
       case kGate: return gate(s) && no_mask(s) && no_second(s);
@@ -252,8 +260,10 @@ struct Checker {
         return rows_like(s) && float_value(s.in, "in") && float_value(s.out, "out") && no_mask(s) && no_second(s) &&
                ((s.ints[0] > 0 && out.channels % s.ints[0] == 0) || fail("softmax groups do not divide the channels"));
       case kCopy:
-        return same_grid(in, out) && same_dtype(in, out) && s.ints[0] >= 0 && s.ints[1] >= 0 && no_mask(s) && no_second(s) &&
-               ((s.ints[0] < out.channels && s.ints[1] < in.channels) || fail("a copy starts past the channels"));
+        return same_grid(in, out) && same_dtype(in, out) && no_mask(s) && no_second(s) &&
+               ((s.ints[0] >= 0 && s.ints[1] >= 0 && s.ints[0] < out.channels && s.ints[1] < in.channels) ||
+                fail("a copy starts outside of the channels")) &&
+               ((s.ints[2] >= 0 && s.ints[3] >= 0) || fail("a copy goes back"));
       case kDynamicConv: return dynamic(s, in, out);
       case kChannelFusion: return fusion(s, in, out);
       default: return fail("a step is of an unknown kind");
@@ -281,14 +291,15 @@ struct Checker {
     if (data.arena_bytes > kMostElements) return fail("the arena is too large");
     for (int32_t i = 0; i < data.value_count; ++i) {
       const Value& v = at(i);
-      if (v.height < 1 || v.width < 1 || v.channels < 1 || v.stride < v.channels || v.stride > kMostChannels ||
-          v.height > 32767 || v.width > 32767)
+      if (v.height < 1 || v.width < 1 || v.channels < 1 || v.first < 0 || v.stride > kMostChannels ||
+          int64_t{v.first} + v.channels > v.stride || v.height > 32767 || v.width > 32767)
         return fail("a value has an impossible shape");
       if (v.dtype != kFloat32 && v.dtype != kBfloat16) return fail("a value has an unknown dtype");
       if (v.dtype == kBfloat16 && !has_bfloat16()) return fail("this processor cannot multiply bfloat16 (no AVX512_BF16)");
       const int64_t elements = int64_t{v.height} * v.width * v.stride;
       if (elements > kMostElements) return fail("a value is too large");
       if (v.external < -1 || v.external >= data.external_count) return fail("a value names no external tensor");
+      if (v.external >= 0 && v.first != 0) return fail("an external tensor's channels begin at its rows");
       if (v.external == -1 && (v.offset < 0 || v.offset % 4 || v.offset > data.arena_bytes ||
                                v.offset + elements * element_bytes(v.dtype) > data.arena_bytes))
         return fail("a value lies outside the arena");

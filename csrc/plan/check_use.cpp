@@ -20,8 +20,13 @@ bool may_replace(const Step& step, int32_t id) {
   }
 }
 
+bool same_rows(const Value& a, const Value& b) {
+  return a.offset == b.offset && a.height == b.height && a.width == b.width && a.stride == b.stride && a.dtype == b.dtype;
+}
+
 bool overlap(const Value& a, const Value& b) {
   if (a.external >= 0 || b.external >= 0) return a.external == b.external;
+  if (same_rows(a, b)) return a.first < b.first + b.channels && b.first < a.first + a.channels;
   const auto end = [](const Value& v) {
     return v.offset + int64_t{v.height} * v.width * v.stride * element_bytes(v.dtype);
   };
@@ -29,8 +34,7 @@ bool overlap(const Value& a, const Value& b) {
 }
 
 bool same_place(const Value& a, const Value& b) {
-  return a.external == b.external && (a.external >= 0 || a.offset == b.offset) && a.height == b.height &&
-         a.width == b.width && a.channels == b.channels && a.stride == b.stride && a.dtype == b.dtype;
+  return a.external == b.external && same_rows(a, b) && a.first == b.first && a.channels == b.channels;
 }
 
 const char* aliases(const PlanData& data, const Step& step) {

@@ -63,7 +63,8 @@ void PanelMixer::take_shares(int64_t panel, int64_t image, float* shares, bool s
   for (int e = 0; e < shape_.count; ++e, shares += kPanel) {
     for (int c = 0; c < kPanel; ++c) {
       const int64_t o = first + std::min(c, columns - 1);
-      shares[c] = (step_.ints[1] ? from[o * shape_.count + e] : from[e]) * (scale ? scale[o] : 1.0f);
+      const float share = !from ? 1.0f : step_.ints[1] ? from[o * shape_.count + e] : from[e];
+      shares[c] = share * (scale ? scale[o] : 1.0f);
     }
   }
 }

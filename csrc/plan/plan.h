@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 1;
+constexpr int kPlanAbi = 2;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -20,9 +20,11 @@ enum Activation : int32_t {
 struct Value {
   int64_t offset;    // bytes for one image from the arena's start; the run multiplies by N. Ignored when external
   int32_t height, width, channels;
-  int32_t stride;    // elements from one row to the next, >= channels
+  int32_t stride;    // elements from one row to the next, >= first + channels
   int32_t dtype;
   int32_t external;  // index into Call::externals, or -1: lives in the arena
+  int32_t first;     // where in a row the channels begin: values may be parts of the rows of one memory. 0 when external
+  int32_t reserved;
 };
 
 // Weights and geometry. `weight` is packed for the kernel that the step names:
@@ -70,7 +72,8 @@ enum Kind : int32_t {
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion)
   kMaxPool,       // geometry of conv[0] (weight null), padding counts as -inf
   kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
-  kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average; with grid: over open rows only
+  kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average (bins may share positions); with grid: over open
+                  // rows only
   kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast)
   kMultiply,      // out = act(in * in2), broadcast as kAdd
   kActivate,      // out = act(in)
@@ -81,11 +84,12 @@ enum Kind : int32_t {
   kMaskValue,     // grid -> float rows [N, h, w, 1]
   kLayerNorm,     // over channels: weight/bias in conv[0] (weight [C], bias [C]), floats[0] = eps
   kSoftmax,       // over channels in groups of ints[0], of in * floats[0]
-  kCopy,          // rows of `in` into channels ints[0].. of out (concatenation), from channel ints[1] of in
+  kCopy,          // channels ints[1], ints[1] + ints[3], .. of in into channels ints[0], ints[0] + ints[2], .. of out, as many
+                  // as both have (a step of 0 counts as 1): concatenation, interleaving
   kDynamicConv,   // as kConv with a kernel for each image, mixed from ints[0] experts: coefficients aux[0], [experts] or with
                   // ints[1] = 1 [outputs][experts], mix the kernels and the biases of conv[1] (or -1); the kernels are scaled
-                  // by aux[1] [taps], aux[2] [in_channels], aux[3] [outputs] (or -1). ints[2] = 1: Winograd may be used, as
-                  // for kConv
+                  // by aux[1] [taps], aux[2] [in_channels], aux[3] [outputs] (or -1). One expert needs no coefficients (-1).
+                  // ints[2] = 1: Winograd may be used, as for kConv
   kChannelFusion, // DCD: out = act(scale * (conv[0](in) + bias) + P (matrix (Q in + bias)) [+ in2]), where Q = conv[1] reads
                   // what the centre tap reads and P = conv[2]. aux[0] [out_channels + rank * rank]: scale (with ints[4] = 1
                   // before relu6(z + 3) / 3), then row m of the matrix: what latent channel m gives to every other.

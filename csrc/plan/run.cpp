@@ -388,7 +388,8 @@ void* dynaconv_plan_value(void* handle, void* context, int32_t value) {
   const Plan& plan = *static_cast<Plan*>(handle);
   const Arena& own = *static_cast<Arena*>(context);
   if (value < 0 || value >= plan.data.value_count || plan.values[value].external >= 0) return nullptr;
-  return own.values.data() + plan.values[value].offset * own.batch.images;
+  const Value& v = plan.values[value];
+  return own.values.data() + v.offset * own.batch.images + v.first * element_bytes(v.dtype);
 }
 
 int64_t dynaconv_plan_memory(void* handle) {

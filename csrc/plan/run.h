@@ -115,8 +115,9 @@ struct Run {
     const int64_t pixels = context.first * v.height * v.width, row_bytes = v.stride * element_bytes(v.dtype);
     if (v.external >= 0)
       return static_cast<char*>(call.externals[v.external]) + pixels * (planes(id) ? v.channels * int64_t{sizeof(float)} : row_bytes);
-    if (stage && stage->inside[id]) return arena.window.data() + v.offset * call.images;
-    return arena.values.data() + v.offset * arena.batch.images + pixels * row_bytes;
+    const int64_t first = v.first * element_bytes(v.dtype);
+    if (stage && stage->inside[id]) return arena.window.data() + v.offset * call.images + first;
+    return arena.values.data() + v.offset * arena.batch.images + pixels * row_bytes + first;
   }
   bool planes(int32_t id) const {
     const Value& v = plan.values[id];

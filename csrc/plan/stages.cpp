@@ -93,12 +93,17 @@ class Survey {
   static bool overlap(const Value& a, const Value& b) {
     return a.external < 0 && b.external < 0 && a.offset < b.offset + map_bytes(b) && b.offset < a.offset + map_bytes(a);
   }
+  // Different channels of the same rows.
+  static bool parts(const Value& a, const Value& b) {
+    const bool rows = a.offset == b.offset && a.stride == b.stride && a.height == b.height && a.width == b.width;
+    return a.external < 0 && b.external < 0 && rows && (a.first != b.first || a.channels != b.channels);
+  }
   int32_t group_of(int32_t v) const {
     while (group_[v] != v) v = group_[v];
     return v;
   }
 
-  // Values that replace each other in place stay together; first_ and last_ are of their first.
+  // Values that replace each other in place, or are parts of the same rows, stay together; first_ and last_ are of their first.
   void find_groups() {
     const auto count = static_cast<int32_t>(plan_.values.size());
     group_.resize(count);
@@ -119,6 +124,9 @@ class Survey {
         if (id >= 0 && step.out >= 0 && id != step.out && overlap(plan_.values[id], plan_.values[step.out]))
           group_[group_of(id)] = group_of(step.out);
     }
+    for (int32_t a = 0; a < count; ++a)
+      for (int32_t b = 0; b < a; ++b)
+        if (group_of(a) != group_of(b) && parts(plan_.values[a], plan_.values[b])) group_[group_of(a)] = group_of(b);
     for (int32_t i = 0; i < steps; ++i) {
       for (const int32_t id : values_of(plan_.steps[i])) {
         if (id < 0) continue;

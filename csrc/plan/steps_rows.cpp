@@ -49,6 +49,14 @@ struct Listed {
   int64_t operator[](int64_t index) const { return list ? list[index].row : index; }
 };
 
+// `count` elements, `take` apart in one row and `put` apart in the other.
+template <typename T>
+void spread(const char* from, int64_t take, int64_t count, char* to, int64_t put) {
+  const T* source = reinterpret_cast<const T*>(from);
+  T* target = reinterpret_cast<T*>(to);
+  for (int64_t i = 0; i < count; ++i) target[i * put] = source[i * take];
+}
+
 }  // namespace
 
 void step_layout(Worker& worker, const Step& step) {
@@ -213,10 +221,15 @@ void step_copy(Worker& worker, const Step& step) {
   Run& run = worker.run;
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
-  const int64_t element = element_bytes(in.dtype);
-  const int64_t count = std::min(in.channels - step.ints[1], out.channels - step.ints[0]);
+  const int64_t element = element_bytes(in.dtype), put = std::max(step.ints[2], 1), take = std::max(step.ints[3], 1);
+  const int64_t count = std::min(ceil_of(in.channels - step.ints[1], take), ceil_of(out.channels - step.ints[0], put));
   share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row)
-      std::memcpy(to[row] + step.ints[0] * element, from[row] + step.ints[1] * element, count * element);
+    for (int64_t row = first; row < last; ++row) {
+      char* const target = to[row] + step.ints[0] * element;
+      const char* const source = from[row] + step.ints[1] * element;
+      if (put == 1 && take == 1) std::memcpy(target, source, count * element);
+      else if (element == 4) spread<uint32_t>(source, take, count, target, put);
+      else spread<uint16_t>(source, take, count, target, put);
+    }
   });
 }

@@ -122,7 +122,7 @@ class Case {
     for (size_t i = 0; i < b().values.size(); ++i)
       if (b().values[i].external < 0)
         return static_cast<float*>(dynaconv_plan_value(handle_.plan, context_, static_cast<int32_t>(i))) -
-               b().values[i].offset / 4 * images_;
+               b().values[i].offset / 4 * images_ - b().values[i].first;
     return nullptr;
   }
   void begin() {
@@ -157,11 +157,11 @@ class Case {
         if (!want.rows[row]) continue;
         float* got = after.row(v, row) + want.channel;
         for (int64_t c = 0; c < want.channels && want.rows[row] == 1; ++c) {
-          const double wish = want.want[row * want.channels + c], off = std::fabs(got[c] - wish);
-          if (std::isnan(wish) != std::isnan(got[c])) fail(name(i) + "a number where none should be, or none where one should");
-          worst = std::max(worst, std::isnan(off) || got[c] == wish ? 0 : off);
+          const double wish = want.want[row * want.channels + c], is = got[c * want.step], off = std::fabs(is - wish);
+          if (std::isnan(wish) != std::isnan(is)) fail(name(i) + "a number where none should be, or none where one should");
+          worst = std::max(worst, std::isnan(off) || is == wish ? 0 : off);
         }
-        std::memcpy(memory_.row(v, row) + want.channel, got, want.channels * sizeof(float));
+        for (int64_t c = 0; c < want.channels; ++c) memory_.row(v, row)[want.channel + c * want.step] = got[c * want.step];
       }
     }
     if (worst > 2e-5 * want.scale) fail(name(i) + "off by " + std::to_string(worst) + " of " + std::to_string(want.scale));

@@ -43,17 +43,27 @@ class RandomPlan {
 
   // Memory: now and then the place of a value that nobody reads any more.
   int32_t make(Size size) {
-    const int32_t stride = size.c + (size.h * size.w * size.c == 1 ? 0 : s_.pick({0, 0, 0, 1, 16}));
+    const bool single = size.h * size.w * size.c == 1;
+    const int32_t first = single || s_.chance(80) ? 0 : s_.pick({1, 3, 16});
+    const int32_t stride = first + size.c + (single ? 0 : s_.pick({0, 0, 0, 1, 16}));
     const int64_t bytes = (int64_t{size.h} * size.w * stride * 4 + 63) / 64 * 64;
     for (size_t i = 0; i < dead_.size() && s_.chance(70); ++i) {
       if (dead_[i].second < bytes) continue;
       const int64_t arena = b.arena;
       const int32_t id = b.value(size.h, size.w, size.c, false, stride);
-      b.arena = arena, b.values[id].offset = dead_[i].first;
+      b.arena = arena, b.values[id].offset = dead_[i].first, b.values[id].first = first;
       dead_.erase(dead_.begin() + static_cast<int64_t>(i));
       return id;
     }
-    return b.value(size.h, size.w, size.c, false, stride);
+    const int32_t id = b.value(size.h, size.w, size.c, false, stride);
+    b.values[id].first = first;
+    return id;
+  }
+  // Some channels of a value, as a value.
+  int32_t part(int32_t of, int32_t first, int32_t count) {
+    b.values.push_back(at(of));
+    b.values.back().first += first, b.values.back().channels = count;
+    return static_cast<int32_t>(b.values.size()) - 1;
   }
   int32_t column(int32_t h, int32_t w) { return b.value(h, w, 1); }
   int32_t outside(Size size, bool as_planes = false) {
@@ -253,6 +263,15 @@ class RandomPlan {
 
   void concatenate() {
     const Size in = size(current_);
+    if (s_.chance(40)) {
+      // The second part is computed where it belongs, and read from there.
+      const int32_t more = channels(), to = make({in.h, in.w, in.c + more}), other = part(to, in.c, more);
+      const int32_t id = conv(in.c, more, 1, {1, 1, 0, 1});
+      b.step(kConv, current_, other, id).activation[0] = kRelu;
+      b.step(kActivate, current_, part(to, 0, in.c)).activation[0] = kSigmoid;
+      b.step(kMultiply, other, other).in2 = other;
+      return replace(to);
+    }
     const int32_t more = channels(), other = make({in.h, in.w, more});
     const int32_t id = conv(in.c, more, 1, {1, 1, 0, 1});
     b.step(kConv, current_, other, id).activation[0] = kRelu;
@@ -263,6 +282,24 @@ class RandomPlan {
     // What a copy leaves out must be there all the same.
     if (skip) b.step(kCopy, other, to).ints[0] = in.c;
     drop(other);
+    if (s_.chance(30)) {
+      replace(to);
+      return shuffle();
+    }
+    replace(to);
+  }
+
+  // Channels of two halves by turns (of an odd number the first half is larger), or back.
+  void shuffle() {
+    const Size in = size(current_);
+    const int32_t to = make(in), half = (in.c + 1) / 2;
+    const bool back = s_.chance(30);
+    b.step(kCopy, current_, to);
+    for (int32_t i = 0; i < 2 && i < in.c; ++i) {
+      Step& step = b.step(kCopy, current_, to);
+      step.ints[0] = back ? i * half : i, step.ints[1] = back ? i : i * half;
+      step.ints[2] = back ? 1 : 2, step.ints[3] = back ? 2 : 1;
+    }
     replace(to);
   }
 
@@ -288,7 +325,7 @@ class RandomPlan {
       return made;
     };
     b.step(kMean, in, mean);
-    const int32_t routing = coefficients(experts * (each ? to.c : 1)), of_taps = s_.chance(30) ? coefficients(taps) : -1;
+    const int32_t routing = experts == 1 && s_.chance(50) ? -1 : coefficients(experts * (each ? to.c : 1)), of_taps = s_.chance(30) ? coefficients(taps) : -1;
     const int32_t of_in = !single && s_.chance(30) ? coefficients(from.c) : -1, of_out = s_.chance(30) ? coefficients(to.c) : -1;
     const bool fast = w.kernel == 3 && w.stride == 1 && w.dilation == 1 && groups == 1 && s_.chance(60);
     Step& step = b.step(kDynamicConv, in, out, id);

@@ -16,7 +16,7 @@ struct Memory {
   int64_t images;
 
   float* row(const Value& v, int64_t row) {
-    float* base = v.external >= 0 ? externals[v.external].data() : arena.data() + v.offset / 4 * images;
+    float* base = v.external >= 0 ? externals[v.external].data() : arena.data() + v.offset / 4 * images + v.first;
     return base + row * v.stride;
   }
 };
@@ -28,7 +28,7 @@ struct Mask {
 
 // The rows that a step writes, `channels` numbers each from `channel` on, and how large the sums behind them were.
 struct Written {
-  int32_t value = -1, channel = 0, channels = 0;
+  int32_t value = -1, channel = 0, channels = 0, step = 1;
   std::vector<uint8_t> rows;  // 1: must be as wanted; 0: must stay; 2: may hold anything
   std::vector<double> want;
   double scale = 1e-6;
@@ -67,7 +67,8 @@ class SlowPlan {
     out.rows = rows_of(s);
     if (s.kind == kCopy) {
       out.channel = s.ints[0];
-      out.channels = std::min(value(s.in).channels - s.ints[1], to.channels - s.ints[0]);
+      out.step = std::max(s.ints[2], 1);
+      out.channels = std::min((value(s.in).channels - s.ints[1] - 1) / std::max(s.ints[3], 1), (to.channels - s.ints[0] - 1) / out.step) + 1;
     }
     out.want.assign(out.rows.size() * out.channels, 0);
     if (s.kind == kGate) means_ = gate_means(s);
@@ -200,7 +201,7 @@ class SlowPlan {
         }
         break;
       case kCopy:
-        for (int64_t c = 0; c < channels; ++c) want[c] = at(s.in, p.image, p.y, p.x, c + s.ints[1]);
+        for (int64_t c = 0; c < channels; ++c) want[c] = at(s.in, p.image, p.y, p.x, c * std::max(s.ints[3], 1) + s.ints[1]);
         break;
       default: break;
     }
@@ -345,6 +346,7 @@ class SlowPlan {
   }
   double scalar(int32_t id, int64_t image, int64_t index) const { return memory_.row(value(id), image)[index]; }
   double share(const Step& s, int64_t image, int64_t o, int64_t e) const {
+    if (s.aux[0] < 0) return 1;
     return scalar(s.aux[0], image, s.ints[1] ? o * s.ints[0] + e : e);
   }
   static double expert(const Conv& c, int64_t o, int64_t k, int64_t t, int64_t e, int64_t experts) {

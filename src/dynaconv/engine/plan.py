@@ -30,7 +30,11 @@ _TENSORS = ("weight", "bias", "winograd")
 
 @dataclass
 class Value:
-    """One matrix of rows. `storage` names the memory it lives in: values computed in place share one."""
+    """One matrix of rows.
+
+    `storage` names the memory it lives in: values computed in place share one, and so do values that are some channels
+    of the same rows, from `first` on.
+    """
 
     height: int
     width: int
@@ -41,11 +45,17 @@ class Value:
     external: int = -1
     offset: int = 0
     name: str = ""
+    first: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
         """The grid (h, w)."""
         return self.height, self.width
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it lies: values with the same place are computed in place."""
+        return self.storage, self.first
 
 
 @dataclass

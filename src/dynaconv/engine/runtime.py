@@ -158,7 +158,8 @@ class NativeRun:
         address = library().dynaconv_plan_value(self.native.handle, self.context, index)
         dtype = getattr(torch, value.dtype)
         rows = value.height * value.width
-        buffer = (BYTE * (self.n * rows * value.stride * dtype.itemsize)).from_address(address)
+        elements = self.n * rows * value.stride - value.first
+        buffer = (BYTE * (elements * dtype.itemsize)).from_address(address)
         strides = (rows * value.stride, value.width * value.stride, value.stride, 1)
         return torch.frombuffer(buffer, dtype=dtype).as_strided(
             (self.n, *value.size, value.channels), strides

@@ -10,14 +10,14 @@ from torch import Tensor
 from dynaconv.engine import plan as plans
 from dynaconv.engine.plan import ACTIVATIONS, DTYPES, KINDS, Plan
 
-PLAN_ABI = 1
+PLAN_ABI = 2
 
 
 class Value(ctypes.Structure):
     """struct Value."""
 
     _fields_ = [("offset", c_int64), *((n, c_int32) for n in (
-        "height", "width", "channels", "stride", "dtype", "external"))]  # fmt: skip
+        "height", "width", "channels", "stride", "dtype", "external", "first", "reserved"))]  # fmt: skip
 
 
 class Conv(ctypes.Structure):
@@ -69,7 +69,7 @@ class Call(ctypes.Structure):
 
 
 # As the compiler lays them out on 64-bit machines.
-SIZES = {Value: 32, Conv: 72, Grid: 16, Step: 124, PlanData: 64, Call: 64}
+SIZES = {Value: 40, Conv: 72, Grid: 16, Step: 124, PlanData: 64, Call: 64}
 assert all(ctypes.sizeof(kind) == size for kind, size in SIZES.items())
 BYTE = c_uint8
 
@@ -89,7 +89,9 @@ def plan_data(plan: Plan) -> tuple[PlanData, list[object]]:
 
 
 def _value(v: plans.Value) -> Value:
-    return Value(v.offset, v.height, v.width, v.channels, v.stride, DTYPES.index(v.dtype), v.external)
+    return Value(
+        v.offset, v.height, v.width, v.channels, v.stride, DTYPES.index(v.dtype), v.external, v.first, 0
+    )
 
 
 def _conv(c: plans.Conv) -> Conv:
