@@ -33,6 +33,12 @@ def look(rows: Tensor, layout: str) -> Tensor:
         return rows.reshape(n, c)
     if layout == "nc1":
         return rows.reshape(n, c, 1)
+    if "/" in layout:
+        kind, number = layout.split("/")
+        if kind == "nc":
+            return rows.reshape(n, -1, int(number))
+        groups = rows.permute(0, 3, 1, 2).unflatten(1, (int(number), -1))
+        return groups if kind == "grouped" else groups.transpose(1, 2)
     assert layout in ("flat", "ncl")
     return (
         rows.permute(0, 3, 1, 2).reshape(n, c * h * w)

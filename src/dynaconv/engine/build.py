@@ -16,7 +16,9 @@ from torch.utils import _pytree
 from dynaconv.engine.export import Exported
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
 
-Handler = Callable[["Builder", fx.Node, list[Any], dict[str, Any]], "View | Constant | str | None"]
+Handler = Callable[
+    ["Builder", fx.Node, list[Any], dict[str, Any]], "View | Constant | list[View] | str | None"
+]
 HANDLERS: dict[str, Handler] = {}
 
 
@@ -112,7 +114,7 @@ class Builder:
             return folded
         handler = HANDLERS.get(name)
         result = f"no kernel for {name}" if handler is None else handler(self, node, args, kwargs)
-        if isinstance(result, (View, Constant)):
+        if isinstance(result, (View, Constant, list)):
             return result
         return self.aten(node, result or f"this form of {name} has no kernel")
 
@@ -135,7 +137,7 @@ class Builder:
         def place(arg: Any) -> Any:
             arg = self.value(arg)
             if not isinstance(arg, View):
-                return arg
+                return _tree(arg, place) if isinstance(arg, list) else arg
             role = str(len(inputs))
             inputs[role] = arg.node
             return Ref(role, arg.layout)
@@ -180,11 +182,12 @@ def target_name(target: Any) -> str:
     """conv2d for torch.ops.aten.conv2d.default; the function's own name for others."""
     if isinstance(target, torch._ops.HigherOrderOperator):
         return target.name()
+    if target is GETITEM:
+        return "getitem"
     schema = getattr(target, "_schema", None)
     if schema is None:
-        return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}".removeprefix(
-            "_operator."
-        )
+        # Arithmetic with sizes is no arithmetic with maps.
+        return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
     return schema.name.removeprefix("aten::")
 
 

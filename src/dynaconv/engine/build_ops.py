@@ -203,22 +203,13 @@ def avg_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None
 
 @handles("adaptive_avg_pool2d")
 def adaptive_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
-    """To 1x1, or to a size that divides the map."""
+    """To any size."""
     x, size = args[0], b.map_size(node, "nchw")
     if not is_map(x, "nchw") or size is None:
         return None
-    (h, w, c), (oh, ow, _) = x.node.size, size
-    if (oh, ow) == (1, 1):
-        return b.add("mean", node, (1, 1, c), "nchw", {"x": x.node})
-    if h % oh or w % ow:
-        return "the windows of this adaptive pooling differ in size"
-    kernel = (h // oh, w // ow)
-    if kernel == (1, 1):
+    if size == x.node.size:
         return x
-    return b.add(
-        "avg_pool", node, size, "nchw", {"x": x.node}, kernel=kernel, stride=kernel, padding=(0, 0), dilation=(1, 1),
-        include_pad=True,
-    )  # fmt: skip
+    return b.add("mean", node, size, "nchw", {"x": x.node})
 
 
 @handles("mean")
@@ -227,6 +218,8 @@ def mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
     keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
     dims = [dims] if isinstance(dims, int) else dims
+    if is_map(x, "nc1") and dims and [d % 3 for d in dims] == [2] and not keep and not kwargs.get("dtype"):
+        return View(x.node, "nc")
     if is_map(x, "ncl") and dims and [d % 3 for d in dims] == [2] and not keep and not kwargs.get("dtype"):
         return b.add("mean", node, (1, 1, x.node.size[2]), "nc", {"x": x.node})
     if not is_map(x, "nchw", "nhwc") or not dims:

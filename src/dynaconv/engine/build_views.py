@@ -9,6 +9,7 @@ from torch import fx
 
 from dynaconv.engine.build import GETITEM, Builder, handles
 from dynaconv.engine.build_ops import is_map
+from dynaconv.engine.build_parts import GROUPED, SHUFFLED, channel_slice, regrouped, shuffled
 from dynaconv.engine.ir import Constant, View
 
 
@@ -25,7 +26,7 @@ def permute(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
 
 @handles("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 def reshape(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
-    """Of maps on a 1x1 grid (any arrangement of ones), and a map flattened to [N, C * H * W]."""
+    """Of maps on a 1x1 grid (any arrangement of ones), a map flattened to [N, C * H * W], and channels in groups."""
     x, shape = args[0], b.shape(node)
     if not isinstance(x, View) or x.node.size is None or x.layout == "raw" or shape is None:
         return None
@@ -33,26 +34,34 @@ def reshape(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     before = b.shape(node.args[0])
     if shape == before:
         return x
+    if x.layout.startswith(SHUFFLED):
+        return shuffled(b, node, x)
+    if x.layout.startswith(GROUPED) and shape == (c, h, w):
+        return View(x.node, "nchw")
     if (h, w) == (1, 1):
         layouts = {(1, 1, c): "nhwc", (c,): "nc", (c, 1): "nc1"}
         if c > 1 or x.layout != "nhwc":
             layouts[(c, 1, 1)] = "nchw"
-        return View(x.node, layouts[shape]) if shape in layouts else None
+        return View(x.node, layouts[shape]) if shape in layouts else regrouped(b, node, x)
     layouts = {(c * h * w,): "flat", (c, h * w): "ncl"}
-    return View(x.node, layouts[shape]) if x.layout == "nchw" and shape in layouts else None
+    if x.layout == "nchw" and shape in layouts:
+        return View(x.node, layouts[shape])
+    return regrouped(b, node, x)
 
 
 @handles("slice")
 def slice_(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
-    """Everything, or the corner that crops an upsampled mask."""
+    """Everything, the corner that crops an upsampled mask, or some channels."""
     x = args[0]
     if not isinstance(x, View) or b.shape(node) is None:
         return None
     if b.shape(node) == b.shape(node.args[0]):
         return x
+    if not x.node.is_grid:
+        return channel_slice(b, node, args)
     start, step = (*args[2:], 0)[0] or 0, args[4] if len(args) > 4 else 1
     size = b.map_size(node, x.layout)
-    if not x.node.is_grid or x.node.op != "upsample" or start or step != 1 or size is None or size[2] != 1:
+    if x.node.op != "upsample" or start or step != 1 or size is None or size[2] != 1:
         return None
     return b.add("upsample", node, size, x.layout, dict(x.node.inputs), **x.node.attrs)
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
-from dynaconv.engine import arena, build_masks, build_ops, build_views, dynamic  # noqa: F401  handlers register themselves
+from dynaconv.engine import (  # noqa: F401  handlers register themselves
+    arena,
+    build_masks,
+    build_ops,
+    build_parts,
+    build_views,
+    dynamic,
+    fusion,
+)
 from dynaconv.engine.build import Builder
 from dynaconv.engine.compiled import CompiledModel, choose_backend
 from dynaconv.engine.export import Exported, export
@@ -23,8 +31,12 @@ from dynaconv.engine.measure import measure_plan
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
+from dynaconv.engine.scales import fuse_hard_sigmoids, fuse_scales, push_scales
 
 PASSES = (
+    fuse_scales,
+    fuse_hard_sigmoids,
+    push_scales,
     fold,
     fuse_silu,
     fuse_activations,

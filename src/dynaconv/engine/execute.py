@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynaconv import _checks
+from dynaconv.engine import reference_mixed  # noqa: F401  registers its steps
 from dynaconv.engine.aten import as_rows, decode, run_aten, target_of
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.reference import Run

@@ -28,6 +28,8 @@ def _into_conv(graph: Graph, conv: Node, node: Node) -> None:
     weight, bias = conv.attrs["weight"].double(), conv.attrs["bias"]
     conv.attrs["weight"] = (weight * scale[:, None, None, None]).float()
     conv.attrs["bias"] = (shift if bias is None else shift + bias.double() * scale).float()
+    if "low_rank" in conv.attrs:
+        conv.attrs["low_rank"] = conv.attrs["low_rank"].scaled(scale)
     if "experts" in conv.attrs:
         conv.attrs["experts"] = (conv.attrs["experts"].double() * scale[:, None, None, None]).float()
         if conv.attrs["expert_bias"] is not None:

@@ -16,15 +16,19 @@ def fuse(graph: Graph) -> None:
     fuse_activations(graph)
 
 
+_SWISHES = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
+
+
 def fuse_silu(graph: Graph) -> None:
-    """x * sigmoid(x)."""
+    """x * sigmoid(x), and the same with the hard sigmoid."""
     users = graph.users()
     for node in list(graph.nodes):
         if node.op != "mul" or node.size != node.inputs["y"].size:
             continue
         for x, y in ((node.x, node.inputs["y"]), (node.inputs["y"], node.x)):
-            if y.op == "act" and y.attrs["act"] == "sigmoid" and y.x is x and len(users[y]) == 1:
-                node.op, node.inputs, node.attrs = "act", {"x": x}, {"act": "silu"}
+            if y.op == "act" and y.attrs["act"] in _SWISHES and y.x is x and len(users[y]) == 1:
+                node.op, node.inputs, node.attrs = "act", {"x": x}, {"act": _SWISHES[y.attrs["act"]]}
+                break
     graph.tidy()
 
 
@@ -89,6 +93,8 @@ def _fuse_squeeze(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> No
     conv, linear = node.x, node.inputs["y"]
     if conv.op != "conv" or linear.op != "conv" or linear.x.op != "mean" or linear.x.x is not conv.x:
         return
+    if linear.x.size[:2] != (1, 1) or conv.is_mixed or linear.is_mixed:
+        return
     weight = conv.attrs["weight"]
     fits = weight.shape[0] == 1 and tuple(weight.shape[2:]) == (3, 3) and conv.attrs["padding"] == (1, 1)
     plain = conv.attrs["dilation"] == (1, 1) and conv.attrs["groups"] == 1
@@ -106,6 +112,8 @@ def _fuse_squeeze(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> No
 
 def _is_pointwise_gate(node: Node, users: dict[Node, list[Node]]) -> bool:
     weight = node.attrs["weight"]
+    if node.is_mixed:
+        return False
     plain = (
         tuple(weight.shape[2:]) == (1, 1) and node.attrs["padding"] == (0, 0) and node.attrs["groups"] == 1
     )
@@ -122,7 +130,7 @@ def already(node: Node, activation: str) -> bool:
         return True
     if activation not in ("relu", "relu6"):
         return False
-    if node.op in ("max_pool", "avg_pool", "mean", "concat"):
+    if node.op in ("max_pool", "avg_pool", "mean", "concat", "slice", "interleave"):
         return all(already(source, activation) for source in node.inputs.values())
     last = node.attrs.get("final_act" if "residual" in node.inputs else "act", "none")
     return last == activation or (activation == "relu" and last in _NON_NEGATIVE)

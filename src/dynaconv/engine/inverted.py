@@ -60,7 +60,7 @@ def _inner(node: Node, users: dict[Node, list[Node]]) -> bool:
 
 
 def _pointwise(node: Node) -> bool:
-    if node.op != "conv" or node.attrs["groups"] != 1 or node.size[:2] == (1, 1) or "experts" in node.attrs:
+    if node.op != "conv" or node.attrs["groups"] != 1 or node.size[:2] == (1, 1) or node.is_mixed:
         return False
     attrs = node.attrs
     return tuple(attrs["weight"].shape[2:]) == attrs["stride"] == (1, 1) and attrs["padding"] == (0, 0)
@@ -68,4 +68,4 @@ def _pointwise(node: Node) -> bool:
 
 def _is_depthwise(node: Node) -> bool:
     weight, groups = node.attrs["weight"], node.attrs["groups"]
-    return "experts" not in node.attrs and groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1
+    return not node.is_mixed and groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1

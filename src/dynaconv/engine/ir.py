@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 GRID_OPS = ("threshold", "upsample", "dilate")
-LAYOUTS = ("nchw", "nhwc", "nc", "nc1", "flat", "ncl", "raw")
+# "nc/k": [N, channels / k, k] of a 1x1 grid. "grouped/g": [N, g, channels / g, h, w], "shuffled/g" the same with axes 1
+# and 2 exchanged; these two only lead to other views.
+LAYOUTS = ("nchw", "nhwc", "nc", "nc1", "flat", "ncl", "raw", "nc/", "grouped/", "shuffled/")
 
 
 @dataclass(eq=False)
@@ -36,6 +38,11 @@ class Node:
     def is_grid(self) -> bool:
         """The value is a mask, not a map."""
         return self.op in GRID_OPS
+
+    @property
+    def is_mixed(self) -> bool:
+        """A convolution with a kernel for each image: mixed from experts, or with channels fused (dynamic.py)."""
+        return "experts" in self.attrs or "low_rank" in self.attrs
 
     def __repr__(self) -> str:
         return f"{self.op}({self.layer})"

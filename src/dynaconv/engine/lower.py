@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from dynaconv.engine import pack
 from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
+from dynaconv.engine.lower_mixed import lower_mixed
 from dynaconv.engine.masks import partial_grid
-from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
 
 # Open share above which a needed but not masked convolution computes every row, until it is measured.
@@ -22,12 +23,14 @@ _ALIASING_BYTES, _ALIASING_ELEMENTS = 2048, 16
 
 def lower(graph: Graph, batch: int | None = None, inputs: int = 1) -> Plan:
     """The plan of a graph whose passes are done; offsets in the arena come later (arena.py)."""
-    lowering = _Lowering(graph, batch)
+    lowering = Lowering(graph, batch)
     lowering.plan.inputs = lowering.plan.slots = inputs
     return lowering.run()
 
 
-class _Lowering:
+class Lowering:
+    """Walks over the graph and emits what computes each node; mixed convolutions are in lower_mixed.py."""
+
     def __init__(self, graph: Graph, batch: int | None) -> None:
         self.graph = graph
         self.plan = Plan(batch=batch)
@@ -37,6 +40,9 @@ class _Lowering:
         self.users = graph.users()
         self.place = {node: i for i, node in enumerate(graph.nodes)}
         self.first_native = 0
+        # Memory of which some values are a part.
+        self.shared: set[int] = set()
+        self.pieces = self._pieces()
 
     def run(self) -> Plan:
         plan = self.plan
@@ -50,6 +56,19 @@ class _Lowering:
         return plan
 
     # Values
+
+    def _pieces(self) -> dict[Node, tuple[Node, int]]:
+        """What is computed where its concatenation wants it: in which one, and from which channel on."""
+        found = {}
+        for node in self.graph.nodes:
+            if node.op != "concat" or self._is_made(node):
+                continue
+            channel = 0
+            for piece in node.inputs.values():
+                if len(self.users[piece]) == 1 and not piece.is_grid and piece.op not in ("aten", "input"):
+                    found[piece] = (node, channel)
+                channel += piece.size[2]
+        return found
 
     def _new(self, size: tuple[int, int, int], name: str, share: int = -1, external: str = "") -> int:
         h, w, c = size
@@ -69,6 +88,21 @@ class _Lowering:
             self.plan.slots += 1
         return self.slots[node]
 
+    def _part(self, node: Node, of: int, start: int) -> int:
+        """Channels of a value, from `start` on, as the value of a node."""
+        source, index = self.plan.values[of], len(self.plan.values)
+        value = replace(source, channels=node.size[2], first=source.first + start, name=node.layer)
+        self.plan.values.append(value)
+        self.shared.add(source.storage)
+        self.values[node] = index
+        return index
+
+    def _whole(self, node: Node) -> int:
+        """The value of a concatenation, some of whose parts may already be in it."""
+        if node not in self.values:
+            self._out(node)
+        return self.values[node]
+
     def _is_made(self, node: Node) -> bool:
         """ATen or the caller reads the value, so it lies outside of the arena."""
         return any(user is None or user.op == "aten" for user in self.users[node])
@@ -76,6 +110,9 @@ class _Lowering:
     def _out(self, node: Node, share: int = -1) -> int:
         """The value of a node's result."""
         made = self._is_made(node)
+        if not made and share < 0 and node in self.pieces:
+            whole, start = self.pieces[node]
+            return self._part(node, self._whole(whole), start)
         index = self._new(node.size, node.layer, -1 if made else share, "made" if made else "")
         if made:
             external = self.plan.externals[-1]
@@ -83,7 +120,7 @@ class _Lowering:
         self.values[node] = index
         return index
 
-    def _value(self, node: Node) -> int:
+    def value(self, node: Node) -> int:
         """Rows that hold a node's value, for a native reader."""
         if node not in self.values:
             if node.is_grid:
@@ -111,7 +148,8 @@ class _Lowering:
         self.plan.steps.append(step)
         return step
 
-    def _conv_data(self, conv: Conv) -> list[int]:
+    def conv_data(self, conv: Conv) -> list[int]:
+        """A convolution as the only one of a step."""
         self.plan.convs.append(conv)
         return [len(self.plan.convs) - 1, -1, -1]
 
@@ -125,32 +163,38 @@ class _Lowering:
             self.plan.image = (c, h, w)
 
     def _conv(self, node: Node) -> None:
-        if "experts" in node.attrs:
-            self._dynamic_conv(node)
+        if node.is_mixed:
+            lower_mixed(self, node)
             return
         form = self._form(node)
-        if form == "stem":
-            source = self._external(node.x)
-        else:
-            source = self._value(node.x)
+        self.convolution(form, node, lambda: self._packed(node, form))
+
+    def convolution(
+        self, kind: str, node: Node, convs: Callable[[], list[int]], *, tiles: bool = False, **fields: Any
+    ) -> None:
+        """The step of a convolution, with what becomes of the rows that its mask closes.
+
+        Args:
+            convs: makes the step's convolutions, after its values.
+            tiles: it may run by Winograd's tiles though its convolution has no weights for them.
+        """
+        source = self._external(node.x) if kind == "stem" else self.value(node.x)
         residual, grid = node.inputs.get("residual"), node.inputs.get("grid")
-        in2 = -1 if residual is None else self._value(residual)
-        share = in2 if self._may_overwrite(node) else -1
-        out = self._out(node, share)
+        in2 = -1 if residual is None else self.value(residual)
+        out = self._out(node, in2 if self._may_overwrite(node) else -1)
         final = node.attrs.get("final_act", "none")
-        fields: dict[str, Any] = {
-            "input": source, "input2": in2, "out": out, "conv": self._packed(node, form), "final_activation": final,
+        fields |= {
+            "input": source, "input2": in2, "out": out, "conv": convs(), "final_activation": final,
             "activation": [node.attrs["act"], "none", "none"],
         }  # fmt: skip
         if grid is not None:
             fields["grid"] = self.grids[grid]
-            if self.plan.convs[fields["conv"][0]].winograd is not None:
+            if tiles or self.plan.convs[fields["conv"][0]].winograd is not None:
                 self.plan.grids[fields["grid"]].tiles = 1
         held = partial_grid(node.x)
         if held is not None:
             # Which rows of the input hold something.
             fields["grid2"] = self.grids[held]
-        kind = {"conv": "conv", "stem": "stem", "depthwise": "depthwise"}[form]
         if node.attrs.get("masked"):
             self._closed_rows(node, in2, out, final, fields["grid"])
         elif "closed_act" in node.attrs:
@@ -160,36 +204,9 @@ class _Lowering:
             fields["run_all_above"] = RUN_ALL_ABOVE
         self._step(kind, node, **fields)
 
-    def _dynamic_conv(self, node: Node) -> None:
-        source, residual, grid = self._value(node.x), node.inputs.get("residual"), node.inputs.get("grid")
-        aux = [self._value(node.inputs["routing"]), -1, -1, -1]
-        if "taps" in node.inputs:
-            aux[1] = self._value(node.inputs["taps"])
-        in2 = -1 if residual is None else self._value(residual)
-        out = self._out(node, in2 if self._may_overwrite(node) else -1)
-        experts, biases = pack_experts(node.attrs, zero_bias(node))
-        winograd = pack.can_winograd(experts)
-        conv = [self._conv_data(c)[0] if c is not None else -1 for c in (experts, biases, None)]
-        fields: dict[str, Any] = {}
-        if grid is not None:
-            fields["grid"] = self.grids[grid]
-            if winograd:
-                self.plan.grids[fields["grid"]].tiles = 1
-        held = partial_grid(node.x)
-        if held is not None:
-            fields["grid2"] = self.grids[held]
-        final = node.attrs.get("final_act", "none")
-        if node.attrs.get("masked"):
-            self._closed_rows(node, in2, out, final, fields["grid"])
-        self._step(
-            "dynamic_conv", node, input=source, input2=in2, out=out, conv=conv, aux=aux, final_activation=final,
-            activation=[node.attrs["act"], "none", "none"],
-            ints=[node.attrs["experts"].shape[0], 0, int(winograd)] + [0] * 5, **fields,
-        )  # fmt: skip
-
     def _inverted(self, node: Node) -> None:
-        source, residual, grid = self._value(node.x), node.inputs.get("residual"), node.inputs.get("grid")
-        in2 = -1 if residual is None else self._value(residual)
+        source, residual, grid = self.value(node.x), node.inputs.get("residual"), node.inputs.get("grid")
+        in2 = -1 if residual is None else self.value(residual)
         out = self._out(node, in2 if self._may_overwrite(node) else -1)
         final, parts = node.attrs.get("final_act", "none"), node.attrs["parts"]
         forms = ("conv", "depthwise", "conv")
@@ -209,7 +226,7 @@ class _Lowering:
 
     def _closed_rows(self, node: Node, in2: int, out: int, final: str, grid: int) -> None:
         """What becomes of the rows that the masked convolution leaves alone."""
-        in_place = self.plan.values[in2].storage == self.plan.values[out].storage
+        in_place = self.plan.values[in2].place == self.plan.values[out].place
         act = final if node.attrs["closed"] == "activate" else "none"
         if act != "none" or not in_place:
             acts = [act, "none", "none"]
@@ -222,9 +239,9 @@ class _Lowering:
             return False
         values = self.plan.values
         value = values[self.values[residual]]
-        if value.external >= 0 or any(
-            u is None or self.place[u] > self.place[node] for u in self.users[residual]
-        ):
+        if value.external >= 0 or value.storage in self.shared:
+            return False
+        if any(u is None or self.place[u] > self.place[node] for u in self.users[residual]):
             return False
         return node.x not in self.values or values[self.values[node.x]].storage != value.storage
 
@@ -248,11 +265,11 @@ class _Lowering:
         )  # fmt: skip
         if form == "conv" and pack.can_winograd(conv) and "closed_act" not in node.attrs:
             conv.winograd = pack.pack_winograd(weight)
-        return self._conv_data(conv)
+        return self.conv_data(conv)
 
     def _geometry(self, node: Node) -> list[int]:
         channels, attrs = node.x.size[2] if "x" in node.inputs else 1, node.attrs
-        return self._conv_data(
+        return self.conv_data(
             Conv(
                 "none",
                 channels,
@@ -263,26 +280,26 @@ class _Lowering:
         )
 
     def _max_pool(self, node: Node) -> None:
-        source = self._value(node.x)
+        source = self.value(node.x)
         self._step("max_pool", node, input=source, out=self._out(node), conv=self._geometry(node))
 
     def _avg_pool(self, node: Node) -> None:
         ints = [int(node.attrs["include_pad"])] + [0] * 7
-        source = self._value(node.x)
+        source = self.value(node.x)
         self._step("avg_pool", node, input=source, out=self._out(node), conv=self._geometry(node), ints=ints)
 
     def _mean(self, node: Node) -> None:
-        source = self._value(node.x)
+        source = self.value(node.x)
         grid = self.grids[node.inputs["grid"]] if "grid" in node.inputs else -1
         self._step("mean", node, input=source, out=self._out(node), grid=grid)
 
     def _act(self, node: Node) -> None:
-        source = self._value(node.x)
+        source = self.value(node.x)
         acts = [node.attrs["act"], "none", "none"]
         self._step("activate", node, input=source, out=self._out(node), activation=acts)
 
     def _pairwise(self, node: Node, kind: str) -> None:
-        first, second = self._value(node.x), self._value(node.inputs["y"])
+        first, second = self.value(node.x), self.value(node.inputs["y"])
         acts = [node.attrs.get("act", "none"), "none", "none"]
         self._step(kind, node, input=first, input2=second, out=self._out(node), activation=acts)
 
@@ -293,27 +310,42 @@ class _Lowering:
         self._pairwise(node, "multiply")
 
     def _layer_norm(self, node: Node) -> None:
-        c, source = node.size[2], self._value(node.x)
-        conv = self._conv_data(Conv("norm", c, c, weight=node.attrs["weight"], bias=node.attrs["bias"]))
+        c, source = node.size[2], self.value(node.x)
+        conv = self.conv_data(Conv("norm", c, c, weight=node.attrs["weight"], bias=node.attrs["bias"]))
         floats = [float(node.attrs["eps"]), 0.0, 0.0, 0.0]
         self._step("layer_norm", node, input=source, out=self._out(node), conv=conv, floats=floats)
 
     def _softmax(self, node: Node) -> None:
         ints, floats = [node.attrs["group"]] + [0] * 7, [node.attrs["scale"], 0.0, 0.0, 0.0]
-        source = self._value(node.x)
+        source = self.value(node.x)
         self._step("softmax", node, input=source, out=self._out(node), ints=ints, floats=floats)
 
+    def _slice(self, node: Node) -> None:
+        source, start, step = self.value(node.x), node.attrs["start"], node.attrs["step"]
+        inside = self.plan.values[source].external < 0 and not self._is_made(node)
+        if inside and step == 1 and node not in self.pieces:
+            self._part(node, source, start)
+        else:
+            self._step("copy", node, input=source, out=self._out(node), ints=[0, start, 1, step] + [0] * 4)
+
     def _concat(self, node: Node) -> None:
-        sources = [self._value(part) for part in node.inputs.values()]
-        out, channel = self._out(node), 0
-        for source in sources:
-            self._step("copy", node, input=source, out=out, ints=[channel] + [0] * 7)
-            channel += self.plan.values[source].channels
+        out, channel = self._whole(node), 0
+        for piece in node.inputs.values():
+            source, whole = self.value(piece), self.plan.values[out]
+            if self.plan.values[source].place != (whole.storage, whole.first + channel):
+                self._step("copy", node, input=source, out=out, ints=[channel] + [0] * 7)
+            channel += piece.size[2]
+
+    def _interleave(self, node: Node) -> None:
+        sources = [self.value(piece) for piece in node.inputs.values()]
+        out = self._out(node)
+        for i, source in enumerate(sources):
+            self._step("copy", node, input=source, out=out, ints=[i, 0, len(sources)] + [0] * 5)
 
     # Masks
 
     def _gate(self, node: Node) -> None:
-        source, weight = self._value(node.x), node.attrs["weight"]
+        source, weight = self.value(node.x), node.attrs["weight"]
         packed = pack.pack_gate(weight, node.attrs.get("linear"), node.attrs["bias"])
         geometry = (node.attrs[k] for k in ("stride", "padding", "dilation"))
         conv = Conv("gate", weight.shape[1], 1, 1, tuple(weight.shape[2:]), *geometry, *packed)
@@ -322,7 +354,7 @@ class _Lowering:
             # One sum for each line of the map.
             aux[0] = self._new((self.plan.values[source].height, 1, 1), f"{node.layer} sums")
         out = self._out(node)
-        self._step("gate", node, input=source, out=out, conv=self._conv_data(conv), ints=ints, aux=aux)
+        self._step("gate", node, input=source, out=out, conv=self.conv_data(conv), ints=ints, aux=aux)
 
     def _grid(self, node: Node, gate: str = "") -> int:
         h, w, _ = node.size
@@ -331,7 +363,7 @@ class _Lowering:
         return self.grids[node]
 
     def _threshold(self, node: Node) -> None:
-        logits = self._value(node.x)
+        logits = self.value(node.x)
         grid = self._grid(node, node.attrs.get("gate", ""))
         floats = [float(node.attrs["threshold"]), 0.0, 0.0, 0.0]
         self._step("threshold", node, input=logits, grid=grid, floats=floats)
@@ -351,10 +383,10 @@ class _Lowering:
         if kernel[0] * kernel[1] > _MOST_TAPS:
             self.plan.grids.append(Grid(size[0], node.x.size[1]))
             rows = len(self.plan.grids) - 1
-            conv = self._conv_data(Conv("none", 1, 1, 1, (kernel[0], 1), (factors[0], 1)))
+            conv = self.conv_data(Conv("none", 1, 1, 1, (kernel[0], 1), (factors[0], 1)))
             self._step("dilate", node, grid=source, grid2=rows, conv=conv)
             kernel, factors = (1, kernel[1]), (1, factors[1])
-        conv = self._conv_data(Conv("none", 1, 1, 1, kernel, factors))
+        conv = self.conv_data(Conv("none", 1, 1, 1, kernel, factors))
         grid = self._grid(node, self.plan.grids[source].gate)
         # Forced masks have the size of the gate's result, which is this one.
         for gate in self.plan.gates:
@@ -370,7 +402,7 @@ class _Lowering:
 
     def _mask_out(self, node: Node) -> None:
         if self._is_made(node):
-            self._value(node)
+            self.value(node)
 
     # ATen
 

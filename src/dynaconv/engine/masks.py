@@ -93,11 +93,7 @@ def needed(graph: Graph, grid: Node, reader: Node) -> Node:
 
 def _can_split(shortcut: Node, users: dict[Node, list[Node]]) -> bool:
     """A step can compute the closed rows of this shortcut, and another the open ones; depthwise ones walk all rows."""
-    if (
-        not can_take_residual(shortcut, users)
-        or shortcut.attrs["act"] != "none"
-        or "experts" in shortcut.attrs
-    ):
+    if not can_take_residual(shortcut, users) or shortcut.attrs["act"] != "none" or shortcut.is_mixed:
         return False
     return shortcut.attrs["groups"] == 1 or shortcut.attrs["weight"].shape[1] > 1
 

@@ -23,17 +23,17 @@ def pack_conv(weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor
     """[O, I/g, kh, kw] -> [g][panels][kh * kw * I/g][32] and [g][panels * 32], zero padded."""
     out_channels, depth = weight.shape[0] // groups, weight[0].numel()
     rows = weight.permute(0, 2, 3, 1).reshape(groups, out_channels, depth)
-    return _panels(rows, bias.reshape(groups, out_channels))
+    return panels(rows, bias.reshape(groups, out_channels))
 
 
-def _panels(rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def panels(rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """[g][outputs][depth] and [g][outputs] -> [g][panels][depth][32] and [g][panels * 32], zero padded."""
     groups, out_channels, depth = rows.shape
     full = torch.zeros(groups, _padded(out_channels), depth, dtype=rows.dtype)
     full[:, :out_channels] = rows
     shifts = torch.zeros(groups, _padded(out_channels))
     shifts[:, :out_channels] = bias
-    panels = full.reshape(groups, -1, PANEL, depth).transpose(2, 3)
-    return panels.contiguous(), shifts.contiguous()
+    return full.reshape(groups, -1, PANEL, depth).transpose(2, 3).contiguous(), shifts.contiguous()
 
 
 def can_winograd(conv: Conv) -> bool:

@@ -16,8 +16,9 @@ FLOAT, HALF = "float32", "bfloat16"
 _ALIASING_BYTES, _PADDING = 2048, 32
 # Kinds that read either precision and write either.
 _FREE = ("layout", "stem", "activate", "mean")
-_FLOAT_ONLY = ("threshold", "softmax", "dynamic_conv", "channel_fusion")
-_WRITES_FLOAT = ("gate", "mask_value", "softmax", "dynamic_conv", "channel_fusion")
+_MIXED = ("dynamic_conv", "channel_fusion")
+_FLOAT_ONLY = ("threshold", "softmax", *_MIXED)
+_WRITES_FLOAT = ("gate", "mask_value", "softmax", *_MIXED)
 # What may stand between a mean and the decision that follows from it.
 _LEADS_ON = ("activate", "add", "multiply", "avg_pool", "copy", "softmax", "conv")
 
@@ -68,9 +69,12 @@ class _Change:
         floats = {values[i].storage for i in always if i >= 0}
         decisions = self._decisions()
         halves = {v.storage for i, v in enumerate(values) if i not in decisions} - floats
+        widths: dict[int, int] = {}
+        for value in values:
+            widths[value.storage] = max(widths.get(value.storage, 0), value.first + value.channels)
         for value in values:
             if value.external < 0 and value.storage in halves:
-                _halve(value)
+                _halve(value, widths[value.storage])
 
     def _decisions(self) -> set[int]:
         """Values that only lead to masks or to routing weights."""
@@ -128,7 +132,7 @@ class _Change:
     def _operands(self, step: Step, first: str, second: str) -> None:
         step.input = self._as(step.input, first, step.layer)
         step.input2 = self._as(step.input2, second, step.layer)
-        if step.kind in ("dynamic_conv", "channel_fusion"):
+        if step.kind in _MIXED:
             step.aux = [self._as(a, FLOAT, step.layer) for a in step.aux]
 
     def _as(self, index: int, dtype: str, layer: str) -> int:
@@ -146,8 +150,8 @@ class _Change:
     def _twin(self, index: int, dtype: str) -> int:
         """A new value in the arena with the shape of another."""
         value, place = self.plan.values[index], len(self.plan.values)
-        twin = replace(value, stride=value.channels, storage=place, dtype=FLOAT, external=-1)
-        self.plan.values.append(_halve(twin) if dtype == HALF else twin)
+        twin = replace(value, stride=value.channels, storage=place, dtype=FLOAT, external=-1, first=0)
+        self.plan.values.append(_halve(twin, twin.channels) if dtype == HALF else twin)
         return place
 
     def _pack(self) -> None:
@@ -160,16 +164,15 @@ class _Change:
                     if index >= 0 and index not in done:
                         _pack_conv(self.plan.convs[index], values[step.out].dtype == HALF)
                         done.add(index)
-        if all(c.winograd is None for c in self.plan.convs) and all(
-            s.kind != "dynamic_conv" for s in self.steps
-        ):
+        if all(c.winograd is None for c in self.plan.convs) and all(s.kind not in _MIXED for s in self.steps):
             for grid in self.plan.grids:
                 grid.tiles = 0
 
 
-def _halve(value: Value) -> Value:
+def _halve(value: Value, width: int) -> Value:
+    """In bfloat16, in rows of so many channels."""
     value.dtype = HALF
-    value.stride = value.channels + (_PADDING if value.channels * 2 % _ALIASING_BYTES == 0 else 0)
+    value.stride = width + (_PADDING if width * 2 % _ALIASING_BYTES == 0 else 0)
     return value
 
 

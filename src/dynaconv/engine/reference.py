@@ -1,7 +1,7 @@
 """The plan, interpreted with PyTorch operations: this defines what each native step computes.
 
-One function for each kind of step. Rows that a grid leaves out keep what they held: with `poison` the arena starts as
-NaN, so a result that depends on them shows it.
+One function for each kind of step; those of mixed convolutions are in reference_mixed.py. Rows that a grid leaves out
+keep what they held: with `poison` the arena starts as NaN, so a result that depends on them shows it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynaconv.engine import pack
+from dynaconv.engine import pack, pack_fusion
 from dynaconv.engine.plan import Conv, Plan, Step
-from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
 from dynaconv.ops.mask_ops import reference as mask_ops
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
     "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "gelu": F.gelu, "leaky_relu": F.leaky_relu,
 }  # fmt: skip
@@ -77,7 +76,7 @@ class Run:
         if value.external >= 0:
             return self.externals[value.external]
         dtype = getattr(torch, value.dtype)
-        start = value.offset * self.n // dtype.itemsize
+        start = value.offset * self.n // dtype.itemsize + value.first
         rows = value.height * value.width
         shape, strides = (self.n, *value.size, value.channels), (rows, value.width, 1)
         strides = (rows * value.stride, value.width * value.stride, value.stride, 1)
@@ -98,7 +97,8 @@ class Run:
     def weight(self, index: int) -> tuple[Tensor, ...]:
         """Unpacked weight and bias, kept for the next run."""
         if index not in self.weights:
-            self.weights[index] = pack.unpack(self.conv(index))
+            conv = self.conv(index)
+            self.weights[index] = pack_fusion.UNPACK.get(conv.form, pack.unpack)(conv)
         return self.weights[index]
 
     def rows(self, step: Step) -> Tensor | None:
@@ -128,11 +128,11 @@ def convolve(x: Tensor, conv: Conv, weight: Tensor, bias: Tensor, size: tuple[in
     return y
 
 
-def _finish(run: Run, step: Step, y: Tensor) -> Tensor:
+def finish(run: Run, step: Step, y: Tensor) -> Tensor:
     """Residual, then the last activation."""
     if step.input2 >= 0:
         y = y + run.planes(step.input2)
-    return _ACTIVATIONS[step.final_activation](y)
+    return APPLY[step.final_activation](y)
 
 
 @step_kind("layout")
@@ -147,7 +147,7 @@ def conv(run: Run, step: Step) -> None:
     """out = final(act(conv(in)) [+ in2])."""
     size = run.plan.values[step.out].size
     y = convolve(run.planes(step.input), run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
-    run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](y)))
+    run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
 
 
 @step_kind("stem")
@@ -156,7 +156,7 @@ def stem(run: Run, step: Step) -> None:
     size = run.plan.values[step.out].size
     image = run.rounded(run.externals[run.plan.values[step.input].external], step.out)
     y = convolve(image, run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
-    run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](y)))
+    run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
 
 
 @step_kind("inverted")
@@ -167,23 +167,8 @@ def inverted(run: Run, step: Step) -> None:
     for index, act, grid in zip(step.conv, step.activation, grids, strict=True):
         if index >= 0:
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
-            x = _ACTIVATIONS[act](x)
-    run.write(step, _finish(run, step, x))
-
-
-@step_kind("dynamic_conv")
-def dynamic_conv(run: Run, step: Step) -> None:
-    """As conv, with the kernel and bias of each image mixed from experts."""
-    conv, x, size = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out].size
-    experts, static = run.weight(step.conv[0])
-    routing = run.value(step.aux[0]).reshape(run.n, -1)
-    taps = run.value(step.aux[1]).reshape(run.n, -1) if step.aux[1] >= 0 else None
-    kernels = mix_kernels(experts, routing, taps)
-    biases = static.expand(run.n, -1)
-    if step.conv[1] >= 0:
-        biases = biases + mix_biases(run.weight(step.conv[1])[0], routing)
-    images = [convolve(x[i : i + 1], conv, kernels[i], biases[i], size) for i in range(run.n)]
-    run.write(step, _finish(run, step, _ACTIVATIONS[step.activation[0]](torch.cat(images))))
+            x = APPLY[act](x)
+    run.write(step, finish(run, step, x))
 
 
 @step_kind("max_pool")
@@ -191,7 +176,7 @@ def max_pool(run: Run, step: Step) -> None:
     """Padding, also the one on the far side that a rounded-up size needs, counts as -inf."""
     c, x, out = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out]
     x = _pad_to(x, c, out.size, float("-inf"))
-    run.write(step, _ACTIVATIONS[step.activation[0]](F.max_pool2d(x, c.kernel, c.stride, 0, c.dilation)))
+    run.write(step, APPLY[step.activation[0]](F.max_pool2d(x, c.kernel, c.stride, 0, c.dilation)))
 
 
 @step_kind("avg_pool")
@@ -219,34 +204,35 @@ def _pad_to(x: Tensor, c: Conv, size: tuple[int, int], fill: float, padding: int
 
 @step_kind("mean")
 def mean(run: Run, step: Step) -> None:
-    """Over the grid; over open rows only where there is a mask (0 when none is open)."""
-    x = run.value(step.input).float()
+    """Over bins of the grid, as many as the result has; over open rows only where there is a mask (0: none is open)."""
+    x, size = run.planes(step.input), run.plan.values[step.out].size
     if step.grid < 0:
-        y = x.mean((1, 2), keepdim=True)
+        y = F.adaptive_avg_pool2d(x, size)
     else:
-        mask = run.masks[step.grid][..., None]
-        y = torch.where(mask, x, 0.0).sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True).clamp(min=1)
-    run.value(step.out).copy_(_ACTIVATIONS[step.activation[0]](y))
+        mask = run.masks[step.grid][:, None].float()
+        share = F.adaptive_avg_pool2d(mask, size)
+        y = F.adaptive_avg_pool2d(torch.where(mask > 0, x, 0.0), size) / torch.where(share > 0, share, 1.0)
+    run.value(step.out).copy_(APPLY[step.activation[0]](y).permute(0, 2, 3, 1))
 
 
 @step_kind("add")
 def add(run: Run, step: Step) -> None:
     """out = act(in + in2), in2 broadcast over positions or channels."""
     y = run.planes(step.input) + run.planes(step.input2)
-    run.write(step, _ACTIVATIONS[step.activation[0]](y))
+    run.write(step, APPLY[step.activation[0]](y))
 
 
 @step_kind("multiply")
 def multiply(run: Run, step: Step) -> None:
     """out = act(in * in2), in2 broadcast over positions or channels."""
     y = run.planes(step.input) * run.planes(step.input2)
-    run.write(step, _ACTIVATIONS[step.activation[0]](y))
+    run.write(step, APPLY[step.activation[0]](y))
 
 
 @step_kind("activate")
 def activate(run: Run, step: Step) -> None:
     """out = act(in)."""
-    run.write(step, _ACTIVATIONS[step.activation[0]](run.planes(step.input)))
+    run.write(step, APPLY[step.activation[0]](run.planes(step.input)))
 
 
 @step_kind("gate")
@@ -288,7 +274,7 @@ def layer_norm(run: Run, step: Step) -> None:
     """Over channels."""
     c, x = run.conv(step.conv[0]), run.value(step.input).float()
     y = F.layer_norm(x, x.shape[3:], c.weight.float(), c.bias.float(), step.floats[0])
-    run.write(step, _ACTIVATIONS[step.activation[0]](y).permute(0, 3, 1, 2))
+    run.write(step, APPLY[step.activation[0]](y).permute(0, 3, 1, 2))
 
 
 @step_kind("softmax")
@@ -301,12 +287,17 @@ def softmax(run: Run, step: Step) -> None:
 
 @step_kind("copy")
 def copy(run: Run, step: Step) -> None:
-    """Channels ints[1].. of in into channels ints[0].. of out, as many as fit in both."""
+    """Channels from ints[1] on of in, ints[3] apart, into those of out from ints[0] on, ints[2] apart."""
     source, out, rows = run.value(step.input), run.value(step.out), run.rows(step)
-    to, start = step.ints[0], step.ints[1]
-    count = min(source.shape[3] - start, out.shape[3] - to)
-    part, result = out[..., to : to + count], source[..., start : start + count].to(out.dtype)
+    part, result = copied(step, out), source[..., step.ints[1] :: max(step.ints[3], 1)].to(out.dtype)
+    count = min(part.shape[3], result.shape[3])
+    part, result = part[..., :count], result[..., :count]
     if rows is None:
         part.copy_(result)
     else:
         part[rows] = result[rows]
+
+
+def copied(step: Step, out: Tensor) -> Tensor:
+    """Channels of `out` that a copy may write."""
+    return out[..., step.ints[0] :: max(step.ints[2], 1)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from dynaconv import _checks
 from dynaconv.engine import pack
 from dynaconv.engine.pack_experts import expected_shapes
+from dynaconv.engine.pack_fusion import expansion_shapes, reduction_shapes
 from dynaconv.engine.plan import Conv, Plan, Step
 
 # How the weights of each convolution of a step must be packed; kinds that are not listed read none.
@@ -22,12 +23,17 @@ _FORMS = {
     "layer_norm": ("norm",),
     "dynamic_conv": ("experts", "expert_biases"),
 }
+# Folded to a kernel for each image, and factored.
+_FUSIONS = (("experts", "reduction", "expansion"), ("conv", "conv", "expansion"))
 
 
 def check_weights(plan: Plan) -> None:
     """Raise IndexError or ValueError unless every step finds the weights that its kernel will read."""
     for i, step in enumerate(plan.steps):
-        for index, form in zip(step.conv, _FORMS.get(step.kind, ()), strict=False):
+        forms = _FORMS.get(step.kind, ())
+        if step.kind == "channel_fusion":
+            forms = _FUSIONS[1 if step.ints[3] else 0]
+        for index, form in zip(step.conv, forms, strict=False):
             if index >= 0:
                 _check(plan, step, plan.convs[index], form, f"step {i}")
 
@@ -38,14 +44,16 @@ def _check(plan: Plan, step: Step, conv: Conv, form: str, where: str) -> None:
     dtype = torch.bfloat16 if half else torch.float32
     if conv.form != form:
         raise _checks.engine_weights(f"the weights of {where}", f"packed for {form}", conv.form)
-    for name, tensor, shape in _expected(conv, step, half):
+    for name, tensor, shape in _expected(plan, conv, step, half):
         kind = torch.float32 if name == "bias" else dtype
         if tensor is None or tensor.dtype != kind or tuple(tensor.shape) != shape:
             got = None if tensor is None else f"{list(tensor.shape)} of {tensor.dtype}"
             raise _checks.engine_weights(f"the {name} of {where}", f"{list(shape)} of {kind}", got)
 
 
-def _expected(conv: Conv, step: Step, half: bool) -> list[tuple[str, Tensor | None, tuple[int, ...]]]:
+def _expected(
+    plan: Plan, conv: Conv, step: Step, half: bool
+) -> list[tuple[str, Tensor | None, tuple[int, ...]]]:
     """(name, tensor, shape) of what the kernels read."""
     if conv.form == "norm":
         return [("weight", conv.weight, (conv.in_channels,)), ("bias", conv.bias, (conv.in_channels,))]
@@ -55,6 +63,10 @@ def _expected(conv: Conv, step: Step, half: bool) -> list[tuple[str, Tensor | No
         return [("weight", conv.weight, (rows, conv.in_channels)), ("bias", conv.bias, (1,))]
     if conv.form in ("experts", "expert_biases"):
         weight, bias = expected_shapes(conv, step.ints[0])
+    elif conv.form == "reduction":
+        weight, bias = reduction_shapes(conv)
+    elif conv.form == "expansion":
+        weight, bias = expansion_shapes(conv, plan.convs[step.conv[0]].groups)
     else:
         weight, bias = _PACKED[conv.form](conv, half)
     found = [("weight", conv.weight, weight), ("bias", conv.bias, bias)]

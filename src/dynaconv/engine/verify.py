@@ -12,6 +12,7 @@ from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.engine.aten import decode
 from dynaconv.engine.execute import Program
+from dynaconv.engine.reference import copied
 from dynaconv.testing.tolerances import TOLERANCES
 
 # One step alone, in bfloat16, given the same operands, is off by one rounding.
@@ -121,8 +122,9 @@ def _step_error(step: Any, ours: Any, reference: Any, together: bool) -> float:
         rows = ~rows if step.closed else rows
     a, b = ours.value(step.out), reference.value(step.out)
     if step.kind == "copy":
-        a, b = a[..., step.ints[0] :], b[..., step.ints[0] :]
-        count = min(a.shape[3], ours.plan.values[step.input].channels - step.ints[1])
+        a, b = copied(step, a), copied(step, b)
+        source = ours.plan.values[step.input].channels
+        count = min(a.shape[3], -(-(source - step.ints[1]) // max(step.ints[3], 1)))
         a, b = a[..., :count], b[..., :count]
     if rows is None:
         rows = ...

@@ -9,7 +9,7 @@ from dynaconv import _checks
 from dynaconv.nn.dynamic_conv import DynamicLayer, KernelMacs
 from dynaconv.nn.mixture import MixtureConv
 from dynaconv.nn.routers import SigmoidRouter
-from dynaconv.ops.dynamic_conv2d import mix_kernels
+from dynaconv.ops.dynamic_conv2d import dynamic_conv2d, mix_kernels
 from dynaconv.ops.dynamic_conv2d.reference import mix_biases
 
 
@@ -214,6 +214,11 @@ class CondLinear(DynamicLayer):
             routing = self.route(x)
         else:
             _checks.routing(type(self).__name__, routing, (x.shape[0], self.num_experts))
+        if torch.compiler.is_compiling() and not self.training:
+            # One node for compilers, as the convolutions are.
+            experts = self.weight[:, :, :, None, None]
+            bias, static = self.bias, self.static_bias
+            return dynamic_conv2d(x[:, :, None, None], experts, routing, bias, static_bias=static).flatten(1)
         y = torch.bmm(mix_kernels(self.weight, routing), x[:, :, None])[:, :, 0]
         mixed = mix_biases(self.bias, routing)
         for bias in (mixed, self.static_bias):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.nn.dynamic_conv import DynamicConv, KernelMacs, norm_scale_and_shift
 from dynaconv.nn.routers import Router
-from dynaconv.ops.dynamic_conv2d import per_sample_conv
+from dynaconv.ops.dynamic_conv2d import dynamic_conv2d, per_sample_conv
 from dynaconv.ops.dynamic_conv2d.reference import full_precision
 
 
@@ -133,8 +133,15 @@ class _WeightNetConv(DynamicConv):
             routing = self.route(x)
         else:
             _checks.routing(type(self).__name__, routing, (x.shape[0], *self.routing_shape))
-        kernels = self._generated(routing)
         x, padding = self.padded(x)
+        if torch.compiler.is_compiling() and not self.training and self.execution == "auto":
+            # One node for compilers: every output channel mixes experts of its own.
+            a = routing.reshape(-1, self.out_channels, self.row_blocks * self.num_experts)
+            return dynamic_conv2d(
+                x, self._block_experts(), a, None, self.stride, padding, self.dilation, self.groups,
+                static_bias=self.static_bias, packed=self.packed,
+            )  # fmt: skip
+        kernels = self._generated(routing)
         return per_sample_conv(
             x,
             kernels,
@@ -156,6 +163,12 @@ class _WeightNetConv(DynamicConv):
             for m in range(1, self.num_experts):
                 kernels = kernels + a[..., m, None] * rows[m]
             return kernels.reshape(-1, *self.weight.shape[1:])
+
+    def _block_experts(self) -> Tensor:
+        """[G * M / G, O, I/g, *kernel]: `weight` within one block of its rows and zero in the others, block slow."""
+        rows = self.weight.flatten(2).unflatten(2, (self.row_blocks, -1))
+        blocks = torch.eye(self.row_blocks, dtype=rows.dtype, device=rows.device)
+        return (rows * blocks[:, None, None, :, None]).reshape(-1, *self.weight.shape[1:])
 
     def kernels(self, routing: Tensor) -> tuple[Tensor, Tensor | None]:
         """Generated kernel [B, O, I/g, *kernel] and the bias [B, O] (or None) of each sample."""
