@@ -102,10 +102,60 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "avg_pool_ceil": (lambda: _stem(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)), 0),
     "avg_pool_ceil_padded": (lambda: _stem(nn.AvgPool2d(4, 3, 2, ceil_mode=True)), 0),
     "mean_of_flattened": (lambda: _stem(Lambda(lambda m, x: x.flatten(2).mean(2)), nn.Linear(8, 3)), 0),
-    "shuffle": (lambda: _stem(nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)), None),
+    "shuffle": (lambda: _stem(nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)), 0),
     "shuffle_by_view": (
         lambda: _stem(Lambda(lambda m, x: x.view(-1, 2, 4, 17, 13).transpose(1, 2).flatten(1, 2)), nn.Conv2d(8, 4, 1)),
+        0,
+    ),
+    "shuffle_of_parts": (
+        lambda: _stem(
+            Lambda(lambda m, x: F.channel_shuffle(torch.cat([x, m.a(x), m.a(x) * 2], 1), 3), a=conv_bn(8, 8)),
+            Lambda(lambda m, x: torch.cat([x[:, ::2], x[:, 1::2], x[:, -5:-2], x[:, 3:9]], 1)),
+            nn.Conv2d(33, 4, 1),
+        ),
+        0,
+    ),
+    "part_of_a_shuffle": (
+        lambda: _stem(
+            Lambda(lambda m, x: m.a(F.channel_shuffle(x, 4)[:, 2:6]) + x[:, 4:], a=nn.Conv2d(4, 4, 1)),
+        ),
+        0,
+    ),
+    "parts_of_parts": (
+        lambda: _stem(
+            Lambda(
+                lambda m, x: torch.cat([m.a(x[:, :3]), m.b(x[:, 3:].chunk(2, 1)[1]), x[:, 1:7][:, 2:3], m.c(x)], 1),
+                a=conv_bn(3, 5, act=nn.ReLU()), b=conv_bn(2, 6, 1), c=conv_bn(8, 8, groups=8),
+            ),
+            Lambda(lambda m, x: torch.cat([F.relu(x[:, 5:]), x[:, :5].sigmoid() * x[:, :5].mean((2, 3), True)], 1)),
+            Lambda(lambda m, x: torch.split(m.a(x) + x, [4, 9, 7], 1)[1], a=conv_bn(20, 20)),
+        ),
+        0,
+    ),
+    "matrices": (
+        lambda: _stem(
+            Lambda(lambda m, x: m.a(x.mean((2, 3))).unflatten(1, (5, 4)), a=nn.Linear(8, 20)),
+            Lambda(lambda m, x: torch.cat([a.flatten(1) for a in x.split([2, 3], 1)[::-1]], 1)), nn.Linear(20, 3),
+        ),
+        0,
+    ),
+    "groups_of_channels_seen_by_aten": (
+        lambda: _stem(
+            Lambda(lambda m, x: (x.unflatten(1, (2, 4)).sum(2), x.unflatten(1, (4, 2)).transpose(1, 2).amax(1))),
+            Lambda(lambda m, x: (x[0].mean((2, 3)).unflatten(1, (1, 2)).sum(2), x[1])),
+        ),
         None,
+    ),
+    "hard_gates": (
+        lambda: _stem(
+            Lambda(lambda m, x: x * F.relu6(x + 3) / 6, ),
+            Lambda(lambda m, x: m.b(m.a(x) * (F.relu6(m.a(x) + 3) / 3)), a=nn.Conv2d(8, 8, 1), b=nn.Conv2d(8, 4, 3)),
+            Lambda(lambda m, x: F.relu6(x + 3) * 0.25),
+        ),
+        0,
+    ),
+    "adaptive_pooling": (
+        lambda: _stem(Lambda(lambda m, x: [F.adaptive_avg_pool2d(x, s) for s in (2, (3, 5), (1, 4), (20, 30))])), 0
     ),
     "classifier": (
         lambda: _stem(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 7), nn.Softmax(1)), 0
@@ -137,7 +187,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: _stem(Lambda(lambda m, x: {"a": m.a(x), "b": (x, x.mean((2, 3))), "c": 3}, a=conv_bn(8, 4))), 0
     ),
     "image_itself": (lambda: Lambda(lambda m, x: (x, m.a(x) + x), a=nn.Conv2d(3, 3, 3, padding=1)), 0),
-    "split": (lambda: _stem(Lambda(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1)), nn.Conv2d(8, 4, 1)), None),
+    "split": (lambda: _stem(Lambda(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1)), nn.Conv2d(8, 4, 1)), 0),
+    "split_along_lines": (lambda: _stem(Lambda(lambda m, x: x.split([5, 12], 2)[0]), nn.Conv2d(8, 4, 1)), None),
     "mutated_view": (lambda: _stem(Lambda(lambda m, x: _write_half(m.a(x)), a=nn.Conv2d(8, 8, 1))), None),
     "regions": (lambda: Lambda(_regions, a=conv_bn(3, 8), b=conv_bn(8, 4)), None),
     "branches": (lambda: _stem(Lambda(_branches, a=nn.Conv2d(8, 4, 1))), None),

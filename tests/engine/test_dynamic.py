@@ -1,7 +1,10 @@
-"""Networks with a kernel for each image through the compiler: the same values, no ATen where coefficients are a row."""
+"""Layers with a kernel for each image through the compiler: the same values, and nothing through ATen."""
 
 import pytest
 import torch
+from tests.convert.networks import randomise_norms
+from tests.engine.networks import exact_convolutions, poisoned
+from tests.engine.test_networks import check
 from torch import Tensor, nn
 
 import dynaconv as dc
@@ -34,18 +37,31 @@ LAYERS = {
     "dyconv_dilated": lambda: dnn.DYConv2d(8, 8, 3, padding=2, dilation=2, num_kernels=2),
     "condconv": lambda: dnn.CondConv2d(16, 16, 3, padding=1, num_experts=8),
     "odconv": lambda: dnn.ODConv2d(16, 16, 3, padding=1, num_kernels=4),
+    "odconv_one_kernel": lambda: dnn.ODConv2d(16, 40, 3, stride=2, padding=1),
+    "odconv_1x1": lambda: dnn.ODConv2d(16, 16, 1, bias=False, num_kernels=3),
+    "odconv_grouped": lambda: dnn.ODConv2d(16, 24, 3, padding=1, groups=4, num_kernels=2),
+    "odconv_depthwise": lambda: dnn.ODConv2d(33, 33, 5, padding=2, groups=33, num_kernels=2),
     "dcd": lambda: dnn.DCDConv2d(16, 16, 3, padding=1),
+    "dcd_wide": lambda: dnn.DCDConv2d(16, 40, 1, bias=False),
+    "dcd_narrow": lambda: dnn.DCDConv2d(40, 8, 1),
+    "dcd_strided": lambda: dnn.DCDConv2d(16, 24, 3, stride=2, padding=1, rule="resnet_basic"),
+    "dcd_unpadded": lambda: dnn.DCDConv2d(16, 16, 5, padding=1, dilation=2, norm="none"),
+    "dcd_grouped": lambda: dnn.DCDConv2d(16, 24, 3, padding=1, groups=2),
+    "dcd_latent_one": lambda: dnn.DCDConv2d(16, 16, 1, latent_channels=1),
     "dynet": lambda: dnn.DyNetConv2d(16, 16, 3, padding=1),
+    "dynet_two_layers": lambda: dnn.DyNetConv2d(16, 40, 1, hidden=5, group_size=1),
+    "dynet_grouped": lambda: dnn.DyNetConv2d(16, 8, 3, padding=1, groups=2, bias=False),
+    "dynet_depthwise": lambda: dnn.DyNetConv2d(40, 40, 3, stride=2, padding=1, groups=40),
+    "weightnet": lambda: dnn.WeightNetConv2d(16, 12, 3, padding=1),
+    "weightnet_rows": lambda: dnn.WeightNetConv2d(16, 16, 1, num_coefficients=8, num_blocks=4, bias=False),
+    "weightnet_depthwise": lambda: dnn.WeightNetConv2d(33, 33, 3, padding=1, groups=33),
 }
 
 
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     layer = LAYERS[name]()
-    block = Block(layer, layer.out_channels).eval()
-    nn.init.uniform_(block.norm.running_mean, -1, 1)
-    nn.init.uniform_(block.norm.running_var, 0.5, 2)
-    return block
+    return randomise_norms(Block(layer, layer.out_channels)).eval()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -53,20 +69,24 @@ def network(name: str) -> nn.Module:
 def test_compiled_equals_eager(name: str, backend: str, tmp_path) -> None:
     model = network(name)
     fast = dc.compile(model, (torch.randn(1, 3, 9, 8),), backend=backend, measure=False)
-    for n in (1, 3):
+    assert fast.plan.aten == []
+    kernel = "channel_fusion" if name.startswith("dcd") else "dynamic_conv"
+    assert kernel in [row["kernel"].split()[0] for row in fast.plan.steps]
+    for n in (1, 3, 8):
         x = 2 * torch.randn(n, 3, 9, 8)
         with torch.no_grad():
             expected = model(x)
         assert (fast(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    fast.verify((x,))
+    fast.verify((x,), tolerance=1e-5)
     again = dc.engine.load(fast.save(tmp_path / "model.plan"), backend=backend)
     assert torch.equal(again(x), fast(x))
 
 
-@pytest.mark.parametrize("name", [n for n in LAYERS if n.startswith("dyconv")])
-def test_rows_of_coefficients_need_no_aten(name: str) -> None:
-    fast = dc.compile(network(name), (torch.randn(1, 3, 9, 8),), backend="eager", measure=False)
-    assert fast.plan.aten == [] and "dynamic_conv" in str(fast.plan)
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_reads_what_nobody_wrote(name: str) -> None:
+    model, x = network(name), torch.randn(2, 3, 9, 8)
+    with exact_convolutions():
+        check(poisoned(model, x), model, x)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from tests.engine.networks import SIZE, exact_convolutions, network
 from tests.engine.test_masks import masked
 from tests.engine.test_networks import BACKENDS, check
+from torch import nn
 
 import dynaconv as dc
+import dynaconv.nn as dnn
 from dynaconv.engine import files, load, runtime
 from dynaconv.testing import assert_agree, force_masks
 
@@ -124,11 +126,27 @@ def test_no_images(kind: str, backend: str) -> None:
     check(fast, model, torch.randn(2, *SIZE))
 
 
+def bytes_of(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a compiled model."""
+    file = tmp_path_factory.mktemp("plans") / "fast.plan"
+    dc.compile(model, EXAMPLE, backend="eager").save(file)
+    return file.read_bytes()
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    file = tmp_path_factory.mktemp("plans") / "fast.plan"
-    dc.compile(masked("inverted"), EXAMPLE, backend="eager").save(file)
-    return file.read_bytes()
+    return bytes_of(masked("inverted"), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def saved_mixed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Experts, fused channels in both forms, and parts of maps."""
+    torch.manual_seed(0)
+    layers = (
+        dnn.CondConv2d(3, 8, 3, num_experts=2), dnn.DCDConv2d(8, 40, 1), dnn.DCDConv2d(40, 12, 3, groups=2),
+        nn.ChannelShuffle(2), dnn.ODConv2d(12, 12, 3, groups=12), dnn.DyNetConv2d(12, 6, 1, group_size=2),
+    )  # fmt: skip
+    return bytes_of(nn.Sequential(*layers).eval(), tmp_path_factory)
 
 
 def refused(file: Path) -> None:
@@ -169,16 +187,27 @@ NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 7, 64, 32768, 2**31 - 1, -(2**31), 10
 def test_plans_with_changed_numbers(
     saved: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
+    survives(saved, tmp_path_factory, data)
+
+
+@given(data=st.data())
+def test_plans_of_mixed_kernels_with_changed_numbers(
+    saved_mixed: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    survives(saved_mixed, tmp_path_factory, data)
+
+
+def survives(saved: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A file that was changed on purpose, with a checksum that fits, neither crashes nor reads foreign memory."""
     file = tmp_path_factory.mktemp("changed") / "fast.plan"
     file.write_bytes(saved)
     with safe_open(file, "pt") as opened:
         metadata, tensors = opened.metadata(), {k: opened.get_tensor(k) for k in opened.keys()}
     plan = json.loads(metadata["plan"])
+    tables = ["values", "convs", "grids", "steps", "externals", "segments"]
+    tables = [*(name for name in tables if plan[name]), "arena", "image"]
     for _ in range(data.draw(st.integers(1, 2))):
-        table = data.draw(
-            st.sampled_from(["values", "convs", "grids", "steps", "externals", "segments", "arena", "image"])
-        )
+        table = data.draw(st.sampled_from(tables))
         if table == "arena":
             plan["arena_bytes"] = data.draw(NUMBERS)
             continue
