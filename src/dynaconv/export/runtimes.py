@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynaconv import _checks
+from dynaconv.integrations.openvino import openvino_core
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 RUNTIMES = {"ort": "onnxruntime", "openvino": "openvino"}
@@ -67,12 +68,10 @@ def _onnxruntime(path: str | Path, threads: int | None) -> Run:
 
 
 def _openvino(path: str | Path, threads: int | None) -> Run:
-    import openvino
-
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = openvino_core().compile_model(str(path), "CPU", settings)
     request, names = compiled.create_infer_request(), [port.any_name for port in compiled.outputs]
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

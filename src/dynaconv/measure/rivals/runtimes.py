@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynaconv import _checks
+from dynaconv.integrations.openvino import openvino_core
 from dynaconv.measure.rivals.subject import BATCH, Subject
 
 EXTRA = "engines"
@@ -37,7 +36,7 @@ def no_openvino_bfloat16() -> str | None:
     reason = no_openvino()
     if reason:
         return reason
-    able = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return None if able else _checks.measure_no_bfloat16()
 
 
@@ -69,20 +68,8 @@ def openvino_default(subject: Subject, x: Tensor, threads: int) -> Callable[[], 
     return _openvino(subject, x, threads, {})
 
 
-@cache
-def _core() -> Any:
-    """The one OpenVINO core of this process.
-
-    Its CPU plugin replaces the thread's alternate signal stack and puts the former one back when it goes. Of two that
-    overlap, the second puts back the freed stack of the first, and the next signal, Ctrl-C too, kills the process.
-    """
-    import openvino
-
-    return openvino.Core()
-
-
 def _openvino(subject: Subject, x: Tensor, threads: int, extra: dict[str, str]) -> Callable[[], Tensor]:
-    core = _core()
+    core = openvino_core()
     graph = core.read_model(str(subject.onnx_file(x)))
     graph.reshape({0: list(x.shape)})
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **extra}
