@@ -39,7 +39,7 @@ class _Reordered:
     def of(cls, conv: nn.Conv2d, linear: nn.Linear) -> _Reordered:
         weight = conv.weight.detach()
         return cls(
-            nine_taps(weight),
+            nine_taps(weight).detach(),
             weight.contiguous(memory_format=torch.channels_last),
             linear.weight.detach(),
             linear.bias.detach() + conv.bias.detach(),
@@ -127,7 +127,11 @@ class MaskUnit(Gate):
         return z
 
     def _plain_logits(self, x: Tensor) -> Tensor:
-        z = self.conv(x)
+        if self.kind == "squeeze" and self.training and x.device.type == "cpu":
+            # A convolution to one channel leaves vector units idle, forwards and backwards.
+            z = conv3x3_to_one(x, nine_taps(self.conv.weight), self.stride) + self.conv.bias[:, None, None]
+        else:
+            z = self.conv(x)
         if self.linear is not None:
             z = z + self.linear(x.mean((2, 3)))[:, :, None, None]
         return z

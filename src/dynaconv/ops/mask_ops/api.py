@@ -64,7 +64,10 @@ class _MarginalDilation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mask: Tensor, size, kernel, stride, padding, dilation) -> Tensor:
-        count = reference.reader_count(mask, size, kernel, stride, padding, dilation)
+        if _is_same(mask, size, kernel, stride, padding, dilation):
+            count = _window_sum(_stuffed(mask, size, stride), kernel, (1, 1), padding)
+        else:
+            count = reference.reader_count(mask, size, kernel, stride, padding, dilation)
         ctx.geometry = (kernel, stride, padding, dilation)
         ctx.save_for_backward(mask, count)
         return (count > 0.5).to(mask.dtype)
@@ -72,14 +75,27 @@ class _MarginalDilation(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         mask, count = ctx.saved_tensors
-        kernel, stride, padding, dilation = ctx.geometry
-        ones = torch.ones(1, 1, *kernel, dtype=grad.dtype, device=grad.device)
         grad = grad.to(mask.dtype)
-        closing = F.conv2d(grad * ((count - 1).abs() < 0.5), ones, None, stride, padding, dilation)
-        opening = F.conv2d(grad * (count < 0.5), ones, None, stride, padding, dilation)
-        h, w = mask.shape[2:]
-        marginal = torch.where(mask > 0.5, closing[:, :, :h, :w], opening[:, :, :h, :w])
-        return marginal, None, None, None, None, None
+        # One reader that is open and closes, or none and it opens: only then the position changes.
+        changes = torch.cat([grad * ((count - 1).abs() < 0.5), grad * (count < 0.5)], 1)
+        closing, opening = _read_back(changes, ctx.geometry, mask.shape[2:]).split(1, 1)
+        return torch.where(mask > 0.5, closing, opening), None, None, None, None, None
+
+
+def _read_back(values: Tensor, geometry: tuple, size: tuple[int, int]) -> Tensor:
+    """For every output position the sum of what the convolution reads, channel by channel."""
+    kernel, stride, padding, dilation = geometry
+    if dilation == (1, 1) and all(2 * p <= k for k, p in zip(kernel, padding, strict=True)):
+        summed = _window_sum(values, kernel, stride, padding)
+    else:
+        ones = torch.ones(values.shape[1], 1, *kernel, dtype=values.dtype, device=values.device)
+        summed = F.conv2d(values, ones, None, stride, padding, dilation, values.shape[1])
+    return summed[:, :, : size[0], : size[1]]
+
+
+def _window_sum(values: Tensor, kernel, stride, padding) -> Tensor:
+    """A convolution with ones, by the pooling kernels, which are faster on maps of one channel."""
+    return F.avg_pool2d(values, kernel, stride, padding, divisor_override=1)
 
 
 def dilate(
@@ -120,15 +136,25 @@ def dilate(
 
 
 def _pooled(mask: Tensor, size, kernel, stride, padding, dilation) -> Tensor:
-    # max_pool2d takes at most half a kernel of padding, which a dilated "same" convolution exceeds.
-    same = all(d == 1 and 2 * p == k - 1 for k, p, d in zip(kernel, padding, dilation, strict=True))
-    if not same or not all((size[i] - 1) // stride[i] + 1 == mask.shape[2 + i] for i in (0, 1)):
+    if not _is_same(mask, size, kernel, stride, padding, dilation):
         return reference.dilate(mask, size, kernel, stride, padding, dilation)
-    if stride != (1, 1):
-        stuffed = mask.new_zeros(mask.shape[0], 1, *size)
-        stuffed[:, :, :: stride[0], :: stride[1]] = mask
-        mask = stuffed
+    mask = _stuffed(mask, size, stride)
     return mask if kernel == (1, 1) else F.max_pool2d(mask, kernel, 1, padding)
+
+
+def _is_same(mask: Tensor, size, kernel, stride, padding, dilation) -> bool:
+    """A convolution that keeps the grid but for its stride; pooling takes at most half a kernel of padding."""
+    same = all(d == 1 and 2 * p == k - 1 for k, p, d in zip(kernel, padding, dilation, strict=True))
+    return same and all((size[i] - 1) // stride[i] + 1 == mask.shape[2 + i] for i in (0, 1))
+
+
+def _stuffed(mask: Tensor, size, stride) -> Tensor:
+    """The mask on the input grid, zeros between."""
+    if stride == (1, 1):
+        return mask
+    stuffed = mask.new_zeros(mask.shape[0], 1, *size)
+    stuffed[:, :, :: stride[0], :: stride[1]] = mask
+    return stuffed
 
 
 def upsample_mask(mask: Tensor, granularity_px: int, size: tuple[int, int]) -> Tensor:

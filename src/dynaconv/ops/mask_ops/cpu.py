@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def nine_taps(weight: Tensor) -> Tensor:
-    """Reorder a mask convolution's weight [1, C, 3, 3] for `conv3x3_to_one`: [9, C]."""
+    """Reorder a mask convolution's weight [1, C, 3, 3] for `conv3x3_to_one`, with gradient: [9, C]."""
     # fold adds answer k of position p at p + offset(k); a convolution reads at p + offset(k), hence the flip.
-    return weight.detach().flip(2, 3).permute(2, 3, 1, 0).reshape(9, weight.shape[1]).contiguous()
+    return weight.flip(2, 3).permute(2, 3, 1, 0).reshape(9, weight.shape[1]).contiguous()
 
 
 def conv3x3_to_one(x: Tensor, taps: Tensor, stride: int = 1) -> Tensor:
