@@ -38,8 +38,22 @@ def test_yaml_round_trip(tmp_path):
 
 
 def test_masking_section_has_the_fields_of_spatial_masking():
-    assert [f.name for f in fields(MaskingSection)] == [f.name for f in fields(dc.SpatialMasking)]
+    own = [f.name for f in fields(MaskingSection)]
+    assert own == [*(f.name for f in fields(dc.SpatialMasking)), "method", "options"]
     assert MaskingSection("paper", norm=True).config() == dc.SpatialMasking("paper", norm=True)
+
+
+def test_masking_section_takes_other_gates():
+    made = MaskingSection(method="halting", preset="paper", options={"level": "image"}).config()
+    assert made == dc.Halting(level="image", preset="paper")
+    assert MaskingSection(method="random_masking", granularity=[2, 1, 1]).config().granularity == (2, 1, 1)
+    assert MaskingSection(method="channel_gate", options={"groups": 4}).config() == dc.ChannelGate(groups=4)
+    with pytest.raises(
+        ValueError, match=r"masking\.unit is no option of layer_gate; it has hidden, preset, temperature"
+    ):
+        MaskingSection(method="layer_gate", unit="conv1x1")
+    with pytest.raises(ValueError, match="unknown option of narrow 'budgt'; did you mean 'budget'"):
+        MaskingSection(method="narrow", options={"budgt": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +69,8 @@ def test_masking_section_has_the_fields_of_spatial_masking():
         (["--budget.target", "0"], r"budget.target must lie in \(0, 1\]"),
         (["--budget.ramp", "1"], r"budget.ramp must lie in \[0, 1\)"),
         (["--masking.preset", "papr"], "did you mean 'paper'"),
+        (["--masking.method", "layergate"], "did you mean 'layer_gate'"),
+        (["--budget.dial", "[0.8, 0.2]"], "dial must be two budgets"),
         (["--optim.schedule", "multistep"], "needs optim.milestones"),
         (["--budget", "none"], "masking needs budget"),
         (["--optim", "3"], "expects a section with keys, got 3"),

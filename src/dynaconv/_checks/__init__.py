@@ -61,9 +61,11 @@ from dynaconv._checks.export import (
     export_training,
     export_unknown_blocks,
 )
+from dynaconv._checks.gates import granularity_count, granularity_needs_size, granularity_too_large
 from dynaconv._checks.general import (
     ascending_targets,
     count,
+    dial_range,
     finite_mask,
     fraction,
     grad_free_backend,
@@ -75,6 +77,7 @@ from dynaconv._checks.general import (
     one_of,
     positive,
     too_few_to_calibrate,
+    total_below_floor,
     unknown,
 )
 from dynaconv._checks.kernels import (
@@ -154,6 +157,7 @@ from dynaconv._checks.train import (
     train_diverged,
     train_few_classes,
     train_foreign_checkpoint,
+    train_foreign_option,
     train_interrupted,
     train_lacks_name,
     train_lower_lr,
@@ -201,6 +205,7 @@ __all__ = [
     "cli_rules_not_json",
     "cli_target_range",
     "count",
+    "dial_range",
     "engine_batch",
     "engine_damaged_file",
     "engine_device",
@@ -245,6 +250,9 @@ __all__ = [
     "fusion_shape",
     "fusion_ungrouped",
     "grad_free_backend",
+    "granularity_count",
+    "granularity_needs_size",
+    "granularity_too_large",
     "images",
     "input_of",
     "integrations_missing",
@@ -300,6 +308,7 @@ __all__ = [
     "study_thresholds",
     "study_which",
     "too_few_to_calibrate",
+    "total_below_floor",
     "train_at_least",
     "train_bad_override",
     "train_batch_size",
@@ -308,6 +317,7 @@ __all__ = [
     "train_diverged",
     "train_few_classes",
     "train_foreign_checkpoint",
+    "train_foreign_option",
     "train_interrupted",
     "train_lacks_name",
     "train_lower_lr",

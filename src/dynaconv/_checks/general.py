@@ -129,3 +129,27 @@ def too_few_to_calibrate(images: int) -> ValueError:
     return ValueError(
         "calibrate_ got one image, whose masks say nothing about others; pass a thousand images, or two at least"
     )
+
+
+def total_below_floor(target: float, floor: float) -> ValueError:
+    """Error for a budget of the whole network below what is always computed."""
+    if floor >= 1:
+        return ValueError(
+            f"a total target of {target:g} cannot be met: what is always computed and what deciding costs exceed the "
+            "static network's MACs; use scope='conditional' or a cheaper gate"
+        )
+    return ValueError(
+        f"a total target of {target:g} cannot be met: {floor:.3f} of the static network's MACs are always "
+        f"computed (stem, shortcuts, gates, routers, mixing); choose a target in ({floor:.3f}, 1]"
+    )
+
+
+def dial_range(dial: object) -> tuple[float, float]:
+    """A pair 0 < low < high <= 1 of budgets."""
+    try:
+        low, high = (fraction("dial", end) for end in dial)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not low < high:
+        raise ValueError(f"dial must be two budgets (low, high) with 0 < low < high <= 1, got {dial!r}")
+    return low, high

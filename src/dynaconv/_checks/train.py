@@ -170,3 +170,11 @@ def train_ramp(value: float) -> ValueError:
     return ValueError(
         f"budget.ramp must lie in [0, 1), got {value!r}; 0.3 lowers the target over the first 30 % of training"
     )
+
+
+def train_foreign_option(method: str, options: Sequence[str], known: Sequence[str]) -> ValueError:
+    """Error for an option of spatial masks in a recipe with other gates."""
+    return ValueError(
+        f"masking.{options[0]} is no option of {method}; it has {', '.join(known)} (those that masking lacks go into "
+        "masking.options)"
+    )

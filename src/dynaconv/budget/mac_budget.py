@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,30 +13,50 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dynaconv import _checks
-from dynaconv.budget.losses import BudgetLoss, budget_loss
+from dynaconv.budget.losses import KINDS, BudgetLoss, limits, loss_terms
 from dynaconv.budget.schedules import GateSchedule
 from dynaconv.convert import gates, masked_blocks
 from dynaconv.cost.dense import count_dense, guess_input_size
-from dynaconv.cost.masks import MaskCollection, collect_masks
+from dynaconv.cost.masks import MaskCollection, MaskHooks
 
 SCOPES = ("conditional", "total")
+# Multiples of it fill the unit interval evenly.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass
 class ObservedCost:
     """What a forward pass inside `MacBudget.observe()` cost; filled when the `with` block ends.
 
-    loss: alpha * (L_net + L_block), to be added to the task loss.
-    ratio: executed share of the conditional multiply-adds over the batch of all ranks, 0..1.
-    densities: executed share of each block; executed_macs / dense_macs: conditional, summed over the batch.
+    loss: to be added to the task loss. terms: what it was made of. ponder: mean ponder cost, summed over stages, where
+    there are halting units. The numbers below are read from tensors when they are asked for.
     """
 
-    loss: Tensor | float = 0.0
-    ratio: float = 1.0
-    densities: dict[str, float] = field(default_factory=dict)
-    executed_macs: float = 0.0
-    dense_macs: float = 0.0
-    terms: BudgetLoss | None = None
+    def __init__(self) -> None:
+        self.loss: Tensor | float = 0.0
+        self.terms: BudgetLoss | None = None
+        self.ponder: Tensor | None = None
+        self.names: list[str] = []
+
+    @property
+    def ratio(self) -> float:
+        """Executed share of the conditional multiply-adds over the batch of all ranks, 0..1."""
+        return 1.0 if self.terms is None else float(self.terms.ratio.detach())
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Executed share of each block."""
+        shares = [] if self.terms is None else self.terms.block_ratios.detach().tolist()
+        return dict(zip(self.names, shares, strict=True))
+
+    @property
+    def executed_macs(self) -> float:
+        """Conditional multiply-adds executed, summed over the batch of all ranks."""
+        return 0.0 if self.terms is None else float(self.terms.executed_macs.detach().sum())
+
+    @property
+    def dense_macs(self) -> float:
+        """The same with every position open."""
+        return 0.0 if self.terms is None else float(self.terms.dense_macs.sum())
 
 
 class MacBudget:
@@ -52,6 +73,12 @@ class MacBudget:
         schedule: noise and temperature of the gates.
         scope: "conditional" (the paper's), or "total": target is a share of the whole static network's multiply-adds,
             gates included in what is spent; needs input_size or a model that knows its own.
+        loss: "network" (DynConv's: the network meets the target, blocks are bounded at first) or "blocks"
+            (ConvNet-AIG's: every block meets it).
+        ponder: weight of the ponder cost of halting units (arXiv 1612.02297, equation 4), 0.01 on CIFAR-10; the paper's
+            training is that alone, alpha=0.
+        dial: (low, high): every step aims at another budget in this range, with thresholds shifted accordingly, so that
+            one network learns them all; `target` is then the one to validate at.
     Raises:
         ValueError: target outside (0, 1], no gates, a total target below what is always computed.
     Source: arXiv 1912.03203, section 3.4.
@@ -75,9 +102,13 @@ class MacBudget:
         schedule: GateSchedule | None = None,
         scope: str = "conditional",
         input_size: tuple[int, int, int] | None = None,
+        loss: str = "network",
+        ponder: float = 0.0,
+        dial: tuple[float, float] | None = None,
     ) -> None:
         self.target = _checks.fraction("target", target)
         _checks.one_of("scope", scope, SCOPES)
+        _checks.one_of("budget loss", loss, KINDS)
         _checks.positive("total_steps", total_steps)
         _checks.fraction("anneal", anneal)
         if not gates(model):
@@ -90,11 +121,16 @@ class MacBudget:
         self.ramp = float(ramp)
         self.total_steps, self.steps_done = int(total_steps), 0
         self.schedule = schedule or GateSchedule()
-        self.scope = scope
-        self.conditional_target = (
-            self.target if scope == "conditional" else self._conditional_share(input_size)
-        )
-        self.schedule.apply_(model, 0.0)
+        self.scope, self.loss, self.ponder = scope, loss, float(ponder)
+        self._share = Share.of(model, input_size) if scope == "total" else Share()
+        self.conditional_target = self._share.conditional(self.target)
+        self.dial = None if dial is None else _checks.dial_range(dial)
+        for end in self.dial or ():
+            self._share.conditional(end)
+        self._hooks: MaskHooks | None = None
+        # Target, upper and lower bound of this step.
+        self._aims = torch.zeros(3, dtype=torch.float64)
+        self._apply()
 
     @property
     def progress(self) -> float:
@@ -102,10 +138,21 @@ class MacBudget:
         return min(1.0, self.steps_done / self.total_steps)
 
     @property
+    def sampled_target(self) -> float:
+        """The budget that this step aims at: `target`, or with a dial one that walks evenly through its range.
+
+        The walk is the same on every rank and needs no state but the number of steps.
+        """
+        if self.dial is None:
+            return self.target
+        low, high = self.dial
+        return low + (high - low) * ((0.5 + self.steps_done * _GOLDEN) % 1.0)
+
+    @property
     def current_target(self) -> float:
-        """Conditional target of this step: `target`, or on the way to it while the ramp lasts."""
+        """Conditional target of this step: the sampled one, or on the way to it while the ramp lasts."""
         share = min(1.0, self.progress / self.ramp) if self.ramp else 1.0
-        return 1.0 - share * (1.0 - self.conditional_target)
+        return 1.0 - share * (1.0 - self._share.conditional(self.sampled_target))
 
     @contextmanager
     def observe(self) -> Iterator[ObservedCost]:
@@ -114,15 +161,69 @@ class MacBudget:
         Under torch.distributed the counts of all ranks are summed before any ratio is formed.
         """
         cost = ObservedCost()
-        with collect_masks(self.model, detach=False) as masks:
+        hooks = self._hooks or MaskHooks(self.model, detach=False)
+        masks = hooks.collect()
+        try:
             yield cost
+        finally:
+            hooks.stop()
+            if self._hooks is None:
+                hooks.remove()
         if masks:
             self._fill(cost, masks)
+
+    @contextmanager
+    def attached(self) -> Iterator[MacBudget]:
+        """Leave the hooks on the gates, so that a step with `observe` in it can be compiled as a whole.
+
+        >>> import dynaconv as dc
+        >>> model = dc.create_model("dynconv_resnet8_cifar")
+        >>> budget = MacBudget(model, 0.5, total_steps=10)
+        >>> def step(x, y):
+        ...     with budget.observe() as cost: logits = model(x)
+        ...     return torch.nn.functional.cross_entropy(logits, y) + cost.loss
+        >>> with budget.attached(): compiled = torch.compile(step, fullgraph=True)  # and the training loop
+        """
+        self._hooks = MaskHooks(self.model, detach=False)
+        try:
+            yield self
+        finally:
+            self._hooks.remove()
+            self._hooks = None
 
     def step(self) -> None:
         """Advance noise, temperature and bounds by one training step; call it after the optimizer's step."""
         self.steps_done += 1
+        self._apply()
+
+    @contextmanager
+    def at_target(self) -> Iterator[None]:
+        """Set a dial to `target` inside the `with` block, for validation."""
+        self.turn_()
+        try:
+            yield
+        finally:
+            self.turn_(self.sampled_target)
+
+    def _apply(self) -> None:
         self.schedule.apply_(self.model, self.progress)
+        target = self.current_target
+        aims = target, *limits(target, self.progress / self.anneal, self.loss)
+        self._aims.copy_(torch.tensor(aims, dtype=torch.float64))
+        self.turn_(self.sampled_target)
+
+    def turn_(self, target: float | None = None) -> None:
+        """With a dial, shift all logits so that a gate without opinion opens with the budget's probability.
+
+        Args:
+            target: None takes `target`, the budget to validate at.
+        """
+        if self.dial is None:
+            return
+        share = self._share.conditional(self.target if target is None else target)
+        share = min(max(share, 0.01), 0.99)
+        for gate in gates(self.model).values():
+            gate.threshold.fill_(math.log((1 - share) / share))
 
     def param_groups(
         self,
@@ -155,7 +256,7 @@ class MacBudget:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.steps_done = int(state["steps_done"])
-        self.schedule.apply_(self.model, self.progress)
+        self._apply()
 
     def _fill(self, cost: ObservedCost, masks: MaskCollection) -> None:
         costs = masks.costs()
@@ -163,27 +264,43 @@ class MacBudget:
         executed = torch.stack([c.executed_macs.sum() for c in costs.values()])
         dense = executed.new_tensor([float(c.dense_macs * images) for c in costs.values()])
         executed, dense = _sum_over_ranks(executed), _sum_over_ranks(dense)
-        terms = budget_loss(executed, dense, self.current_target, self.progress / self.anneal)
-        cost.terms = terms
+        terms = loss_terms(executed, dense, *self._aims.to(executed).unbind(), self.loss)
+        cost.terms, cost.names = terms, list(costs)
         cost.loss = (self.alpha * terms.total).float()
-        cost.ratio = float(terms.ratio.detach())
-        cost.densities = dict(zip(costs, terms.block_ratios.detach().tolist(), strict=True))
-        cost.executed_macs, cost.dense_macs = float(executed.detach().sum()), float(dense.sum())
+        stages = list(masks.ponder_costs().values())
+        if stages:
+            cost.ponder = torch.stack([rho.mean() for rho in stages]).sum()
+            cost.loss = cost.loss + self.ponder * cost.ponder.float()
 
-    def _conditional_share(self, input_size: tuple[int, int, int] | None) -> float:
-        counts = count_dense(self.model, input_size or guess_input_size(self.model))
+
+@dataclass(frozen=True)
+class Share:
+    """From a share of the whole network's multiply-adds to one of the conditional ones; as it is by default."""
+
+    static: int = 1
+    fixed: int = 0
+    possible: int = 1
+
+    @classmethod
+    def of(cls, model: nn.Module, input_size: tuple[int, int, int] | None) -> Share:
+        """What a network always computes, and what its gates decide about."""
+        counts = count_dense(model, input_size or guess_input_size(model))
         steps = [
-            f"{name}.{path}" for name, block in masked_blocks(self.model).items() for path in block.conv_paths
+            f"{name}.{path}" for name, block in masked_blocks(model).items() for path in block.conv_paths
         ]
         conditional = sum(counts.convs[name] for name in steps)
         fixed = counts.static - conditional + counts.gates + counts.kernel_extra
-        share = (self.target * counts.static - fixed) / conditional
+        return cls(counts.static, fixed, conditional)
+
+    def conditional(self, target: float) -> float:
+        """The conditional share at which the whole network meets `target`.
+
+        Raises:
+            ValueError: what is always computed exceeds the target.
+        """
+        share = (target * self.static - self.fixed) / self.possible
         if not 0 < share <= 1:
-            floor = fixed / counts.static
-            raise ValueError(
-                f"a total target of {self.target:g} cannot be met: {floor:.3f} of the static network's MACs are always "
-                f"computed (stem, shortcuts, gates, routers, mixing); choose a target in ({floor:.3f}, 1]"
-            )
+            raise _checks.total_below_floor(target, self.fixed / self.static)
         return share
 
 

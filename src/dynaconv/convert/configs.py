@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from dynaconv import _checks
 from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.gate_configs import ChannelGate, LayerGate, Narrow, RandomMasking, fill_preset
+from dynaconv.convert.granularity import as_granularity
 from dynaconv.convert.halting import Halting
 from dynaconv.convert.kernel_configs import (
     CondConv,
@@ -36,7 +37,8 @@ class SpatialMasking(GateConfig):
             are left at None: paper has temperature 1, He initialisation, no gradient through dilation; default has
             temperature 2/3, gates that start 88 % open, and the marginal gradient through dilation.
         unit: "squeeze" (classification) or "conv1x1" (pose).
-        granularity: one decision for granularity x granularity output positions.
+        granularity: one decision for granularity x granularity output positions; a tuple has one number for each
+            resolution, finest first.
         temperature: of the straight-through gradient, > 0.
         init: "paper", "default" (PyTorch's) or "open".
         dilation_gradient: "none", "marginal" or "max".
@@ -52,7 +54,7 @@ class SpatialMasking(GateConfig):
 
     preset: str = "default"
     unit: str = "squeeze"
-    granularity: int = 1
+    granularity: int | tuple[int, ...] = 1
     temperature: float | None = None
     init: str | None = None
     dilation_gradient: str | None = None
@@ -64,8 +66,7 @@ class SpatialMasking(GateConfig):
         _checks.one_of("init", self.init, INITS)
         _checks.one_of("dilation_gradient", self.dilation_gradient, DILATION_GRADIENTS)
         _checks.positive("temperature", self.temperature)
-        if int(self.granularity) != self.granularity or self.granularity < 1:
-            raise ValueError(f"granularity must be a whole number of pixels >= 1, got {self.granularity!r}")
+        object.__setattr__(self, "granularity", as_granularity(self.granularity))
 
     def build_gate(self, in_channels: int, stride: int) -> MaskUnit:
         """A mask unit on the block's output grid."""

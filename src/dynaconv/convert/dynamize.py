@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dynaconv.convert.gate_config import GateConfig
+from dynaconv.convert.granularity import fit_granularity
 from dynaconv.convert.halting import revert_halting
 from dynaconv.convert.handlers import Refusal, find_blocks, recognise
 from dynaconv.convert.kernels import (
@@ -65,6 +66,8 @@ def dynamize_(
         raise ValueError(_nothing(model, found))
     report = ConversionReport(params_before=_count(model))
     report.input_size, report.dense_macs_before = _dense_macs(model, input_size)
+    fitted = fit_granularity(model, {name: config for name, (_, config) in masked.items()}, report.input_size)
+    masked = {name: (anatomy, fitted[name]) for name, (anatomy, _) in masked.items()}
     outcomes = _outcomes(model, found, plan)
     apply_kernels(model, plan)
     for name in masked:

@@ -10,6 +10,7 @@ from torch import nn
 
 from dynaconv import _checks
 from dynaconv.convert.gate_config import GateConfig
+from dynaconv.convert.granularity import as_granularity
 from dynaconv.nn.channel_block import ChannelBlock, channel_groups, channel_obstacle, conv_share
 from dynaconv.nn.channel_unit import ChannelUnit, WidthUnit
 from dynaconv.nn.gate import Gate
@@ -189,7 +190,8 @@ class RandomMasking(GateConfig):
     """Spatial masks at random positions as a control; their density is learned from the budget alone.
 
     Args:
-        granularity: one decision for granularity x granularity output positions.
+        granularity: one decision for granularity x granularity output positions; a tuple has one number for each
+            resolution, finest first.
         temperature: of the straight-through gradient, > 0.
         dilation_gradient: "none", "marginal" or "max".
         seed: of the positions in evaluation.
@@ -203,13 +205,13 @@ class RandomMasking(GateConfig):
 
     kind: ClassVar[str] = "random_masking"
 
-    granularity: int = 1
+    granularity: int | tuple[int, ...] = 1
     temperature: float = 2 / 3
     dilation_gradient: str = "marginal"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _checks.count("granularity", self.granularity)
+        object.__setattr__(self, "granularity", as_granularity(self.granularity))
         _checks.positive("temperature", self.temperature)
         _checks.one_of("dilation_gradient", self.dilation_gradient, DILATION_GRADIENTS)
 

@@ -52,15 +52,18 @@ def block_cost(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> Block
     """
     if isinstance(block, ChannelBlock):
         return _channel_cost(block, mask, size)
-    # Tracing knows no as_subclass, and the masks that it sees are no SpatialMask.
-    plain = mask.as_subclass(Tensor) if isinstance(mask, SpatialMask) else mask
-    needs = _needs(block, plain, size)
+    needs = _needs(block, plain(mask), size)
     return BlockCost(
         tuple(
             ConvCost(name, need, macs)
             for name, need, macs in zip(block.conv_paths, needs, block.macs_per_position, strict=True)
         )
     )
+
+
+def plain(mask: Tensor) -> Tensor:
+    """The mask as an ordinary tensor."""
+    return mask.as_subclass(Tensor) if isinstance(mask, SpatialMask) else mask
 
 
 def _needs(block: MaskedBlock, mask: Tensor, size: tuple[int, int]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import halting_stages, masked_blocks
-from dynaconv.cost.blocks import BlockCost, block_cost
+from dynaconv.cost.blocks import BlockCost, block_cost, plain
 from dynaconv.nn.channel_block import ChannelBlock
 from dynaconv.nn.halting import ponder_cost
 from dynaconv.nn.masked_block import MaskedBlock
@@ -44,7 +44,8 @@ class MaskCollection(dict[str, SpatialMask]):
             self.channels[name] = mask
             h, w = branch_sizes(size, [Geometry.of(conv) for conv in block.convs])[-1]
             mask = mask.mean(1, keepdim=True).expand(-1, 1, h, w)
-        self[name] = SpatialMask(mask)
+        # Compilers know no such subclass.
+        self[name] = mask if torch.compiler.is_compiling() else SpatialMask(mask)
         self.input_sizes[name], self.states[name] = size, state
         spent = block.gate.spent_macs(x, *state)
         if spent is not None:
@@ -62,7 +63,7 @@ class MaskCollection(dict[str, SpatialMask]):
         found = {}
         for name, stage in self.stages.items():
             if all(unit in self for unit in stage):
-                masks = [self[unit].as_subclass(Tensor) for unit in stage]
+                masks = [plain(self[unit]) for unit in stage]
                 found[name] = ponder_cost([self.states[unit][0] for unit in stage], masks)
         return found
 
@@ -70,6 +71,42 @@ class MaskCollection(dict[str, SpatialMask]):
         """Executed over dense conditional multiply-adds, per image [N]."""
         costs = self.costs().values()
         return torch.stack([c.executed_macs for c in costs]).sum(0) / sum(c.dense_macs for c in costs)
+
+
+class MaskHooks:
+    """Hooks on the gates of a network that hand their decisions to `current`, while there is one.
+
+    Compilers cannot follow hooks that come and go, so a training step that is compiled as a whole needs these to stay;
+    see `MacBudget.attached`.
+    """
+
+    def __init__(self, model: nn.Module, *, detach: bool) -> None:
+        self.current: MaskCollection | None = None
+        self.detach = detach
+        self.blocks, self.stages = masked_blocks(model), halting_stages(model)
+        self._handles = [b.gate.register_forward_hook(self._hook_for(n)) for n, b in self.blocks.items()]
+
+    def _hook_for(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
+            if self.current is not None:
+                tensors = [args[0], output, *args[1:]]
+                self.current.record(name, *([t.detach() for t in tensors] if self.detach else tensors))
+
+        return hook
+
+    def collect(self) -> MaskCollection:
+        """Start a new collection."""
+        self.current = MaskCollection(self.blocks, self.stages)
+        return self.current
+
+    def stop(self) -> None:
+        """Collect no more; the hooks stay."""
+        self.current = None
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
 
 
 @contextmanager
@@ -88,22 +125,11 @@ def collect_masks(model: nn.Module, *, detach: bool = True) -> Iterator[MaskColl
     >>> [tuple(m.shape) for m in masks.values()]
     [(2, 1, 32, 32), (2, 1, 16, 16), (2, 1, 8, 8)]
     """
-    blocks = masked_blocks(model)
-    masks = MaskCollection(blocks, halting_stages(model))
-
-    def hook_for(name: str):
-        def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
-            tensors = (t.detach() if detach else t for t in (args[0], output, *args[1:]))
-            masks.record(name, *tensors)
-
-        return hook
-
-    handles = [block.gate.register_forward_hook(hook_for(name)) for name, block in blocks.items()]
+    hooks = MaskHooks(model, detach=detach)
     try:
-        yield masks
+        yield hooks.collect()
     finally:
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
 
 
 def ponder_map(

@@ -147,6 +147,8 @@ def _finish(job: Job, bundle: Any, arch: dict[str, Any] | None, seconds: float) 
     _wait(job.ranks)
     last, best = read_checkpoint(job.folder.last), read_checkpoint(job.folder.best)
     job.module.load_state_dict(best["state_dict"])
+    if job.module.budget is not None:
+        job.module.budget.turn_()
     history, epoch = last["dynaconv"]["history"], int(best["dynaconv"]["epochs_done"])
     model, chosen = job.module.model.cpu().eval(), history[epoch - 1]
     rows: list[dict[str, float]] = []

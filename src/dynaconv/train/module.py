@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,9 @@ class DynaconvModule(lightning.LightningModule):
             schedule=section.schedule(),
             scope=section.scope,
             input_size=input_size,
+            loss=section.loss,
+            ponder=section.ponder,
+            dial=None if section.dial is None else tuple(section.dial),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +152,8 @@ class DynaconvModule(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch, in float32: thresholded masks must not hang on rounding."""
         images, labels = batch
-        with torch.autocast(self.device.type, enabled=False), collect_masks(self.model) as masks:
+        dial = nullcontext() if self.budget is None else self.budget.at_target()
+        with dial, torch.autocast(self.device.type, enabled=False), collect_masks(self.model) as masks:
             logits = self.model(images)
         self._tally.add(logits, labels, masks)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dynaconv import _checks
+from dynaconv.budget.losses import KINDS
 from dynaconv.budget.schedules import GateSchedule
-from dynaconv.convert import SpatialMasking, config_from_dict
+from dynaconv.convert import GateConfig, SpatialMasking, config_from_dict
+from dynaconv.convert.configs import GATE_CONFIGS
 from dynaconv.convert.scopes import METHODS
 
 OPTIMIZERS = ("sgd", "adamw", "adam")
@@ -34,33 +36,48 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class MaskingSection:
-    """Spatial masks on the residual blocks; without this section the network stays dense.
+    """What decides in the residual blocks; without this section the network stays dense.
 
     Args:
-        preset: "paper" reproduces DynConv (arXiv 1912.03203), "default" is our recommendation; a preset fills what is
-            left out.
+        method: spatial_masking (DynConv), layer_gate (ConvNet-AIG), halting (SACT, ACT), channel_gate, and the controls
+            random_masking and narrow. The next seven options are those of spatial_masking; preset also fits layer_gate
+            and halting.
+        preset: "paper" reproduces the publication (arXiv 1912.03203 for masks), "default" is our recommendation; a
+            preset fills what is left out.
         unit: "squeeze" (classification) or "conv1x1" (cheaper).
-        granularity: one decision for granularity x granularity positions.
+        granularity: one decision for granularity x granularity positions; a list has one number for each resolution.
         temperature: of the straight-through gradient.
         init: of the mask units: "paper", "default" or "open".
         dilation_gradient: "none", "marginal" or "max".
         norm: batch norm inside the mask units.
+        options: of another method's config, such as {level: image} for halting.
     """
 
     preset: str = "default"
     unit: str = "squeeze"
-    granularity: int = 1
+    granularity: int | list[int] = 1
     temperature: float | None = None
     init: str | None = None
     dilation_gradient: str | None = None
     norm: bool = False
+    method: str = "spatial_masking"
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config()
 
-    def config(self) -> SpatialMasking:
+    def config(self) -> GateConfig:
         """The config for `dynamize_`."""
-        return SpatialMasking(**asdict(self))
+        _checks.one_of("masking.method", self.method, [config.kind for config in GATE_CONFIGS])
+        own = {k: v for k, v in asdict(self).items() if k not in ("method", "options")}
+        if self.method == SpatialMasking.kind:
+            return config_from_dict({"kind": self.method, **own, **self.options})
+        changed = {f.name for f in fields(self) if f.name in own and own[f.name] != f.default}
+        known = {f.name for f in fields(next(c for c in GATE_CONFIGS if c.kind == self.method))}
+        kept = {k: own[k] for k in changed & known}
+        if changed - known:
+            raise _checks.train_foreign_option(self.method, sorted(changed - known), sorted(known))
+        return config_from_dict({"kind": self.method, **kept, **self.options})
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,10 @@ class BudgetSection:
         noise_until: share of training with Gumbel noise in the gates.
         temperature: steps [[from progress, value], ...] of the gates' temperature; left out, it stays as it is.
         scope: "conditional" (masked blocks only) or "total" (the whole network).
+        loss: "network" (DynConv's) or "blocks" (ConvNet-AIG's: every block meets the target).
+        ponder: weight of the ponder cost of halting units.
+        dial: [low, high]: every step aims at another budget in this range, so that one network learns them all;
+            `target` is then the one that it is validated at.
     """
 
     target: float = 0.5
@@ -119,9 +140,16 @@ class BudgetSection:
     noise_until: float = 0.8
     temperature: list[tuple[float, float]] | None = None
     scope: str = "conditional"
+    loss: str = "network"
+    ponder: float = 0.0
+    dial: list[float] | None = None
 
     def __post_init__(self) -> None:
         _checks.fraction("budget.target", self.target)
+        _checks.one_of("budget.loss", self.loss, KINDS)
+        _checks.train_at_least("budget.ponder", self.ponder, 0)
+        if self.dial is not None:
+            _checks.dial_range(self.dial)
         _checks.fraction("budget.anneal", self.anneal)
         _checks.train_at_least("budget.alpha", self.alpha, 0)
         if not 0 <= self.ramp < 1:
