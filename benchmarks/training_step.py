@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,9 @@ def ask(args: argparse.Namespace, name: str, kind: str) -> float:
     """Peak memory from a process of its own."""
     words = [sys.executable, __file__, "--memory-of", name, kind, "--batch", str(args.batch)]
     words += ["--size", str(args.size), "--device", args.device]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    # Freed maps go back to the system at once, so that live ones are measured and not the holes between them.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -132,6 +132,7 @@ from dynaconv._checks.report import (
 )
 from dynaconv._checks.study import (
     study_damaged,
+    study_few_budgets,
     study_foreign_folder,
     study_no_coefficients,
     study_no_dynamic_layers,
@@ -292,6 +293,7 @@ __all__ = [
     "routing",
     "sample_kernels",
     "study_damaged",
+    "study_few_budgets",
     "study_foreign_folder",
     "study_no_coefficients",
     "study_no_dynamic_layers",

@@ -116,3 +116,10 @@ def study_no_coefficients() -> ValueError:
         "none of the dynamic layers was called, so there are no coefficients to study; "
         "inside masked blocks set backend='eager' first"
     )
+
+
+def study_few_budgets(budgets: Sequence[float]) -> ValueError:
+    """Error for a range without anything in it."""
+    return ValueError(
+        f"a study of the dial needs three budgets or more, got {len(budgets)}; such as --budgets 0.2 0.5 0.8"
+    )

@@ -1,4 +1,4 @@
-"""`dynaconv study NAME`: what dynamic kernels do, measured."""
+"""`dynaconv study NAME`: what dynamic kernels and gates do, measured."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from types import ModuleType
 from typing import Any
 
 from dynaconv import _checks
-from dynaconv.cli import study_attention, study_compactness, study_correlation
+from dynaconv.cli import study_attention, study_compactness, study_correlation, study_dial, study_fixes
 from dynaconv.cli.outcome import Outcome
 
-HELP = "study dynamic kernels: correlation, attention, compactness"
+HELP = "study dynamic kernels (correlation, attention, compactness) and gates (fixes, dial)"
 DESCRIPTION = """
 Three studies of networks with dynamic kernels, each with CSV, JSON and a figure: how alike their kernels and
-feature maps are, what their attention does, and what accuracy they give for their parameters. Every study
+feature maps are, what their attention does, and what accuracy they give for their parameters. Two studies of
+gates: what each fix of DynConv's training is worth, and how one network does at every budget. Every study
 prints JSON with --json."""
 EXAMPLES = """\
 dynaconv study correlation runs/static runs/dyconv
 dynaconv study attention runs/dyconv
-dynaconv study compactness --seeds 2"""
+dynaconv study compactness --seeds 2
+dynaconv study fixes
+dynaconv study dial"""
 
 VERBS: dict[str, ModuleType] = {
     "correlation": study_correlation,
     "attention": study_attention,
     "compactness": study_compactness,
+    "fixes": study_fixes,
+    "dial": study_dial,
 }
 
 
