@@ -134,7 +134,7 @@ Result run(PlanBuilder& b, std::vector<float>& x, int64_t images, int32_t thread
 
 int main() {
   std::mt19937 random(7);
-  for (int i = 0; i < cases(200); ++i) {
+  for (int i = 0; i < cases(100); ++i) {
     const int32_t h = 1 + random() % 11, w = 1 + random() % 11, threads = 1 + random() % 3;
     const int64_t images = 1 + random() % 7, row = int64_t{h} * w * kChannels * 4;
     Chain chain(random, h, w);
