@@ -144,10 +144,10 @@ def total_below_floor(target: float, floor: float) -> ValueError:
     )
 
 
-def dial_range(dial: object) -> tuple[float, float]:
+def dial_range(dial: Iterable[float]) -> tuple[float, float]:
     """A pair 0 < low < high <= 1 of budgets."""
     try:
-        low, high = (fraction("dial", end) for end in dial)  # type: ignore[attr-defined]
+        low, high = (fraction("dial", end) for end in dial)
     except (TypeError, ValueError):
         low = high = 0.0
     if not low < high:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynaconv import _checks
+from dynaconv.cli.networks import need_static_name
 from dynaconv.study.budget_settings import BudgetSettings, budget_settings
 
 
@@ -39,12 +40,8 @@ def settings_of(args: Any, **more: Any) -> BudgetSettings:
     Raises:
         ValueError: no seed, an unknown network.
     """
-    from dynaconv import list_models
-
     _checks.cli_at_least("--seeds", args.seeds, 1)
-    asked = args.network
-    if asked is not None and not asked.startswith(("timm:", "torchvision:")) and asked not in list_models():
-        raise _checks.unknown("network", asked, list_models())
+    need_static_name(args.network)
     return budget_settings(
         args.data,
         image_size=args.image_size,

@@ -132,3 +132,11 @@ def set_target(model: nn.Module, target: float | None) -> None:
 
     if target is not None:
         dc.set_budget_(model, target)
+
+
+def need_static_name(asked: str | None) -> None:
+    """Raise ValueError unless a study knows this network; None asks for the study's own."""
+    from dynaconv import list_models
+
+    if asked is not None and not asked.startswith(("timm:", "torchvision:")) and asked not in list_models():
+        raise _checks.unknown("network", asked, list_models())

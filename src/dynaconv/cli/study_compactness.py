@@ -8,6 +8,7 @@ from typing import Any
 
 from dynaconv import _checks
 from dynaconv.cli.folders import output_folder
+from dynaconv.cli.networks import need_static_name
 from dynaconv.cli.outcome import DONE, FAILED, INTERRUPTED, CommandFailed, Outcome, say
 
 HELP = "accuracy against parameters and MACs of a static network and its dynamic versions"
@@ -92,7 +93,6 @@ def run(args: Any) -> Outcome:
 
 
 def _settings(args: Any) -> Any:
-    from dynaconv import list_models
     from dynaconv.study.settings import default_settings
 
     for option, values in {
@@ -102,9 +102,7 @@ def _settings(args: Any) -> Any:
     }.items():
         for value in values:
             _checks.cli_at_least(option, value, 1)
-    asked = args.network
-    if asked is not None and not asked.startswith(("timm:", "torchvision:")) and asked not in list_models():
-        raise _checks.unknown("network", asked, list_models())
+    need_static_name(args.network)
     return default_settings(
         args.data,
         image_size=args.image_size,

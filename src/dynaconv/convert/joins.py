@@ -28,9 +28,11 @@ def operands_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     elif node.op == "call_function" and node.target in _CATS:
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         parts = node.args[0] if dim in (1, -3) and isinstance(node.args[0], (tuple, list)) else ()
-    if len(parts) == 2 and all(isinstance(p, fx.Node) for p in parts) and parts[0] is not parts[1]:
-        return parts[0], parts[1]  # type: ignore[return-value]
-    return None
+    if len(parts) != 2:
+        return None
+    first, second = parts
+    both = isinstance(first, fx.Node) and isinstance(second, fx.Node)
+    return (first, second) if both and first is not second else None
 
 
 def is_concatenation(node: fx.Node) -> bool:

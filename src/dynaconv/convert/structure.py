@@ -138,7 +138,9 @@ def _effort(probe: Probe, nodes: Iterable[fx.Node]) -> tuple[int, int, int]:
 
 
 def _parts(probe: Probe, join: fx.Node) -> _Parts | None:
-    first, second = operands_of(join)  # type: ignore[misc]
+    operands = operands_of(join)
+    assert operands is not None, "only joins are asked for their parts"
+    first, second = operands
     mine, others = ancestors([first]), ancestors([second])
     one, two = _effort(probe, mine - others), _effort(probe, others - mine)
     if one == two:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynaconv import _checks
+from dynaconv.study.settings import changed
 from dynaconv.train.recipe import Recipe
 
 
@@ -118,5 +119,4 @@ def budget_settings(data: str, **changes: Any) -> BudgetSettings:
     >>> budget_settings("scenes", epochs=2).epochs
     2
     """
-    base = SCENES if data == "scenes" else BudgetSettings(data=data)
-    return replace(base, **{key: value for key, value in changes.items() if value is not None})
+    return changed(SCENES if data == "scenes" else BudgetSettings(data=data), changes)

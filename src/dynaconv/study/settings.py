@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from dynaconv import _checks
 from dynaconv.study.methods import STATIC, Method
 from dynaconv.train.recipe import DataSection, ModelSection, OptimSection, Recipe, TrainerSection
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,15 @@ SCENES = CompactnessSettings(
 )
 
 
+def changed(base: Settings, changes: dict[str, Any]) -> Settings:
+    """The settings with what was asked for instead; None leaves the default."""
+    return replace(base, **{key: value for key, value in changes.items() if value is not None})
+
+
 def default_settings(data: str, **changes: Any) -> CompactnessSettings:
     """The settings for a data set, with what was asked for instead (None leaves the default).
 
     >>> default_settings("scenes", epochs=2).epochs
     2
     """
-    base = SCENES if data == "scenes" else CompactnessSettings(data=data)
-    return replace(base, **{key: value for key, value in changes.items() if value is not None})
+    return changed(SCENES if data == "scenes" else CompactnessSettings(data=data), changes)
