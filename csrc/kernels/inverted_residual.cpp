@@ -151,21 +151,28 @@ struct Join {
 };
 
 template <typename Vector>
+DYNACONV_INLINE Vector joined(const Join& join, int64_t c) {
+  Vector sum = load<Vector>(join.bias + c);
+  for (int64_t p = 0; p < join.parts; ++p) sum += load<Vector>(join.sums + p * join.part + c);
+  return activate<Vector>(sum, join.activation);
+}
+
+template <typename Vector>
 DYNACONV_INLINE void join_channels(const Join& join, const float* residual, float* out) {
   constexpr int64_t kLanes = kLanesOf<Vector>;
-  for (int64_t c = 0; c < join.channels; c += kLanes) {
-    const int64_t width = std::min(kLanes, join.channels - c);
-    Vector sum = load<Vector>(join.bias + c);
-    for (int64_t p = 0; p < join.parts; ++p) sum += load<Vector>(join.sums + p * join.part + c);
-    sum = activate<Vector>(sum, join.activation);
-    float block[kLanes] = {};
-    if (residual) {
-      std::memcpy(block, residual + c, width * sizeof(float));
-      sum += load<Vector>(block);
-    }
-    store<Vector>(block, activate<Vector>(sum, join.final_activation));
-    std::memcpy(out + c, block, width * sizeof(float));
+  int64_t c = 0;
+  for (; c + kLanes <= join.channels; c += kLanes) {
+    Vector sum = joined<Vector>(join, c);
+    if (residual) sum += load<Vector>(residual + c);
+    store<Vector>(out + c, activate<Vector>(sum, join.final_activation));
   }
+  if (c == join.channels) return;
+  const int64_t width = join.channels - c;
+  float block[kLanes] = {};
+  if (residual) std::memcpy(block, residual + c, width * sizeof(float));
+  const Vector sum = joined<Vector>(join, c) + load<Vector>(block);
+  store<Vector>(block, activate<Vector>(sum, join.final_activation));
+  std::memcpy(out + c, block, width * sizeof(float));
 }
 
 void join_plain(const Join& join, const float* residual, float* out) { join_channels<float4>(join, residual, out); }
