@@ -45,6 +45,30 @@ def test_boxes_hold_the_object(scenes) -> None:
     assert set(scenes.train.labels.tolist()) <= set(range(10))
 
 
+@pytest.mark.parametrize("share", [0.25, 0.04, 0.01])
+def test_the_object_covers_the_share_that_was_asked_for(share: float) -> None:
+    drawn = load_scenes(96, 60, calibration_size=1, test_size=1, object_share=share, progress=False)
+    x0, y0, x1, y1 = drawn.train.boxes.double().unbind(1)
+    assert float(((x1 - x0) * (y1 - y0)).mean()) / 96**2 == pytest.approx(share, rel=0.15)
+    assert bool(((x0 >= 0) & (y0 >= 0) & (x1 <= 96) & (y1 <= 96)).all())
+    # Only sizes change: the same digits on the same backgrounds, one pixel in two or more as before.
+    mixed = load_scenes(96, 60, calibration_size=1, test_size=1, progress=False)
+    assert torch.equal(drawn.train.labels, mixed.train.labels)
+    assert float((drawn.train.images == mixed.train.images).float().mean()) > 0.5
+
+
+def test_object_shares_that_cannot_be_drawn() -> None:
+    with pytest.raises(
+        ValueError, match="leaves a digit 4 pixels at image_size 32.*choose image_size 64 or more"
+    ):
+        load_scenes(32, 1, object_share=0.01)
+    assert len(load_scenes(64, 1, calibration_size=1, test_size=1, object_share=0.01).train) == 1
+    with pytest.raises(ValueError, match=r"must lie in \(0, 0.3\], got 0.5"):
+        load_scenes(96, 1, object_share=0.5)
+    with pytest.raises(ValueError, match="object_share is an option of scenes"):
+        load_dataset("scenes_keypoints", object_share=0.1)
+
+
 def test_no_digit_is_in_two_splits() -> None:
     pools = _digit_pools()
     seen = [{p.tobytes() for p in pool.pictures} for pool in pools.values()]

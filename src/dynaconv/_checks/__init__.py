@@ -23,6 +23,11 @@ from dynaconv._checks.cli import (
     cli_rules_not_json,
     cli_target_range,
 )
+from dynaconv._checks.data import (
+    data_no_object_share,
+    data_object_share,
+    data_small_object,
+)
 from dynaconv._checks.engine import (
     engine_batch,
     engine_damaged_file,
@@ -61,7 +66,11 @@ from dynaconv._checks.export import (
     export_training,
     export_unknown_blocks,
 )
-from dynaconv._checks.gates import granularity_count, granularity_needs_size, granularity_too_large
+from dynaconv._checks.gates import (
+    granularity_count,
+    granularity_needs_size,
+    granularity_too_large,
+)
 from dynaconv._checks.general import (
     ascending_targets,
     count,
@@ -134,11 +143,13 @@ from dynaconv._checks.study import (
     study_damaged,
     study_few_budgets,
     study_foreign_folder,
+    study_method_unfit,
     study_no_coefficients,
     study_no_dynamic_layers,
     study_no_dynamic_stage,
     study_no_partner,
     study_no_stages,
+    study_no_widths,
     study_none_given,
     study_not_feature_map,
     study_not_finite,
@@ -147,6 +158,7 @@ from dynaconv._checks.study import (
     study_other_study,
     study_share,
     study_thresholds,
+    study_twice,
     study_which,
 )
 from dynaconv._checks.train import (
@@ -206,6 +218,9 @@ __all__ = [
     "cli_rules_not_json",
     "cli_target_range",
     "count",
+    "data_no_object_share",
+    "data_object_share",
+    "data_small_object",
     "dial_range",
     "engine_batch",
     "engine_damaged_file",
@@ -295,11 +310,13 @@ __all__ = [
     "study_damaged",
     "study_few_budgets",
     "study_foreign_folder",
+    "study_method_unfit",
     "study_no_coefficients",
     "study_no_dynamic_layers",
     "study_no_dynamic_stage",
     "study_no_partner",
     "study_no_stages",
+    "study_no_widths",
     "study_none_given",
     "study_not_feature_map",
     "study_not_finite",
@@ -308,6 +325,7 @@ __all__ = [
     "study_other_study",
     "study_share",
     "study_thresholds",
+    "study_twice",
     "study_which",
     "too_few_to_calibrate",
     "total_below_floor",

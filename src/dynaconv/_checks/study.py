@@ -123,3 +123,21 @@ def study_few_budgets(budgets: Sequence[float]) -> ValueError:
     return ValueError(
         f"a study of the dial needs three budgets or more, got {len(budgets)}; such as --budgets 0.2 0.5 0.8"
     )
+
+
+def study_twice(option: str, values: Sequence[object]) -> ValueError:
+    """Error for a list that names something twice."""
+    twice = next(value for value in values if list(values).count(value) > 1)
+    return ValueError(f"{option} names {twice} twice; name it once")
+
+
+def study_no_widths(network: str) -> ValueError:
+    """Error for widths of a network that has no such option."""
+    return ValueError(
+        f"{network} has no width to change; leave --widths out, or take one of dynaconv's ResNets with --network"
+    )
+
+
+def study_method_unfit(method: str, network: str, reason: object) -> ValueError:
+    """Error for a method that a network has no place for."""
+    return ValueError(f"{method} does not fit {network}: {reason}; leave it out of --methods")

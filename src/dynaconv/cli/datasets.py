@@ -54,5 +54,6 @@ def _trained_on(opened: Opened) -> dict[str, Any]:
             "image_size": size or data.image_size,
             "train_size": data.train_size,
             "seed": data.seed,
+            "object_share": data.object_share,
         }
     return {"name": opened.metadata.get("dataset"), "image_size": size}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaconv.data._resampling import SPRITE, UNIT, draw_sprites, placement_weights
+from dynaconv.data._scene_scale import MIXED, ObjectScale
 from dynaconv.data._scene_words import SceneWords
 
 _LINES, _BLOBS, _BARS, _FRAGMENTS = 2, 3, 8, 10
@@ -46,17 +47,19 @@ def words_per_scene(image_size: int) -> int:
     return _PARAMETER_WORDS + (image_size * image_size * 3 + 7) // 8
 
 
-def draw_scenes(pool: DigitPool, words: SceneWords, image_size: int) -> SceneBatch:
+def draw_scenes(
+    pool: DigitPool, words: SceneWords, image_size: int, scale: ObjectScale = MIXED
+) -> SceneBatch:
     """Draw one batch of scenes."""
     labels = words.integers(0, 10, 1)[:, 0]
     sources = _choose_sources(pool, labels, words)
-    alpha, boxes = _digit_alpha(pool.pictures[sources], words, image_size)
+    alpha, boxes = _digit_alpha(pool.pictures[sources], words, image_size, scale)
     paper, ink, twin, other = _colours(words)
     canvas = _background(paper, words, image_size)
     _blend(canvas, other, _blob_alpha(words, image_size))
     _blend(canvas, other, _line_alpha(words, image_size))
-    _blend(canvas, other, _bar_alpha(words, boxes, image_size))
-    _blend(canvas, twin, _fragment_alpha(pool, words, boxes, image_size))
+    _blend(canvas, other, _bar_alpha(words, boxes, image_size, scale))
+    _blend(canvas, twin, _fragment_alpha(pool, words, boxes, image_size, scale))
     _blend(canvas, ink, alpha)
     return SceneBatch(_add_noise(canvas, words), labels, boxes, sources)
 
@@ -73,9 +76,11 @@ def _alpha(values: np.ndarray) -> np.ndarray:
     return (strokes * _OPAQUE // (5 * UNIT)).astype(np.int16)
 
 
-def _digit_alpha(pictures: np.ndarray, words: SceneWords, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _digit_alpha(
+    pictures: np.ndarray, words: SceneWords, size: int, scale: ObjectScale = MIXED
+) -> tuple[np.ndarray, np.ndarray]:
     """The digit's opacity int16 [B, S, S] and its tight box int64 [B, 4]."""
-    height = words.integers(26 * size // 96, 40 * size // 96 + 1, 1)
+    height = words.integers(*scale.heights(size), 1)
     # The 8x8 pictures leave empty columns at the sides, so a square sprite gives a digit taller than wide.
     width = height * words.integers(88, 113, 1) // 100
     margin = size // 24
@@ -181,12 +186,14 @@ def _bar_sprites() -> np.ndarray:
 _BARS_BANK = _bar_sprites()
 
 
-def _bar_alpha(words: SceneWords, boxes: np.ndarray, size: int) -> np.ndarray:
+def _bar_alpha(words: SceneWords, boxes: np.ndarray, size: int, scale: ObjectScale) -> np.ndarray:
     kinds = words.integers(0, len(_BARS_BANK), _BARS)
-    return _scatter(_BARS_BANK[kinds], words, boxes, size, low=22, high=34)
+    return _scatter(_BARS_BANK[kinds], words, boxes, size, scale.clutter(size, 22, 34))
 
 
-def _fragment_alpha(pool: DigitPool, words: SceneWords, boxes: np.ndarray, size: int) -> np.ndarray:
+def _fragment_alpha(
+    pool: DigitPool, words: SceneWords, boxes: np.ndarray, size: int, scale: ObjectScale
+) -> np.ndarray:
     """Windows of at most 4x4 cells out of digits: locally like strokes, too small to be a digit."""
     sprites = pool.pictures[words.integers(0, len(pool.pictures), _FRAGMENTS)]
     axis = np.arange(SPRITE)
@@ -196,15 +203,15 @@ def _fragment_alpha(pool: DigitPool, words: SceneWords, boxes: np.ndarray, size:
         first = words.integers(1, SPRITE - length, _FRAGMENTS)
         windows.append((axis >= first[..., None]) & (axis < (first + length)[..., None]))
     sprites = sprites * windows[0][..., None] * windows[1][..., None, :]
-    return _scatter(sprites, words, boxes, size, low=26, high=40)
+    return _scatter(sprites, words, boxes, size, scale.clutter(size, 26, 40))
 
 
 def _scatter(
-    sprites: np.ndarray, words: SceneWords, boxes: np.ndarray, size: int, *, low: int, high: int
+    sprites: np.ndarray, words: SceneWords, boxes: np.ndarray, size: int, sides: tuple[int, int]
 ) -> np.ndarray:
     """Opacity of sprites at random places, without those that come near the digit's box."""
     count = sprites.shape[1]
-    side = words.integers(low * size // 96, high * size // 96 + 1, count)
+    side = words.integers(*sides, count)
     left, top = (
         words.integers(-side // 3, size - side * 2 // 3, count),
         words.integers(-side // 3, size - side * 2 // 3, count),

@@ -31,6 +31,7 @@ def load_dataset(
     seed: int = 0,
     strict: bool = False,
     augment: bool = True,
+    object_share: float | None = None,
 ) -> DataBundle:
     """Load a data set by name: one of `list_datasets()`.
 
@@ -39,14 +40,17 @@ def load_dataset(
         train_size: use only so many training pictures (a seeded choice).
         strict: an unreadable picture is an error instead of being named and skipped.
         augment: shift (and flip, where that keeps the meaning) training pictures.
+        object_share: of scenes: the share of the picture that the digit's box covers.
     Raises:
         ValueError: an unknown name (the nearest is suggested), or unusable data. FileNotFoundError: no folder.
     """
     kind = name.partition(":")[0]
     if image_size is not None and image_size < 8:
         raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
+    if object_share is not None and name != "scenes":
+        raise _checks.data_no_object_share(name)
     if name == "scenes":
-        return load_scenes(image_size, train_size, seed, augment)
+        return load_scenes(image_size, train_size, seed, augment, object_share=object_share)
     if name == "scenes_keypoints":
         return load_scene_keypoints(image_size, train_size, seed, augment)
     if kind == "mpii":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dynaconv.data._scene_drawing import DigitPool, draw_scenes, words_per_scene
+from dynaconv.data._scene_scale import MIXED, ObjectScale, object_scale
 from dynaconv.data._scene_words import SceneWords
 from dynaconv.data.augment import Augmentation
 from dynaconv.data.bundle import DataBundle
@@ -31,6 +32,7 @@ def load_scenes(
     calibration_size: int = 1200,
     test_size: int = 2000,
     progress: bool = True,
+    object_share: float | None = None,
 ) -> DataBundle:
     """The embedded data set: no download, seeded, identical on every machine.
 
@@ -38,6 +40,8 @@ def load_scenes(
         image_size: side of the canvas in pixels (default 96, at least 24); the digit takes 27 to 42 % of it.
         train_size: training scenes (default 6000).
         augment: shift the training scenes by up to an eighth of the canvas.
+        object_share: mean share of the canvas that the digit's box covers, up to 0.3; left out, digits of mixed size
+            that cover 0.076. Clutter shrinks with the digit, so that size does not tell them apart.
     Raises:
         ValueError: a canvas too small to hold a legible digit, or no scenes.
     """
@@ -51,12 +55,18 @@ def load_scenes(
         raise ValueError(f"scenes need image_size >= {SMALLEST} pixels to hold a legible digit, got {size}")
     if counts["train"] < 1:
         raise ValueError(f"train_size must be at least 1, got {counts['train']}")
+    scale = object_scale(size, object_share)
     pools = _digit_pools()
-    parts = {name: _draw(pools[name], i, counts[name], size, seed, progress) for i, name in enumerate(SPLITS)}
+    parts = {
+        name: _draw(pools[name], i, counts[name], size, seed, progress, scale)
+        for i, name in enumerate(SPLITS)
+    }
     parts["train"].augmentation = (
         Augmentation(size // 16, flip=False, seed=seed, fill="reflect") if augment else None
     )
-    return DataBundle("scenes", [str(d) for d in range(10)], size, MEAN, STD, **parts)
+    # By another name than the data set, so that nothing loads other pictures for these.
+    name = "scenes" if object_share is None else f"scenes of object share {object_share:g}"
+    return DataBundle(name, [str(d) for d in range(10)], size, MEAN, STD, **parts)
 
 
 def _digit_pools() -> dict[str, DigitPool]:
@@ -77,13 +87,21 @@ def _pool(pictures: np.ndarray, labels: np.ndarray) -> DigitPool:
     return DigitPool(pictures, tuple(np.flatnonzero(labels == label) for label in range(10)))
 
 
-def _draw(pool: DigitPool, part: int, count: int, size: int, seed: int, progress: bool) -> MemoryImages:
+def _draw(
+    pool: DigitPool,
+    part: int,
+    count: int,
+    size: int,
+    seed: int,
+    progress: bool,
+    scale: ObjectScale = MIXED,
+) -> MemoryImages:
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
     labels, boxes = [], []
     starts = range(0, count, _CHUNK)
     for start in track(starts, f"drawing {SPLITS[part]} scenes", progress and count >= 2000):
         indices = range(start, min(start + _CHUNK, count))
-        batch = draw_scenes(pool, SceneWords(seed, part, indices, words_per_scene(size)), size)
+        batch = draw_scenes(pool, SceneWords(seed, part, indices, words_per_scene(size)), size, scale)
         images[start : indices.stop] = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
         labels.append(batch.labels)
         boxes.append(batch.boxes)

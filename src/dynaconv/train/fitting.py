@@ -139,6 +139,7 @@ def _load_data(recipe: Recipe) -> Any:
         seed=section.seed,
         strict=section.strict,
         augment=section.augment,
+        object_share=section.object_share,
     )
 
 

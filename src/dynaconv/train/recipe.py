@@ -175,6 +175,7 @@ class DataSection:
         num_workers: processes that load pictures.
         seed: of the data set, its order and its augmentation.
         strict: stop at the first unreadable picture instead of leaving it out.
+        object_share: of scenes: share of the picture that the digit's box covers; left out, digits of mixed size.
     """
 
     name: str
@@ -185,6 +186,7 @@ class DataSection:
     num_workers: int = 0
     seed: int = 0
     strict: bool = False
+    object_share: float | None = None
 
     def __post_init__(self) -> None:
         _checks.train_at_least("data.batch_size", self.batch_size, 1)
