@@ -43,7 +43,7 @@ def test_which_study(cli) -> None:
     )
     cli("study", "compactness", "--seeds", "x").complains("--seeds expects a whole number")
     cli("study", "correlation", "one").complains("dynaconv study correlation: missing: dynamic")
-    for name in ("correlation", "attention", "compactness"):
+    for name in ("correlation", "attention", "compactness", "accuracy-macs"):
         answer = cli("study", name, "--help")
         assert answer.code == 0 and answer.out.startswith(f"usage: dynaconv study {name}")
         assert answer.out.count(f"  dynaconv study {name}") >= 2
@@ -167,3 +167,14 @@ def test_compactness_bad_input(cli, compact, tmp_path) -> None:
     )
     assert not (tmp_path / "x").exists()
     cli("study", "correlation", "a", "b", "--out", compact).complains("belongs to the study 'compactness'")
+
+
+def test_accuracy_macs_asks_for_what_makes_sense(cli, tmp_path) -> None:
+    out = ("--out", tmp_path / "curves")
+    study = ("study", "accuracy-macs")
+    cli(*study, "--methods", "dynconf", *out).complains("unknown method 'dynconf'", "did you mean 'dynconv'")
+    cli(*study, "--budgets", 0.5, 0.3, *out).complains("targets must rise and differ, got 0.5, 0.3")
+    cli(*study, "--network", "resnet8_scene", *out).complains("did you mean 'resnet8_scenes'")
+    cli(*study, "--engines", "onnxruntim", *out).complains("did you mean 'onnxruntime'")
+    cli(*study, "--object-shares", 0.01, "--image-sizes", 48, *out).complains("choose image_size 64 or more")
+    assert not (tmp_path / "curves").exists()

@@ -52,8 +52,8 @@ def test_fixes_compares_at_equal_macs_and_goes_on(tmp_path, monkeypatch) -> None
     variants = ["paper", "default", "default+distill", "default+total"]
     data = fixes(SMALL, variants[:2], 1, tmp_path / "study", bundle=Bundle())
     trained = []
-    fit = budget_runs.Runs._fit
-    monkeypatch.setattr(budget_runs.Runs, "_fit", lambda *args: trained.append(args[-1]) or fit(*args))
+    fit = budget_runs.Runs.fit
+    monkeypatch.setattr(budget_runs.Runs, "fit", lambda *args: trained.append(args[-1]) or fit(*args))
     data = fixes(SMALL, variants, 1, tmp_path / "study", bundle=Bundle())
     assert trained == variants[2:]
     assert [row["variant"] for row in data["variants"]] == variants

@@ -9,12 +9,17 @@ from dynaconv.cli.networks import need_static_name
 from dynaconv.study.budget_settings import BudgetSettings, budget_settings
 
 
-def add_options(parser: Any, out: str) -> None:
-    """The data, the network, the schedule."""
+def add_options(parser: Any, out: str, image_size: bool = True) -> None:
+    """The data, the network, the schedule.
+
+    Args:
+        out: default folder. image_size: whether the pictures have one size.
+    """
     parser.add_argument(
         "--data", type=str, default="scenes", help="scenes, imagefolder:DIR or cifar10:DIR (default scenes)"
     )
-    parser.add_argument("--image-size", type=int, default=None, help="side of the pictures in pixels")
+    if image_size:
+        parser.add_argument("--image-size", type=int, default=None, help="side of the pictures in pixels")
     parser.add_argument("--train-size", type=int, default=None, help="training pictures; left out, all")
     parser.add_argument("--network", type=str, default=None, help="static network, a name of dynaconv models")
     parser.add_argument("--width", type=int, default=None, help="its channels, where it has that option")
@@ -42,17 +47,19 @@ def settings_of(args: Any, **more: Any) -> BudgetSettings:
     """
     _checks.cli_at_least("--seeds", args.seeds, 1)
     need_static_name(args.network)
-    return budget_settings(
-        args.data,
-        image_size=args.image_size,
-        train_size=args.train_size,
-        network=args.network,
-        width=args.width,
-        dense_epochs=args.dense_epochs,
-        dense_lr=args.dense_lr,
-        epochs=args.epochs,
-        batch_size=args.batch,
-        lr=args.lr,
-        precision=args.precision,
-        **more,
-    )
+    return budget_settings(args.data, image_size=args.image_size, **schedule_of(args), **more)
+
+
+def schedule_of(args: Any) -> dict[str, Any]:
+    """What the options say about network and schedule; None where they say nothing."""
+    return {
+        "train_size": args.train_size,
+        "network": args.network,
+        "width": args.width,
+        "dense_epochs": args.dense_epochs,
+        "dense_lr": args.dense_lr,
+        "epochs": args.epochs,
+        "batch_size": args.batch,
+        "lr": args.lr,
+        "precision": args.precision,
+    }

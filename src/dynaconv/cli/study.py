@@ -7,21 +7,30 @@ from types import ModuleType
 from typing import Any
 
 from dynaconv import _checks
-from dynaconv.cli import study_attention, study_compactness, study_correlation, study_dial, study_fixes
+from dynaconv.cli import (
+    study_accuracy_macs,
+    study_attention,
+    study_compactness,
+    study_correlation,
+    study_dial,
+    study_fixes,
+)
 from dynaconv.cli.outcome import Outcome
 
-HELP = "study dynamic kernels (correlation, attention, compactness) and gates (fixes, dial)"
+HELP = "study dynamic kernels (correlation, attention, compactness) and gates (fixes, dial, accuracy-macs)"
 DESCRIPTION = """
 Three studies of networks with dynamic kernels, each with CSV, JSON and a figure: how alike their kernels and
-feature maps are, what their attention does, and what accuracy they give for their parameters. Two studies of
-gates: what each fix of DynConv's training is worth, and how one network does at every budget. Every study
-prints JSON with --json."""
+feature maps are, what their attention does, and what accuracy they give for their parameters. Three studies of
+gates: what each fix of DynConv's training is worth, how one network does at every budget, and what accuracy every
+kind of gate and smaller static networks give for their multiply-adds and milliseconds. Every study prints JSON
+with --json."""
 EXAMPLES = """\
 dynaconv study correlation runs/static runs/dyconv
 dynaconv study attention runs/dyconv
 dynaconv study compactness --seeds 2
 dynaconv study fixes
-dynaconv study dial"""
+dynaconv study dial
+dynaconv study accuracy-macs"""
 
 VERBS: dict[str, ModuleType] = {
     "correlation": study_correlation,
@@ -29,6 +38,7 @@ VERBS: dict[str, ModuleType] = {
     "compactness": study_compactness,
     "fixes": study_fixes,
     "dial": study_dial,
+    "accuracy-macs": study_accuracy_macs,
 }
 
 

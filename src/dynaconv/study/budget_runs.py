@@ -16,33 +16,49 @@ Tell = Callable[[str], None]
 
 
 class Runs:
-    """Networks of one study: trained in `runs/`, results of finished ones kept in `cells/`."""
+    """Networks of one study: trained in `runs/`, results of finished ones kept in `cells/`.
 
-    def __init__(self, folder: StudyFolder, settings: BudgetSettings, bundle: Any, tell: Tell) -> None:
+    prefix: of the names of both, where a study has several data sets.
+    """
+
+    def __init__(
+        self, folder: StudyFolder, settings: BudgetSettings, bundle: Any, tell: Tell, prefix: str = ""
+    ) -> None:
         self.folder, self.settings, self.bundle, self.tell = folder, settings, bundle, tell
+        self.prefix = prefix
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        """Where a network is trained."""
+        return self.folder.path / "runs" / f"{self.prefix}{name}-seed{seed}"
 
     def kept(self, name: str) -> dict[str, Any] | None:
         """The finished result of a cell, None where there is none."""
-        file = self.folder.path / "cells" / f"{name}.json"
+        file = self.folder.path / "cells" / f"{self.prefix}{name}.json"
         return read_json(file) if file.is_file() else None
 
     def keep(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write a finished result."""
-        self.folder.write_json(f"cells/{name}.json", result)
+        self.folder.write_json(f"cells/{self.prefix}{name}.json", result)
         return result
 
     def dense(self, seed: int) -> str:
         """The run folder of the dense start of a seed, trained where it is not yet."""
-        run = self.folder.path / "runs" / f"dense-seed{seed}"
+        run = self.run_folder("dense", seed)
         if self.kept(f"dense-seed{seed}") is None:
-            model = self._fit(self.settings.dense_recipe(seed), run, seed, "dense")
+            model = self.fit(self.settings.dense_recipe(seed), run, seed, "dense")
             self.keep(f"dense-seed{seed}", self.test(model))
         return str(run)
 
-    def dynamic(self, name: str, seed: int, changes: dict[str, dict[str, Any]]) -> nn.Module:
-        """A network trained from the dense start, thresholds as training left them."""
-        run = self.folder.path / "runs" / f"{name}-seed{seed}"
-        return self._fit(self.settings.recipe(seed, self.dense(seed), changes), run, seed, name)
+    def dynamic(
+        self,
+        name: str,
+        seed: int,
+        changes: dict[str, dict[str, Any]],
+        calibrate: Sequence[float] = (),
+    ) -> nn.Module:
+        """A network trained from the dense start; thresholds as training left them, unless it is calibrated."""
+        recipe = self.settings.recipe(seed, self.dense(seed), changes, calibrate)
+        return self.fit(recipe, self.run_folder(name, seed), seed, name)
 
     def test(self, model: nn.Module) -> dict[str, Any]:
         """Accuracy and executed share on the test split, as the network is set."""
@@ -61,7 +77,8 @@ class Runs:
         )
         calibrate_(model, loader, targets)
 
-    def _fit(self, recipe: Any, run: Path, seed: int, name: str) -> nn.Module:
+    def fit(self, recipe: Any, run: Path, seed: int, name: str) -> nn.Module:
+        """The trained network of a recipe; a run that was interrupted goes on."""
         from dynaconv.train import fit
         from dynaconv.train.run_folder import RunFolder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ class BudgetSettings:
 
     Args:
         data: scenes, imagefolder:DIR or cifar10:DIR. image_size: pixels, None keeps the data set's own.
+        object_share: of scenes, share of the picture that the digit covers, None for digits of mixed size.
         network: name of the static network. width: its `width` option, None keeps its own.
         train_size: training pictures; None takes all.
         dense_epochs, dense_lr: of the dense network that the others start from.
@@ -44,6 +46,7 @@ class BudgetSettings:
     noise_until: float = 0.6
     target: float = 0.3
     precision: str = "auto"
+    object_share: float | None = None
 
     def __post_init__(self) -> None:
         _checks.fraction("--target", self.target)
@@ -57,11 +60,21 @@ class BudgetSettings:
         """The dense start."""
         return self._recipe(seed, self.dense_epochs, self.dense_lr, {}, {})
 
-    def recipe(self, seed: int, dense_run: str, changes: dict[str, dict[str, Any]]) -> Recipe:
+    def recipe(
+        self,
+        seed: int,
+        dense_run: str,
+        changes: dict[str, dict[str, Any]],
+        calibrate: Sequence[float] = (),
+    ) -> Recipe:
         """A dynamic network that starts from the dense run; `changes` are keys of recipe sections."""
         masking = {"preset": "default", **changes.get("masking", {})}
         budget = {"target": self.target, "ramp": self.ramp, "noise_until": self.noise_until}
-        sections = {"masking": masking, "budget": {**budget, **changes.get("budget", {})}}
+        sections: dict[str, Any] = {
+            "masking": masking,
+            "budget": {**budget, **changes.get("budget", {})},
+            "calibrate": list(calibrate),
+        }
         optim = {"gate_weight_decay": 0.0, **changes.get("optim", {})}
         trainer = {"init_from": dense_run, **changes.get("trainer", {})}
         return self._recipe(seed, self.epochs, self.lr, {"optim": optim, "trainer": trainer}, sections)
@@ -72,7 +85,7 @@ class BudgetSettings:
         epochs: int,
         lr: float,
         more: dict[str, dict[str, Any]],
-        sections: dict[str, dict[str, Any]],
+        sections: dict[str, Any],
     ) -> Recipe:
         from dynaconv.train import load_recipe
 
@@ -82,16 +95,21 @@ class BudgetSettings:
             "epochs": epochs, "seed": seed, "best": "last", "precision": self.precision,
             "gradient_clip": self.gradient_clip,
         }  # fmt: skip
+        # fmt: off
         made = {
             "model": {
                 "name": self.network,
                 "options": {} if self.width is None else {"width": self.width},
             },
-            "data": {**data, "image_size": self.image_size, "train_size": self.train_size},
+            "data": {
+                **data, "image_size": self.image_size, "train_size": self.train_size,
+                "object_share": self.object_share,
+            },
             "optim": {**optim, "warmup_epochs": self.warmup_epochs, **more.get("optim", {})},
             "trainer": {**trainer, **more.get("trainer", {})},
             **sections,
         }
+        # fmt: on
         return load_recipe(made)
 
 

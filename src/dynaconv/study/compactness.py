@@ -63,7 +63,7 @@ def compactness(
         trained += 1
         missing = sum(other.name not in rows for other in cells)
         left = (time.monotonic() - started) / trained * missing
-        tell(f"{head}: {_sentence(row)}, {_minutes(left)} left")
+        tell(f"{head}: {_sentence(row)}, {in_minutes(left)} left")
         report(folder, settings, _in_order(rows, shown), {})
     compared = list(dict.fromkeys(cell.method for cell in shown))
     latency = time_networks(settings, compared, bundle, batches, rounds, tell) if batches else {}
@@ -157,5 +157,6 @@ def _sentence(row: dict[str, Any]) -> str:
     return f"accuracy {100 * row['accuracy']:.2f} % after {row['seconds']:.0f} s"
 
 
-def _minutes(seconds: float) -> str:
+def in_minutes(seconds: float) -> str:
+    """A duration for people."""
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
