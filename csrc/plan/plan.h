@@ -148,6 +148,8 @@ void dynaconv_plan_release(void* plan, void* context);
 void* dynaconv_plan_value(void* plan, void* context, int32_t value);
 // 0 done; 1 bad call (see error).
 int dynaconv_plan_run(void* plan, void* context, const Call* call, char* error, int64_t error_size);
+// A whole forward in one call: acquire, run, release. 2: no context for so many images.
+int dynaconv_plan_forward(void* plan, const Call* call, char* error, int64_t error_size);
 int64_t dynaconv_plan_memory(void* plan);                  // bytes held by all contexts
 // For tests, before the first acquire: maps of a batch beyond `batch` bytes take windows of at most `window` bytes, in
 // stretches of at least `steps` (stages.h).

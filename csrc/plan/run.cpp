@@ -448,4 +448,12 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
   return 1;
 }
 
+int dynaconv_plan_forward(void* plan, const Call* call, char* error, int64_t error_size) {
+  void* const context = dynaconv_plan_acquire(plan, call->images);
+  if (!context) return 2;
+  const int failed = dynaconv_plan_run(plan, context, call, error, error_size);
+  dynaconv_plan_release(plan, context);
+  return failed;
+}
+
 }  // extern "C"

@@ -106,6 +106,30 @@ def test_stats_count_open_rows() -> None:
     assert len(stats.steps) == len(stats.step_ns) == len(fast.plan.steps)
 
 
+def test_every_call_takes_the_masks_that_are_forced_then() -> None:
+    model = masked("basic")
+    fast = dc.compile(model, (torch.randn(2, *SIZE),), measure=False)
+    images = [torch.randn(n, *SIZE) for n in (2, 1, 3)]
+
+    def expected(density: float) -> list[torch.Tensor]:
+        with force_masks(model, density), torch.no_grad():
+            return [model(x) for x in images]
+
+    own, other = expected(0.5), expected(0.2)
+    for _ in range(2):
+        with force_masks(fast, 0.5):
+            for x, y in zip(images, own, strict=True):
+                torch.testing.assert_close(fast(x), y)
+                torch.testing.assert_close(fast(x), y)
+            with force_masks(fast, 0.2):
+                torch.testing.assert_close(fast(images[0]), other[0])
+            torch.testing.assert_close(fast(images[0]), own[0])
+        with force_masks(model, 0.2):
+            torch.testing.assert_close(fast(images[1]), other[1])
+        with torch.no_grad():
+            torch.testing.assert_close(fast(images[1]), model(images[1]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_logit_that_is_nan_stays_closed(backend: str) -> None:
     model, x = masked("basic", unit="conv1x1"), torch.randn(2, *SIZE)

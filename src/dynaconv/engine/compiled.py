@@ -20,7 +20,7 @@ from dynaconv.engine import files, runtime
 from dynaconv.engine.execute import Program
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.plan_table import PlanTable
-from dynaconv.engine.straight import Straight
+from dynaconv.engine.straight import Decisions, Straight
 from dynaconv.testing.masks import ForcedMask
 
 BACKENDS = ("auto", "cpu", "triton", "eager")
@@ -82,7 +82,10 @@ class CompiledModel:
         self._straight = Straight.of(plan, self._program.native, out_spec)
         self._source = None if source is None else weakref.ref(source)
         self._source_gates = {} if source is None else {n: weakref.ref(g) for n, g in gates(source).items()}
+        # Of the gates: empty while nobody forces anything on the network, which a call sees at a glance.
+        self._source_hooks = [] if source is None else [g._forward_hooks for g in gates(source).values()]
         self._forced: dict[str, ForcedMask] = {}
+        self._decided: tuple[dict[str, ForcedMask], int, Decisions] | None = None
 
     @property
     def plan(self) -> PlanTable:
@@ -106,10 +109,11 @@ class CompiledModel:
             TypeError, ValueError: no tensor, another shape, dtype or device than the network was compiled for.
         """
         straight = self._straight
-        if straight is not None and straight.takes(inputs):
-            x = inputs[0]
-            forced = self._forced_grids(x.shape[0], self._program.plan, None)
-            return straight(x, self.threads or torch.get_num_threads(), forced)
+        if straight is not None and len(inputs) == 1 and straight.takes(inputs[0]):
+            forced = (
+                self._decisions(len(inputs[0]), straight) if self._forced or any(self._source_hooks) else None
+            )
+            return straight(inputs[0], self.threads or torch.get_num_threads(), forced)
         return self._run(inputs)[0]
 
     def run_with_stats(self, *inputs: Any) -> tuple[Any, RunStats]:
@@ -146,6 +150,17 @@ class CompiledModel:
             elif gate.name in masks:
                 found[gate.grid] = masks[gate.name].decisions(n, (grid.height, grid.width))
         return found
+
+    def _decisions(self, n: int, straight: Straight) -> Decisions:
+        """Forced decisions for n images; kept while only this model is forced, and by the same masks."""
+        kept = self._decided
+        if kept is not None and kept[0] is self._forced and kept[1] == n and not any(self._source_hooks):
+            return kept[2]
+        forced = self._forced
+        decisions = Decisions(straight.grids, self._forced_grids(n, self._program.plan, None))
+        if forced is self._forced and not any(self._source_hooks):
+            self._decided = forced, n, decisions
+        return decisions
 
     def _active_masks(self) -> dict[str, ForcedMask]:
         """Masks forced on the network that this came from, overruled by those forced on this model."""

@@ -19,7 +19,7 @@ _TEXT = 512
 def library() -> ctypes.CDLL | None:
     """The compiled kernels with the plan functions declared, or None."""
     loaded, _ = _native.load()
-    if loaded is None or not hasattr(loaded, "dynaconv_plan_create"):
+    if loaded is None or not hasattr(loaded, "dynaconv_plan_forward"):
         return None
     if loaded.dynaconv_plan_create.restype is ctypes.c_void_p:
         return loaded
@@ -37,6 +37,7 @@ def library() -> ctypes.CDLL | None:
     loaded.dynaconv_plan_value.argtypes = [pointer, pointer, i32]
     loaded.dynaconv_plan_value.restype = pointer
     loaded.dynaconv_plan_run.argtypes = [pointer, pointer, ctypes.POINTER(Call), ctypes.c_char_p, i64]
+    loaded.dynaconv_plan_forward.argtypes = [pointer, ctypes.POINTER(Call), ctypes.c_char_p, i64]
     loaded.dynaconv_plan_memory.argtypes = [pointer]
     loaded.dynaconv_plan_memory.restype = i64
     return loaded
