@@ -30,7 +30,7 @@ def compare_latency(
     """Time several functions against each other, interleaved, so that a noisy machine disturbs all alike.
 
     Some thread pools wait for more work spinning, and slow down what runs after them: before its turn every function
-    waits for `settle_seconds`, then runs once untimed if it is fast.
+    waits for `settle_seconds`; then it runs twice untimed.
 
     Args:
         functions: name -> function without arguments.
@@ -55,10 +55,7 @@ def compare_latency(
         if seconds is not None and done >= LEAST_ROUNDS and time.monotonic() - started > seconds:
             break
         for name, timer in timers.items():
-            if settle_seconds > 0:
-                time.sleep(settle_seconds)
-                if repeats[name] > 1:
-                    timer.timeit(1)
+            time.sleep(settle_seconds)
             times[name].append(timer.timeit(repeats[name]).mean * 1e3)
         if progress is not None:
             progress()
