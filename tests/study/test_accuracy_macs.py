@@ -11,8 +11,9 @@ from tests.train.synthetic import Bundle
 import dynaconv.study.budget_runs as budget_runs
 from dynaconv.study.accuracy_macs import Timing, accuracy_macs
 from dynaconv.study.curve_figures import all_figures
-from dynaconv.study.curve_points import point_name, static_accuracy, summarise, table, verdict
+from dynaconv.study.curve_points import point_name, static_accuracy, summarise, verdict
 from dynaconv.study.curve_settings import Axes, CurveSettings, curve_settings
+from dynaconv.study.curve_table import table
 
 pytestmark = pytest.mark.needs("lightning", "matplotlib")
 SMALL = CurveSettings(

@@ -93,7 +93,7 @@ def run(args: Any) -> Outcome:
         ValueError: bad input; CommandFailed: interrupted.
     """
     from dynaconv.study.accuracy_macs import accuracy_macs
-    from dynaconv.study.curve_points import table
+    from dynaconv.study.curve_table import table
     from dynaconv.train import TrainingInterrupted
 
     settings, axes, timing = _settings(args), _axes(args), _timing(args)

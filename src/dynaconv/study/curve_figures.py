@@ -187,6 +187,10 @@ def _legend(figure: Any, axes: Sequence[Any], note: str) -> None:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
     legend = figure.legend(
-        found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6), frameon=False
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=min(len(found), int(figure.get_figwidth() / 1.8)),
+        frameon=False,
     )
     legend.set_title(note)

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dynaconv._table import format_table
-from dynaconv.study.curve_settings import DENSE, METHODS, TITLES
+from dynaconv.study.curve_settings import DENSE, METHODS
 
 POINT = ("image_size", "object_share", "method", "budget", "width")
 MEANS = (
@@ -43,16 +42,17 @@ def summarise(
         points.append(_point(own, (times or {}).get(point_name(own[0]), {})))
     points.sort(key=_order)
     for point in points:
-        _compare(point, [p for p in points if _pictures(p) == _pictures(point) and p["method"] == DENSE])
+        _compare(point, [p for p in points if pictures_of(p) == pictures_of(point) and p["method"] == DENSE])
     return points
 
 
 def _order(point: Row) -> tuple[Any, ...]:
-    first = [-1.0 if value is None else value for value in _pictures(point)]
+    first = [-1.0 if value is None else value for value in pictures_of(point)]
     return *first, ORDER.index(point["method"]), point["budget"] or point["width"] or 0
 
 
-def _pictures(point: Row) -> tuple[Any, Any]:
+def pictures_of(point: Row) -> tuple[Any, Any]:
+    """Size of the pictures and share of the object."""
     return point["image_size"], point["object_share"]
 
 
@@ -128,64 +128,6 @@ def batches_of(points: Sequence[Row]) -> list[str]:
     return sorted((name.removeprefix("ms_") for name in names), key=int)
 
 
-def title(point: Row) -> str:
-    """A point in words."""
-    name = TITLES[point["method"]]
-    if point["method"] == DENSE:
-        return name if point["width"] is None else f"{name}, width {point['width']}"
-    return f"{name} {point['budget']:g}"
-
-
-def table(data: Mapping[str, Any]) -> str:
-    """The points for people, and which of them beat the static networks."""
-    points, batches = data["points"], batches_of(data["points"])
-    several = len({_pictures(p) for p in points}) > 1
-    header = [*(("pictures",) if several else ()), "network", "seeds", "accuracy", "MMac", "share", "error before",
-              "error after", "at equal MACs"]  # fmt: skip
-    for batch in batches:
-        header += [f"ms, batch {batch}", "engine", "at equal ms"]
-    rows = [[*((_pictures_text(p),) if several else ()), *_cells(p, batches)] for p in points]
-    text = [format_table(header, rows, "l" * (1 + several) + "r" * (len(header) - 1 - several))]
-    text.append(
-        "accuracy on test pictures; share: executed multiply-adds over those of the full static network; errors of the "
-        "share of what gates can skip, before calibration (training alone) and after it; at equal MACs or ms: accuracy "
-        "minus that of static networks there, in points ('cheaper': left of the smallest static network)"
-    )
-    text += [line for batch in batches for line in _verdict(points, batch)]
-    text += [f"left out: {title(p)}: {p['left_out']}" for p in points if p["left_out"]]
-    return "\n".join(text)
-
-
-def _pictures_text(point: Row) -> str:
-    share = "" if point["object_share"] is None else f", object {point['object_share']:g}"
-    return f"{point['image_size']} px{share}"
-
-
-def _cells(point: Row, batches: Sequence[str]) -> list[str]:
-    if point["accuracy_mean"] is None:
-        return [title(point), "0", "-", "-", "-", "-", "-", "-", *(["-"] * 3 * len(batches))]
-    spread = "" if point["accuracy_std"] is None else f" ± {100 * point['accuracy_std']:.2f}"
-    cells = [title(point), str(point["seeds"]), f"{100 * point['accuracy_mean']:.2f} %{spread}"]
-    cells += [f"{point['executed_macs_mean'] / 1e6:.2f}", f"{point['share_mean']:.3f}"]
-    before, after = point["budget_error_before"], point["worst_error_after"]
-    cells += ["" if before is None else f"{before:+.3f}", "" if after is None else f"{after:.4f}"]
-    cells += [_gain_text(point, "gain_macs")]
-    for batch in batches:
-        ms = point.get(f"ms_{batch}")
-        if ms is None:
-            cells += ["-"] * 3
-        else:
-            cells += [f"{ms:.3f}", point[f"engine_{batch}"], _gain_text(point, f"gain_ms_{batch}")]
-    return cells
-
-
-def _gain_text(point: Row, key: str) -> str:
-    if point["method"] == DENSE:
-        return ""
-    gain = point.get(key)
-    return "cheaper" if gain is None else f"{100 * gain:+.2f}"
-
-
 def verdict(point: Row, points: Sequence[Row], batch: str) -> str | None:
     """How a dynamic point stands to the static networks on the same pictures in milliseconds of a batch.
 
@@ -194,7 +136,7 @@ def verdict(point: Row, points: Sequence[Row], batch: str) -> str | None:
     """
     key = f"ms_{batch}"
     static = [
-        p[key] for p in points if p["method"] == DENSE and _pictures(p) == _pictures(point) and key in p
+        p[key] for p in points if p["method"] == DENSE and pictures_of(p) == pictures_of(point) and key in p
     ]
     if point["method"] == DENSE or key not in point or not static:
         return None
@@ -203,16 +145,3 @@ def verdict(point: Row, points: Sequence[Row], batch: str) -> str | None:
     if point[key] > max(static):
         return "are slower than all of"
     return "beat" if point[f"gain_{key}"] > 0 else "do not beat"
-
-
-def _verdict(points: Sequence[Row], batch: str) -> list[str]:
-    groups: dict[str, list[str]] = {}
-    for point in points:
-        word = verdict(point, points, batch)
-        share = "" if point["object_share"] is None else f" (object {point['object_share']:g})"
-        if word is not None:
-            groups.setdefault(word, []).append(f"{title(point)}{share}")
-    return [
-        f"milliseconds at batch {batch}: {word} the static networks: {', '.join(groups[word])}"
-        for word in sorted(groups)
-    ]
