@@ -104,6 +104,21 @@ def test_parameter_groups_part_the_gates(model) -> None:
     }
 
 
+def test_presets_say_whether_gates_decay() -> None:
+    def decays(config, **options) -> list[float]:
+        model = dc.create_model("resnet8_cifar")
+        dc.dynamize_(model, config)
+        groups = dc.MacBudget(model, 0.5, total_steps=1).param_groups(0.1, 5e-4, **options)
+        assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+        return [g["weight_decay"] for g in groups]
+
+    paper, default = dc.SpatialMasking(preset="paper"), dc.SpatialMasking()
+    assert decays(default) == [5e-4, 0.0] and decays(paper) == [5e-4, 5e-4]
+    assert decays(dc.ChannelGate()) == [5e-4, 0.0] and decays(dc.LayerGate(preset="paper")) == [5e-4, 5e-4]
+    assert decays({"layer1": paper, "layer2": default}) == [5e-4, 0.0, 5e-4]
+    assert decays(paper, gate_weight_decay=0.1) == [5e-4, 0.1]
+
+
 @pytest.mark.parametrize("target", [0.0, -0.1, 1.01, math.nan])
 def test_target_outside_the_unit_interval(model, target: float) -> None:
     with pytest.raises(ValueError, match=r"target must lie in \(0, 1\]"):

@@ -18,6 +18,7 @@ from dynaconv.budget.schedules import GateSchedule
 from dynaconv.convert import gates, masked_blocks
 from dynaconv.cost.dense import count_dense, guess_input_size
 from dynaconv.cost.masks import MaskCollection, MaskHooks
+from dynaconv.nn.masked_block import MaskedBlock
 
 SCOPES = ("conditional", "total")
 # Multiples of it fill the unit interval evenly.
@@ -233,21 +234,28 @@ class MacBudget:
         gate_lr_multiplier: float = 1.0,
         gate_weight_decay: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Optimizer parameter groups: the network's own parameters and the gates' apart."""
-        of_gates = {id(p) for gate in gates(self.model).values() for p in gate.parameters()}
+        """Optimizer parameter groups: the network's own parameters and the gates' apart.
+
+        Args:
+            gate_weight_decay: None takes the presets': weight_decay for gates of preset "paper", 0 for all others,
+                since decay pulls logits towards their threshold. Where a network has both, there are three groups.
+        """
+        decays = {
+            id(p): self._gate_decay(block, weight_decay) if gate_weight_decay is None else gate_weight_decay
+            for block in masked_blocks(self.model).values()
+            for p in block.gate.parameters()
+        }
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        return [
-            {
-                "params": [p for p in trainable if id(p) not in of_gates],
-                "lr": lr,
-                "weight_decay": weight_decay,
-            },
-            {
-                "params": [p for p in trainable if id(p) in of_gates],
-                "lr": lr * gate_lr_multiplier,
-                "weight_decay": weight_decay if gate_weight_decay is None else gate_weight_decay,
-            },
-        ]
+        own = [p for p in trainable if id(p) not in decays]
+        groups = [{"params": own, "lr": lr, "weight_decay": weight_decay}]
+        for decay in sorted(set(decays.values())) or [0.0]:
+            params = [p for p in trainable if decays.get(id(p)) == decay]
+            groups.append({"params": params, "lr": lr * gate_lr_multiplier, "weight_decay": decay})
+        return groups
+
+    @staticmethod
+    def _gate_decay(block: MaskedBlock, weight_decay: float) -> float:
+        return weight_decay if getattr(block.config, "preset", None) == "paper" else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; the gates' own state is in the model."""

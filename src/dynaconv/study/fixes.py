@@ -15,13 +15,15 @@ from dynaconv.study.budget_settings import BudgetSettings
 
 STUDY = "fixes"
 Changes = dict[str, dict[str, Any]]
+# Stands for the weight decay of the other parameters.
+WEIGHT_DECAY = "weight_decay"
 
 # What the paper has instead of each fix, as keys of a recipe.
 _PAPER: dict[str, Changes] = {
     "dilation": {"masking": {"dilation_gradient": "none"}},
     "temperature": {"masking": {"temperature": 1.0}},
     "open": {"masking": {"init": "paper"}},
-    "decay": {"optim": {"gate_weight_decay": None}},
+    "decay": {"optim": {"gate_weight_decay": WEIGHT_DECAY}},
     "ramp": {"budget": {"ramp": 0.0}},
 }
 # What is off unless it is asked for.
@@ -61,6 +63,13 @@ def changes_of(variant: str, settings: BudgetSettings) -> Changes:
     {'masking': {'temperature': 1.0}}
     """
     _checks.one_of("variant", variant, VARIANTS)
+    changes = _changes_of(variant)
+    if changes.get("optim", {}).get("gate_weight_decay") == WEIGHT_DECAY:
+        changes = {**changes, "optim": {"gate_weight_decay": settings.weight_decay}}
+    return changes
+
+
+def _changes_of(variant: str) -> Changes:
     if variant.startswith("default"):
         fix = variant.removeprefix("default")[1:]
         return _PAPER.get(fix) or _OFFERED.get(fix) or {}

@@ -211,7 +211,7 @@ class OptimSection:
         gamma: factor of multistep.
         warmup_epochs: epochs, or a part of one, over which the rate rises from 0.
         gate_lr_multiplier: the gates' learning rate as a multiple of lr.
-        gate_weight_decay: the gates' weight decay; left out, the same as weight_decay.
+        gate_weight_decay: the gates' weight decay; left out, none, but weight_decay with masking.preset paper.
     """
 
     name: str = "sgd"
