@@ -54,8 +54,9 @@ struct Layout {
     // Rows that lie a multiple of 2 KiB apart would fight for the same lines of the L1 cache.
     hidden_stride = sizeof(T) == 4 ? args.hidden : panels_of(args.hidden) * kPanel;
     const int64_t threads = std::max(1, args.threads);
-    if (by_panels && kOwnSums<T>) hidden_stride = (panels_of(args.hidden) + threads - 1) / threads * kPanel;
-    if (hidden_stride * sizeof(T) % 2048 == 0) hidden_stride += 64 / sizeof(T);
+    if (!args.project_weight) hidden_stride = args.out_stride;
+    else if (by_panels && kOwnSums<T>) hidden_stride = (panels_of(args.hidden) + threads - 1) / threads * kPanel;
+    if (args.project_weight && hidden_stride * sizeof(T) % 2048 == 0) hidden_stride += 64 / sizeof(T);
     band = by_panels ? args.out_height : args.band > 0 ? args.band : chosen_band(args);
     slots = (band - 1) * args.stride[0] + span;
     panel_size = (slots * pitch + left + right) * kPanel;
@@ -63,7 +64,8 @@ struct Layout {
 
   int64_t chosen_band(const InvertedArgsOf<T>& args) const {
     constexpr int64_t kElements = kRingBytes / int64_t{sizeof(T)};
-    const int64_t row = pitch * panels * kPanel * args.stride[0] + args.out_width * hidden_stride;
+    const int64_t row = pitch * panels * kPanel * args.stride[0] +
+                        (args.project_weight ? args.out_width * hidden_stride : 0);
     const int64_t fits = (kElements - pitch * panels * kPanel * span) / row;
     return std::max<int64_t>(1, std::min<int64_t>({fits, kMostBand, args.out_height}));
   }
@@ -94,6 +96,7 @@ struct Scratch {
   T* buffer;  // behind the depthwise convolution
   List expand, project;
   Span* spans;
+  float* means;  // sums of the rows in hand
 
   Scratch(const InvertedArgsOf<T>& args, const Layout<T>& layout, void* base, T* shared, int64_t* bytes = nullptr) {
     int64_t at = 0;
@@ -102,16 +105,17 @@ struct Scratch {
       at += rounded(size);
       return from;
     };
-    const int64_t pixels = layout.band * args.out_width, inputs = layout.slots * args.width;
+    const int64_t pixels = args.project_weight ? layout.band * args.out_width : 0, inputs = layout.slots * args.width;
     ring = reinterpret_cast<T*>(take(args.expand_weight ? layout.panels * layout.panel_size * sizeof(T) : 0));
     buffer = shared ? shared : reinterpret_cast<T*>(take(pixels * layout.hidden_stride * sizeof(T)));
+    means = reinterpret_cast<float*>(take(args.means ? panels_of(args.hidden) * kPanel * sizeof(float) : 0));
     expand.from = reinterpret_cast<const void**>(take(inputs * 8));
     expand.to = reinterpret_cast<void**>(take(inputs * 8));
     expand.add = nullptr;
     project.from = reinterpret_cast<const void**>(take(pixels * 8));
     project.to = reinterpret_cast<void**>(take(pixels * 8));
     project.add = reinterpret_cast<const void**>(take(pixels * 8));
-    spans = reinterpret_cast<Span*>(take((pixels / 2 + layout.band) * sizeof(Span)));
+    spans = reinterpret_cast<Span*>(take((layout.band * args.out_width / 2 + layout.band) * sizeof(Span)));
     if (bytes) *bytes = at;
   }
 };
@@ -193,6 +197,45 @@ void join_pixel(const Join& join, const float* residual, float* out) {
   join_plain(join, residual, out);
 }
 
+// Adds `count` pixels of at most kPanel channels to `sums`, which has room for all.
+template <typename Vector>
+DYNACONV_INLINE void add_channels(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
+  constexpr int64_t kLanes = kLanesOf<Vector>;
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
+    Vector first = load<Vector>(sums + c), second = load<Vector>(sums + c + kLanes);
+    const float* pixel = from + c;
+    for (int64_t i = 0; i < count; ++i, pixel += step) {
+      first += load<Vector>(pixel);
+      second += load<Vector>(pixel + kLanes);
+    }
+    store<Vector>(sums + c, first);
+    store<Vector>(sums + c + kLanes, second);
+  }
+  for (; c < channels; ++c)
+    for (int64_t i = 0; i < count; ++i) sums[c] += from[i * step + c];
+}
+
+void add_pixels_plain(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
+  add_channels<float4>(from, count, step, channels, sums);
+}
+#ifdef DYNACONV_X86
+DYNACONV_TARGET_AVX2 void add_pixels_avx2(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
+  add_channels<float8>(from, count, step, channels, sums);
+}
+DYNACONV_TARGET_AVX512 void add_pixels_avx512(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
+  add_channels<float16>(from, count, step, channels, sums);
+}
+#endif
+
+void add_pixels(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
+#ifdef DYNACONV_X86
+  if (best_isa_level() == Isa::kAvx512) return add_pixels_avx512(from, count, step, channels, sums);
+  if (best_isa_level() == Isa::kAvx2) return add_pixels_avx2(from, count, step, channels, sums);
+#endif
+  add_pixels_plain(from, count, step, channels, sums);
+}
+
 // One image in the hands of one thread.
 template <typename T>
 class Walk {
@@ -203,6 +246,7 @@ class Walk {
   void band(int64_t first, int64_t last) {
     const int64_t spans = find_spans(first, last);
     if (spans == 0) return;
+    if (!args_.project_weight) scratch_.buffer = out_row(first);
     if (args_.expand_weight) {
       find_hidden(first, last);
       for (int64_t panel = 0; panel < layout_.panels; ++panel) {
@@ -212,7 +256,7 @@ class Walk {
     } else {
       for (int64_t i = 0; i < spans; ++i) depthwise_span(scratch_.spans[i]);
     }
-    const int64_t outs = panels_of(args_.out_channels);
+    const int64_t outs = args_.project_weight ? panels_of(args_.out_channels) : 0;
     for (int64_t panel = 0; panel < outs; ++panel) project_panel(panel, 0, scratch_.project.tiles());
   }
 
@@ -221,11 +265,21 @@ class Walk {
     const int64_t spans = find_spans(0, args_.out_height);
     if (spans == 0) return;
     find_hidden(0, args_.out_height);
-    first_panel_ = kOwnSums<T> ? first : 0;
+    first_panel_ = kOwnSums<T> && args_.project_weight ? first : 0;
+    if (!args_.project_weight) scratch_.buffer = out_row(0);
     for (int64_t panel = first; panel < last; ++panel) {
       expand_panel(panel, 0);
       for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, 0, scratch_.spans[i]);
     }
+  }
+
+  // The sums over the rows that were walked since the last call, of the hidden panels [first, last).
+  void clear_means(int64_t first, int64_t last) const {
+    if (args_.means) std::memset(scratch_.means + first * kPanel, 0, (last - first) * kPanel * sizeof(float));
+  }
+  void take_means(int64_t first, int64_t last, float factor, float* to) const {
+    const int64_t end = std::min<int64_t>(last * kPanel, args_.hidden);
+    for (int64_t c = first * kPanel; args_.means && c < end; ++c) to[c] = scratch_.means[c] * factor;
   }
 
   // What those panels add to the projection, one row of `sums` for each open pixel.
@@ -280,7 +334,7 @@ class Walk {
       while (x < args_.out_width) {
         const int32_t end = next_closed(need, x, args_.out_width);
         scratch_.spans[spans++] = {static_cast<int32_t>(y), x, end, index};
-        list_span(row * args_.out_width + x, end - x, index);
+        if (args_.project_weight) list_span(row * args_.out_width + x, end - x, index);
         index += end - x;
         x = next_open(need, end, args_.out_width);
       }
@@ -333,6 +387,12 @@ class Walk {
   // `place`: where the panel lies in the ring.
   void expand_panel(int64_t panel, int64_t place) const {
     TileCall call = panel_call(args_.expand_weight, args_.expand_bias, args_.channels, panel, args_.hidden);
+    if constexpr (sizeof(T) == 4) {
+      if (args_.expand_image) {
+        call.bias = args_.expand_weight + image_ * args_.expand_image + panel * (args_.channels + 1) * kPanel;
+        call.weight = call.bias + kPanel;
+      }
+    }
     call.column = place * layout_.panel_size;
     call.activation = args_.activation[0];
     multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false);
@@ -369,6 +429,8 @@ class Walk {
     run.dilation = args_.dilation[1];
     run.activation = args_.activation[1];
     depthwise_run(run);
+    if constexpr (sizeof(T) == 4)
+      if (args_.means) add_pixels(run.out, run.count, run.out_pixel, run.channels, scratch_.means + panel * kPanel);
   }
 
   void depthwise_span(const Span& span) const {
@@ -405,6 +467,8 @@ class Walk {
   }
 
  private:
+  T* out_row(int64_t y) const { return args_.out + (image_ * args_.out_height + y) * args_.out_width * args_.out_stride; }
+
   const InvertedArgsOf<T>& args_;
   const Layout<T>& layout_;
   Scratch<T> scratch_;
@@ -438,8 +502,24 @@ bool by_panels(const InvertedArgsOf<T>& args) {
   return args.height <= kMostRowsByPanels && panels >= 2 * args.threads && even;
 }
 
+// Sums of images that several threads share: of a chunk's first and of its last image.
 template <typename T>
-void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, void* base) {
+float* shared_sums(const InvertedArgsOf<T>& args, int64_t chunk, bool last) {
+  return reinterpret_cast<float*>(args.shared) + (2 * chunk + last) * panels_of(args.hidden) * kPanel;
+}
+
+template <typename T>
+float* means_of(const InvertedArgsOf<T>& args, int64_t image) {
+  return args.means ? args.means + image * args.means_stride : nullptr;
+}
+
+template <typename T>
+float mean_factor(const InvertedArgsOf<T>& args) {
+  return 1.0f / (static_cast<float>(args.out_height) * static_cast<float>(args.out_width));
+}
+
+template <typename T>
+void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, int64_t chunk, void* base) {
   const Layout<T> layout(args, false);
   const Scratch<T> scratch(args, layout, base, nullptr);
   if (args.expand_weight) clear_borders(layout, scratch.ring, args.width, layout.panels);
@@ -447,7 +527,11 @@ void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, void* 
     const int64_t start = image * args.out_height;
     const int64_t from = std::max(first - start, int64_t{0}), to = std::min<int64_t>(last - start, args.out_height);
     Walk<T> walk(args, layout, scratch, image);
+    walk.clear_means(0, layout.panels);
     for (int64_t y = from; y < to; y += layout.band) walk.band(y, std::min(y + layout.band, to));
+    const bool whole = to - from == args.out_height;
+    walk.take_means(0, layout.panels, whole ? mean_factor(args) : 1.0f,
+                    whole ? means_of(args, image) : shared_sums(args, chunk, start + from != first));
   }
 }
 
@@ -457,6 +541,14 @@ void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* b
   const int64_t image = chunk / args.threads, share = chunk % args.threads, panels = panels_of(args.hidden);
   const int64_t first = panels * share / args.threads, last = panels * (share + 1) / args.threads;
   const int64_t pixels = int64_t{args.out_height} * args.out_width;
+  if (!args.project_weight) {
+    const Scratch<T> scratch(args, layout, base, nullptr);
+    Walk<T> walk(args, layout, scratch, image);
+    clear_borders(layout, scratch.ring, args.width, 1);
+    walk.clear_means(first, last);
+    walk.hidden_panels(first, last);
+    return walk.take_means(first, last, mean_factor(args), means_of(args, image));
+  }
   if constexpr (kOwnSums<T>) {
     const int64_t step = panels_of(args.out_channels) * kPanel, part = pixels * step;
     float* const sums = args.shared + image * args.threads * part;
@@ -508,24 +600,44 @@ std::pair<int64_t, int64_t> rows_of(const InvertedArgsOf<T>& args, int64_t chunk
   return {first, last};
 }
 
+// The mean of an image whose rows several chunks share; chunks are in order, so the sum is the same in every run.
+template <typename T>
+void join_means(const InvertedArgsOf<T>& args, int64_t image) {
+  const int64_t chunks = inverted_chunks(args, 0), start = image * args.out_height, end = start + args.out_height;
+  float* const mean = means_of(args, image);
+  bool begun = false;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const auto [first, last] = rows_of(args, chunk, chunks);
+    if (last <= start || first >= end) continue;
+    if (first <= start && last >= end) return;
+    const float* const sums = shared_sums(args, chunk, first < start);
+    for (int64_t c = 0; c < args.hidden; ++c) mean[c] = (begun ? mean[c] : 0.0f) + sums[c];
+    begun = true;
+  }
+  for (int64_t c = 0; c < args.hidden; ++c) mean[c] *= mean_factor(args);
+}
+
 }  // namespace
 
 template <typename T>
 int inverted_phases(const InvertedArgsOf<T>& args) {
+  if (!args.project_weight) return !args.means || by_panels(args) || args.threads == 1 ? 1 : 2;
   return by_panels(args) ? 2 : 1;
 }
 
 template <typename T>
-int64_t inverted_chunks(const InvertedArgsOf<T>& args, int) {
+int64_t inverted_chunks(const InvertedArgsOf<T>& args, int phase) {
   if (by_panels(args)) return args.images * args.threads;
+  if (phase == 1) return args.images;
   return std::min<int64_t>(args.threads, args.images * args.out_height);
 }
 
 template <typename T>
 void inverted_run_chunk(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* scratch) {
   if (by_panels(args)) return run_panels(args, phase, chunk, scratch);
+  if (phase == 1) return join_means(args, chunk);
   const auto [first, last] = rows_of(args, chunk, inverted_chunks(args, 0));
-  run_rows(args, first, last, scratch);
+  run_rows(args, first, last, chunk, scratch);
 }
 
 template <typename T>
@@ -538,6 +650,8 @@ int64_t inverted_scratch_bytes(const InvertedArgsOf<T>& args) {
 
 template <typename T>
 int64_t inverted_shared_bytes(const InvertedArgsOf<T>& args) {
+  if (!args.project_weight)
+    return args.means && !by_panels(args) ? inverted_chunks(args, 0) * 2 * panels_of(args.hidden) * kPanel * int64_t{sizeof(float)} : 0;
   if (!by_panels(args)) return 0;
   const int64_t pixels = args.images * args.out_height * args.out_width;
   if (kOwnSums<T>) return pixels * args.threads * panels_of(args.out_channels) * kPanel * 4;

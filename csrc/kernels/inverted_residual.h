@@ -1,4 +1,5 @@
-// The fused inverted residual: expand (1x1), depthwise, project (1x1). The hidden tensor never leaves the cache.
+// The fused inverted residual: expand (1x1), depthwise, project (1x1). The hidden tensor never leaves the cache. Without
+// projection the result is what lies behind the depthwise convolution, with its mean over the positions where that is wanted.
 //
 // A thread walks output rows in bands. For a band it expands the missing hidden rows into a ring with a border of zeros,
 // one panel of 32 hidden channels after the other, convolves each panel while it is in the L1 cache into a small buffer,
@@ -18,7 +19,9 @@ struct InvertedArgsOf {
   int32_t channels, hidden, out_channels;
   int32_t kernel[2], stride[2], padding[2], dilation[2];  // of the depthwise convolution
   const T* expand_weight;                                 // null: no expansion, hidden == channels
-  const T *depthwise_weight, *project_weight;
+  int64_t expand_image;                                   // elements from one image's expansion to the next: its panels are
+                                                          // a row of bias and one for each channel. 0: one for all images
+  const T *depthwise_weight, *project_weight;             // no projection: out_channels == hidden, no mask, no residual
   const float *expand_bias, *depthwise_bias, *project_bias;
   int32_t activation[3], final_activation;  // final: after the residual was added
   const T* in;            // [images * height * width] rows
@@ -27,6 +30,8 @@ struct InvertedArgsOf {
   int64_t out_stride;
   const T* residual;      // rows as `out`, or null; may be `out`, but not `in` where `in` is `out`
   int64_t residual_stride;
+  float* means;           // [images] rows of `hidden`, or null; only without projection
+  int64_t means_stride;
   const uint8_t* need;         // [images * out_height * out_width] open pixels, or null: all
   const uint8_t* need_hidden;  // [images * height * width] what these read, or null: all
   const T* zeros;              // at least `hidden` zeros

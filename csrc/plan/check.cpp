@@ -133,33 +133,76 @@ struct Checker {
            (!depthwise || no_closed(s)) && (!s.ints[2] || minimal(s, in, out));
   }
   bool fusion(const Step& s, const Value& in, const Value& out) {
-    if (!convolution(s, s.conv[0], in, out) || !residual(s, out) || !conv(s.conv[1]) || !conv(s.conv[2])) return false;
-    const Conv &c = data.convs[s.conv[0]], &reduce = data.convs[s.conv[1]], &expand = data.convs[s.conv[2]];
+    if (!convolution(s, s.conv[0], in, out) || !residual(s, out)) return false;
+    const Conv& c = data.convs[s.conv[0]];
     if (in.dtype != kFloat32 || out.dtype != kFloat32) return fail("channel fusion runs in float32");
+    if (s.ints[3] < 0 || s.ints[3] > 1) return fail("a channel fusion has two forms");
+    if (c.groups > 1 && (s.ints[3] == 0 || c.groups == c.in_channels)) return fail("a low-rank part does not fold into groups");
+    return fusion_parts(s, in.channels, out.channels) && s.aux[1] == -1 && no_closed(s) && (!s.ints[2] || minimal(s, in, out));
+  }
+  // The static weight, Q and P of a channel fusion.
+  bool fusion_parts(const Step& s, int32_t inputs, int32_t outputs) {
+    if (!conv(s.conv[0]) || !conv(s.conv[1]) || !conv(s.conv[2])) return false;
+    const Conv &reduce = data.convs[s.conv[1]], &expand = data.convs[s.conv[2]];
     if (!reduce.weight || !reduce.bias || !expand.weight || !expand.bias) return fail("a projection has no weight or no bias");
     if (!pointwise(reduce) || !pointwise(expand)) return false;
     if (reduce.groups != 1 || expand.groups != 1) return fail("a projection has one group");
-    if (reduce.in_channels != in.channels || expand.out_channels != out.channels || reduce.out_channels < 1 ||
+    if (reduce.in_channels != inputs || expand.out_channels != outputs || reduce.out_channels < 1 ||
         reduce.out_channels > 4096 || expand.in_channels != reduce.out_channels)
       return fail("the projections of a channel fusion do not fit");
-    if (s.ints[0] != 1 || s.ints[1] != 1 || s.ints[3] < 0 || s.ints[3] > 1) return fail("a channel fusion has one weight, and two forms");
-    if (c.groups > 1 && (s.ints[3] == 0 || c.groups == c.in_channels)) return fail("a low-rank part does not fold into groups");
-    const int64_t rank = reduce.out_channels;
-    return numbers(s.aux[0], c.out_channels + rank * rank) && s.aux[1] == -1 && s.aux[2] == -1 && s.aux[3] == -1 && no_closed(s) &&
-           (!s.ints[2] || minimal(s, in, out));
+    if (s.ints[0] != 1 || s.ints[1] != 1) return fail("a channel fusion has one weight");
+    return numbers(s.aux[0], int64_t{outputs} + int64_t{reduce.out_channels} * reduce.out_channels) && s.aux[2] == -1 &&
+           s.aux[3] == -1;
+  }
+  bool folded(const Step& s) {
+    if (!conv(s.conv[0]) || !value(s.out, "folded weights")) return false;
+    const Conv& c = data.convs[s.conv[0]];
+    if (!weights(c) || !pointwise(c) || !fusion_parts(s, c.in_channels, c.out_channels)) return false;
+    if (c.groups != 1 || s.ints[2] || s.ints[3] || s.aux[1] != -1 || s.in != -1)
+      return fail("only a folded 1x1 channel fusion has weights of each image");
+    return weights_of_images(s.out, c) && no_mask(s) && no_second(s);
+  }
+  bool weights_of_images(int32_t id, const Conv& c) {
+    const Value& v = at(id);
+    return (v.dtype == kFloat32 && v.height == (c.out_channels - 1) / 32 + 1 && v.width == c.in_channels + 1 && v.channels == 32 &&
+            v.stride == 32) ||
+           fail("weights of each image are [panels, 1 + inputs, 32] in float32");
+  }
+  // The expansion of an inverted residual, with its own weights or those of each image.
+  bool expansion(const Step& s, const Conv& expand) {
+    if (expand.groups != 1 || !pointwise(expand)) return fail("the expansion does not fit its block");
+    if (s.aux[0] < 0) return weights(expand);
+    if (expand.in_channels < 1 || expand.out_channels < 1 || expand.in_channels > kMostChannels || expand.out_channels > kMostChannels)
+      return fail("the expansion does not fit its block");
+    return weights_of_images(s.aux[0], expand) && (at(s.in).dtype == kFloat32 || fail("weights of each image are float32"));
+  }
+  bool unprojected(const Step& s, const Conv& depthwise) {
+    const Value &in = at(s.in), &out = at(s.out);
+    if (!weights(depthwise) || depthwise.groups != depthwise.in_channels || depthwise.in_channels != depthwise.out_channels ||
+        depthwise.out_channels != out.channels)
+      return fail("the middle of an inverted residual must be depthwise");
+    if (s.conv[0] < 0 || in.dtype != kFloat32 || out.dtype != kFloat32 || s.final_activation != kNone)
+      return fail("what has no projection is an expansion and a depthwise convolution in float32");
+    return no_mask(s) && no_second(s) && (s.aux[1] < 0 || numbers(s.aux[1], out.channels)) &&
+           geometry(depthwise, in.height, in.width, out.height, out.width);
   }
   bool inverted(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);
-    if (!conv(s.conv[1]) || !conv(s.conv[2])) return false;
-    const Conv &depthwise = data.convs[s.conv[1]], &project = data.convs[s.conv[2]];
+    if (!conv(s.conv[1])) return false;
+    const Conv& depthwise = data.convs[s.conv[1]];
+    if (s.aux[2] != -1 || s.aux[3] != -1 || (s.aux[0] >= 0 && s.conv[0] < 0) || (s.aux[1] >= 0 && s.conv[2] >= 0))
+      return fail("an inverted residual takes other values than it has");
     if (s.conv[0] >= 0) {
       const Conv& expand = data.convs[s.conv[0]];
-      if (!weights(expand) || !pointwise(expand)) return false;
-      if (expand.in_channels != in.channels || expand.out_channels != depthwise.in_channels || expand.groups != 1)
+      if (!expansion(s, expand)) return false;
+      if (expand.in_channels != in.channels || expand.out_channels != depthwise.in_channels)
         return fail("the expansion does not fit its block");
     } else if (depthwise.in_channels != in.channels) {
       return fail("the depthwise convolution does not fit its block");
     }
+    if (s.conv[2] == -1) return unprojected(s, depthwise);
+    if (!conv(s.conv[2])) return false;
+    const Conv& project = data.convs[s.conv[2]];
     if (!weights(depthwise) || !weights(project) || !pointwise(project)) return false;
     if (depthwise.groups != depthwise.in_channels || depthwise.in_channels != depthwise.out_channels)
       return fail("the middle of an inverted residual must be depthwise");
@@ -225,6 +268,7 @@ struct Checker {
     if (s.kind < 0 || s.kind >= kKinds) return fail("a step is of an unknown kind");
     if (!indices(s) || !activations(s)) return false;
     if (s.kind == kDilate) return dilation(s);
+    if (s.kind == kFoldedWeights) return folded(s);
     if (s.kind == kMaskValue)
       return value(s.out, "out") && lies_on(s.grid, at(s.out)) && float_value(s.out, "a mask's value") &&
              (at(s.out).stride == 1 || fail("a mask's value has one channel"));

@@ -37,17 +37,23 @@ bool same_place(const Value& a, const Value& b) {
   return a.external == b.external && same_rows(a, b) && a.first == b.first && a.channels == b.channels;
 }
 
+// Further values that a step writes, -1: none. All others are operands.
+int32_t second_result(const Step& step) {
+  if (step.kind == kGate) return step.aux[0];
+  return step.kind == kInverted ? step.aux[1] : -1;
+}
+
 const char* aliases(const PlanData& data, const Step& step) {
   const Value* values = data.values;
-  // A gate keeps sums in aux[0]; all other further values are operands.
-  const bool gate = step.kind == kGate;
-  for (const int32_t in : {step.in, step.in2, gate ? -1 : step.aux[0], step.aux[1], step.aux[2], step.aux[3]}) {
+  const int32_t second = second_result(step);
+  for (const int32_t in : {step.in, step.in2, step.aux[0], step.aux[1], step.aux[2], step.aux[3]}) {
     if (in < 0) continue;
-    if (gate && step.aux[0] >= 0 && overlap(values[in], values[step.aux[0]])) return "a gate's sums overlap its operands";
-    if (step.out < 0 || !overlap(values[in], values[step.out])) continue;
+    const bool operand = in == step.in || in == step.in2 || in != second;
+    if (operand && second >= 0 && overlap(values[in], values[second])) return "a second result overlaps an operand";
+    if (!operand || step.out < 0 || !overlap(values[in], values[step.out])) continue;
     if (!may_replace(step, in) || !same_place(values[in], values[step.out])) return "a result overlaps an operand";
   }
-  if (gate && step.aux[0] >= 0 && overlap(values[step.out], values[step.aux[0]])) return "a gate's sums overlap its logits";
+  if (second >= 0 && overlap(values[step.out], values[second])) return "two results of a step overlap";
   return nullptr;
 }
 

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 2;
+constexpr int kPlanAbi = 3;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -69,7 +69,10 @@ enum Kind : int32_t {
                   // Winograd weights they are used when cheaper; with a grid, grid2 then says which inputs hold something
   kStem,          // conv from an external image of few channels (planes or rows), out rows
   kDepthwise,     // out = act(depthwise(in) [+ in2])
-  kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion)
+  kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion).
+                  // conv[2] = -1, float32 without mask and in2: no projection, out = act2(depthwise(act1(expand(in)))), and
+                  // aux[1] (or -1) takes its mean over all positions. aux[0] (or -1): the expansion's weights of each image,
+                  // as kFoldedWeights makes them; then conv[0] has neither weight nor bias
   kMaxPool,       // geometry of conv[0] (weight null), padding counts as -inf
   kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
   kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average (bins may share positions); with grid: over open
@@ -95,6 +98,9 @@ enum Kind : int32_t {
                   // before relu6(z + 3) / 3), then row m of the matrix: what latent channel m gives to every other.
                   // ints[0] = ints[1] = 1; ints[2] as for kDynamicConv; ints[3] = 0: folded to a kernel for each image,
                   // 1: factored
+  kFoldedWeights, // the kernels of a folded 1x1 kChannelFusion, for steps that take the weights of each image: out [N, panels,
+                  // 1 + in_channels, 32], in every panel of 32 outputs the bias, then a row for each input. conv, aux[0] and
+                  // ints as there; in = -1
   kKinds
 };
 

@@ -5,11 +5,16 @@
 
 namespace {
 
+// Stand for what only a run knows, where it is asked how much memory a step takes.
+template <typename T>
+constexpr T kEachImage[1] = {};
+float kSomeMeans[1];
+
 // All that does not depend on a run.
 template <typename T>
 InvertedArgsOf<T> fixed(const Plan& plan, const Step& step) {
   const Value &in = plan.values[step.in], &out = plan.values[step.out];
-  const Conv &depthwise = plan.convs[step.conv[1]], &project = plan.convs[step.conv[2]];
+  const Conv& depthwise = plan.convs[step.conv[1]];
   InvertedArgsOf<T> args{};
   args.height = in.height;
   args.width = in.width;
@@ -24,14 +29,23 @@ InvertedArgsOf<T> fixed(const Plan& plan, const Step& step) {
     args.padding[i] = depthwise.padding[i];
     args.dilation[i] = depthwise.dilation[i];
   }
-  if (step.conv[0] >= 0) {
+  if (step.aux[0] >= 0) {
+    const Value& weights = plan.values[step.aux[0]];
+    args.expand_image = int64_t{weights.height} * weights.width * weights.stride;
+    args.expand_weight = kEachImage<T>;
+  } else if (step.conv[0] >= 0) {
     args.expand_weight = static_cast<const T*>(plan.convs[step.conv[0]].weight);
     args.expand_bias = plan.convs[step.conv[0]].bias;
   }
   args.depthwise_weight = static_cast<const T*>(depthwise.weight);
   args.depthwise_bias = depthwise.bias;
-  args.project_weight = static_cast<const T*>(project.weight);
-  args.project_bias = project.bias;
+  if (step.conv[2] >= 0) {
+    args.project_weight = static_cast<const T*>(plan.convs[step.conv[2]].weight);
+    args.project_bias = plan.convs[step.conv[2]].bias;
+  } else if (step.aux[1] >= 0) {
+    args.means = kSomeMeans;
+    args.means_stride = plan.values[step.aux[1]].stride;
+  }
   for (int i = 0; i < 3; ++i) args.activation[i] = step.activation[i];
   args.final_activation = step.final_activation;
   args.in_stride = in.stride;
@@ -50,6 +64,8 @@ void run_inverted(Worker& worker, const Step& step) {
     args.residual = reinterpret_cast<const T*>(run.data(step.in2));
     args.residual_stride = run.value(step.in2).stride;
   }
+  if (step.aux[0] >= 0) args.expand_weight = reinterpret_cast<const T*>(run.data(step.aux[0]));
+  if (args.means) args.means = reinterpret_cast<float*>(run.data(step.aux[1]));
   args.need = run.need(step.grid, step.run_all_above);
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;
   args.zeros = reinterpret_cast<const T*>(worker.zeros);

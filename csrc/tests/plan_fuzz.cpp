@@ -169,9 +169,24 @@ class Case {
       const Value& sums = b().values[step.aux[0]];
       std::memcpy(memory_.row(sums, 0), after.row(sums, 0), images_ * sums.height * sizeof(float));
     }
+    if (step.kind == kInverted && step.aux[1] >= 0) means(i, step, after);
     if (!same(memory_.arena, after.arena)) fail(name(i) + "something else in the arena has changed");
     for (size_t e = 0; e < externals_.size(); ++e)
       if (!same(memory_.externals[e], after.externals[e])) fail(name(i) + "something else in a tensor has changed");
+  }
+
+  // The mean that a step takes beside its result.
+  void means(int32_t i, const Step& step, Memory& after) {
+    const Value &out = b().values[step.out], &mean = b().values[step.aux[1]];
+    const int64_t area = int64_t{out.height} * out.width;
+    for (int64_t n = 0; n < images_; ++n)
+      for (int64_t c = 0; c < out.channels; ++c) {
+        double sum = 0, most = 1e-6;
+        for (int64_t p = 0; p < area; ++p) sum += after.row(out, n * area + p)[c], most = std::max(most, std::fabs(double(after.row(out, n * area + p)[c])));
+        const double got = after.row(mean, n)[c];
+        if (std::fabs(got - sum / double(area)) > 2e-5 * most) fail(name(i) + "its mean is " + std::to_string(got) + ", not " + std::to_string(sum / double(area)));
+        memory_.row(mean, n)[c] = static_cast<float>(got);
+      }
   }
 
   Source& s_;

@@ -164,6 +164,7 @@ class SlowPlan {
       case kConv: case kStem: case kDynamicConv: convolve(s, p, want, scale); break;
       case kDepthwise: depthwise(s, p, want, scale); break;
       case kInverted: inverted(s, p, want, scale); break;
+      case kFoldedWeights: folded(s, p, want, scale); break;
       case kMaxPool: case kAvgPool: pool(s, p, want); break;
       case kMean: mean(s, p.image, want); break;
       case kAdd: case kMultiply:
@@ -247,7 +248,7 @@ class SlowPlan {
   }
 
   void inverted(const Step& s, const Place& p, double* want, double& scale) {
-    const Conv &middle = conv(s.conv[1]), &project = conv(s.conv[2]);
+    const Conv& middle = conv(s.conv[1]);
     const Value& in = value(s.in);
     const int64_t hidden = middle.out_channels, channels = in.channels;
     std::vector<double> sums(hidden);
@@ -255,14 +256,19 @@ class SlowPlan {
     taps(middle, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
       if (y < 0 || y >= in.height || x < 0 || x >= in.width) return;
       for (int64_t o = 0; o < hidden; ++o) {
-        double v = s.conv[0] < 0 ? at(s.in, p.image, y, x, o) : bias(conv(s.conv[0]), o);
+        double v = s.conv[0] < 0 ? at(s.in, p.image, y, x, o) : expansion(s, p.image, o, -1);
         if (s.conv[0] >= 0) {
-          for (int64_t k = 0; k < channels; ++k) v += at(s.in, p.image, y, x, k) * weight(conv(s.conv[0]), o, k, 0);
+          for (int64_t k = 0; k < channels; ++k) v += at(s.in, p.image, y, x, k) * expansion(s, p.image, o, k);
           v = activated(v, s.activation[0]);
         }
         sums[o] += v * static_cast<const float*>(middle.weight)[tap * hidden + o];
       }
     });
+    if (s.conv[2] < 0) {
+      for (int64_t o = 0; o < hidden; ++o) scale = std::max(scale, std::fabs(want[o] = activated(sums[o], s.activation[1])));
+      return;
+    }
+    const Conv& project = conv(s.conv[2]);
     for (int64_t o = 0; o < project.out_channels; ++o) {
       double sum = bias(project, o), size = 0;
       for (int64_t k = 0; k < hidden; ++k) {
@@ -271,6 +277,31 @@ class SlowPlan {
       }
       scale = std::max(scale, size);
       want[o] = finish(s, p, o, sum, s.activation[2], scale);
+    }
+  }
+
+  // Weight of an expansion, or its bias for k = -1.
+  double expansion(const Step& s, int64_t image, int64_t o, int64_t k) const {
+    if (s.aux[0] >= 0) return at(s.aux[0], image, o / 32, 1 + k, o % 32);
+    return k < 0 ? bias(conv(s.conv[0]), o) : weight(conv(s.conv[0]), o, k, 0);
+  }
+
+  // p.y is the panel; p.x = 0 its bias, then the inputs.
+  void folded(const Step& s, const Place& p, double* want, double& scale) {
+    const Conv &c = conv(s.conv[0]), &reduce = conv(s.conv[1]), &expand = conv(s.conv[2]);
+    const int64_t rank = reduce.out_channels, k = p.x - 1;
+    // What fills the last panel up is zero times what the others are.
+    for (int64_t o = p.y * 32; o < p.y * 32 + 32; ++o) {
+      const double given = o < c.out_channels ? scalar(s.aux[0], p.image, o) : s.ints[4] ? -3 : 0;
+      const double share = s.ints[4] ? std::min(std::max(given + 3, 0.0), 6.0) / 3 : given;
+      const int64_t known = std::min<int64_t>(o, c.out_channels - 1);
+      const double there = known == o;
+      double sum = there * (share * (k < 0 ? bias(c, known) : weight(c, known, k, 0)) + (k < 0 ? bias(expand, known) : 0.0));
+      for (int64_t m = 0; m < rank; ++m)
+        for (int64_t l = 0; l < rank; ++l)
+          sum += double(k < 0 ? reduce.bias[m] : static_cast<const float*>(reduce.weight)[k * rank + m]) *
+                 scalar(s.aux[0], p.image, c.out_channels + m * rank + l) * there * weight(expand, known, l, 0);
+      scale = std::max(scale, std::fabs(want[o % 32] = sum));
     }
   }
 

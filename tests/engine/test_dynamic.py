@@ -106,3 +106,42 @@ def test_a_fused_network_stays_in_evaluation_mode() -> None:
     model = dc.create_model("dyconv4_resnet18", num_classes=5).eval()
     dc.fuse_(model)
     assert not any(module.training for module in model.modules())
+
+
+class Expansion(nn.Module):
+    """Expansion and depthwise convolution, whose mean scales the result, and a projection."""
+
+    def __init__(self, dynamic: bool, hidden: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1)
+        self.expand = dnn.DCDConv2d(24, hidden, 1, bias=False) if dynamic else nn.Conv2d(24, hidden, 1)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden)
+        self.project = nn.Conv2d(hidden, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(torch.relu(self.norm(self.expand(torch.relu(self.stem(x)))))).clamp(0, 6)
+        return self.project(x * x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("hidden", "stride", "kernel"), [(144, 1, 3), (96, 2, 3), (70, 1, 5), (20, 2, 3)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_expansions_that_something_looks_at_before_they_are_projected(
+    backend: str, hidden: int, stride: int, kernel: int, dynamic: bool, tmp_path
+) -> None:
+    torch.manual_seed(0)
+    model = randomise_norms(Expansion(dynamic, hidden, stride, kernel)).eval()
+    fast = dc.compile(model, (torch.randn(1, 3, 15, 26),), backend=backend, measure=False)
+    kinds = [step.kind for step in fast.plan.raw.steps]
+    assert "inverted" in kinds and "depthwise" not in kinds and kinds.count("mean") == dynamic
+    assert ("folded_weights" in kinds) == dynamic
+    for n in (1, 3, 8):
+        x = torch.randn(n, 3, 15, 26)
+        with torch.no_grad():
+            expected = model(x)
+        assert (fast(x) - expected).abs().max() <= 2e-5 * expected.abs().max()
+    again = dc.engine.load(fast.save(tmp_path / "model.plan"), backend=backend)
+    assert torch.equal(again(x), fast(x))
+    with exact_convolutions():
+        check(poisoned(model, x), model, x)

@@ -20,6 +20,7 @@ from dynaconv.engine import (  # noqa: F401  handlers register themselves
 )
 from dynaconv.engine.build import Builder
 from dynaconv.engine.compiled import CompiledModel, choose_backend
+from dynaconv.engine.expansions import fuse_expansions
 from dynaconv.engine.export import Exported, export
 from dynaconv.engine.fold import fold
 from dynaconv.engine.fuse import fuse_activations, fuse_gates, fuse_residuals, fuse_silu
@@ -115,6 +116,8 @@ def make_plan(
     name_gates(graph, model)
     for change in PASSES:
         change(graph)
+    if dtype != torch.bfloat16:
+        fuse_expansions(graph)
     plan = lower(graph, exported.fixed_batch, len(exported.inputs))
     plan.fixed_gates = [name for name in gates(model) if name not in {g.name for g in plan.gates if g.dial}]
     if dtype == torch.bfloat16:

@@ -33,12 +33,12 @@ def fuse_inverted(graph: Graph) -> None:
 
 def _parts(project: Node, users: dict[Node, list[Node]]) -> tuple[Node | None, Node, Node] | None:
     """(expansion or None, depthwise, projection) when `project` ends such a chain."""
-    if not _pointwise(project) or "closed_act" in project.attrs:
+    if not pointwise(project) or "closed_act" in project.attrs:
         return None
     depthwise = project.x
-    if not (_inner(depthwise, users) and _is_depthwise(depthwise)) or depthwise.x.op == "input":
+    if not (inner(depthwise, users) and is_depthwise(depthwise)) or depthwise.x.op == "input":
         return None
-    expand = depthwise.x if _inner(depthwise.x, users) and _pointwise(depthwise.x) else None
+    expand = depthwise.x if inner(depthwise.x, users) and pointwise(depthwise.x) else None
     masked, grid = project.attrs.get("masked", False), project.inputs.get("grid")
     if masked:
         # Without expansion nobody has to know which rows of the input are read.
@@ -50,7 +50,8 @@ def _parts(project: Node, users: dict[Node, list[Node]]) -> tuple[Node | None, N
     return (expand, depthwise, project) if fits and not partial and first.x.op != "input" else None
 
 
-def _inner(node: Node, users: dict[Node, list[Node]]) -> bool:
+def inner(node: Node, users: dict[Node, list[Node]]) -> bool:
+    """A convolution that only one reads, with nothing added."""
     return (
         node.op == "conv"
         and len(users[node]) == 1
@@ -59,13 +60,15 @@ def _inner(node: Node, users: dict[Node, list[Node]]) -> bool:
     )
 
 
-def _pointwise(node: Node) -> bool:
-    if node.op != "conv" or node.attrs["groups"] != 1 or node.size[:2] == (1, 1) or node.is_mixed:
+def pointwise(node: Node, mixed: bool = False) -> bool:
+    """A 1x1 convolution on a map; `mixed`: also with a kernel for each image."""
+    if node.op != "conv" or node.attrs["groups"] != 1 or node.size[:2] == (1, 1) or node.is_mixed > mixed:
         return False
     attrs = node.attrs
     return tuple(attrs["weight"].shape[2:]) == attrs["stride"] == (1, 1) and attrs["padding"] == (0, 0)
 
 
-def _is_depthwise(node: Node) -> bool:
+def is_depthwise(node: Node) -> bool:
+    """One channel a group, static."""
     weight, groups = node.attrs["weight"], node.attrs["groups"]
     return not node.is_mixed and groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1

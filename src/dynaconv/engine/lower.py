@@ -10,7 +10,7 @@ from dynaconv.engine import pack
 from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
-from dynaconv.engine.lower_mixed import lower_mixed
+from dynaconv.engine.lower_mixed import lower_expanded, lower_mixed
 from dynaconv.engine.masks import partial_grid
 from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
 
@@ -70,7 +70,7 @@ class Lowering:
                 channel += piece.size[2]
         return found
 
-    def _new(self, size: tuple[int, int, int], name: str, share: int = -1, external: str = "") -> int:
+    def room(self, size: tuple[int, int, int], name: str, share: int = -1, external: str = "") -> int:
         h, w, c = size
         stride = c if external or (c * 4) % _ALIASING_BYTES else c + _ALIASING_ELEMENTS
         index = len(self.plan.values)
@@ -100,20 +100,20 @@ class Lowering:
     def _whole(self, node: Node) -> int:
         """The value of a concatenation, some of whose parts may already be in it."""
         if node not in self.values:
-            self._out(node)
+            self.result(node)
         return self.values[node]
 
     def _is_made(self, node: Node) -> bool:
         """ATen or the caller reads the value, so it lies outside of the arena."""
         return any(user is None or user.op == "aten" for user in self.users[node])
 
-    def _out(self, node: Node, share: int = -1) -> int:
+    def result(self, node: Node, share: int = -1) -> int:
         """The value of a node's result."""
         made = self._is_made(node)
         if not made and share < 0 and node in self.pieces:
             whole, start = self.pieces[node]
             return self._part(node, self._whole(whole), start)
-        index = self._new(node.size, node.layer, -1 if made else share, "made" if made else "")
+        index = self.room(node.size, node.layer, -1 if made else share, "made" if made else "")
         if made:
             external = self.plan.externals[-1]
             external.slot = self._slot(node)
@@ -124,26 +124,26 @@ class Lowering:
         """Rows that hold a node's value, for a native reader."""
         if node not in self.values:
             if node.is_grid:
-                out = self._out(node)
-                self._step("mask_value", node, grid=self.grids[node], out=out)
+                out = self.result(node)
+                self.step("mask_value", node, grid=self.grids[node], out=out)
             else:
                 assert node.op in ("aten", "input")
                 source = self._external(node)
                 self.values[node] = source
                 if node.op == "input":
-                    self.values[node] = self._new(node.size, node.layer)
-                    self._step("layout", node, input=source, out=self.values[node])
+                    self.values[node] = self.room(node.size, node.layer)
+                    self.step("layout", node, input=source, out=self.values[node])
         return self.values[node]
 
     def _external(self, node: Node) -> int:
         """An external value that holds the image, or what an ATen step made."""
         source = "input" if node.op == "input" else "slot"
-        index = self._new(node.size, node.layer, external=source)
+        index = self.room(node.size, node.layer, external=source)
         self.plan.externals[-1].slot = self._slot(node)
         self.plan.externals[-1].layout = node.attrs.get("held", "nchw")
         return index
 
-    def _step(self, kind: str, node: Node, **fields: Any) -> Step:
+    def step(self, kind: str, node: Node, **fields: Any) -> Step:
         step = Step(kind, layer=node.layer, **fields)
         self.plan.steps.append(step)
         return step
@@ -167,7 +167,7 @@ class Lowering:
             lower_mixed(self, node)
             return
         form = self._form(node)
-        self.convolution(form, node, lambda: self._packed(node, form))
+        self.convolution(form, node, lambda: self.packed(node, form))
 
     def convolution(
         self, kind: str, node: Node, convs: Callable[[], list[int]], *, tiles: bool = False, **fields: Any
@@ -181,7 +181,7 @@ class Lowering:
         source = self._external(node.x) if kind == "stem" else self.value(node.x)
         residual, grid = node.inputs.get("residual"), node.inputs.get("grid")
         in2 = -1 if residual is None else self.value(residual)
-        out = self._out(node, in2 if self._may_overwrite(node) else -1)
+        out = self.result(node, in2 if self._may_overwrite(node) else -1)
         final = node.attrs.get("final_act", "none")
         fields |= {
             "input": source, "input2": in2, "out": out, "conv": convs(), "final_activation": final,
@@ -199,18 +199,18 @@ class Lowering:
             self._closed_rows(node, in2, out, final, fields["grid"])
         elif "closed_act" in node.attrs:
             closed = {**fields, "activation": [node.attrs["closed_act"], "none", "none"], "closed": 1}
-            self._step(kind, node, **closed)
+            self.step(kind, node, **closed)
         elif grid is not None:
             fields["run_all_above"] = RUN_ALL_ABOVE
-        self._step(kind, node, **fields)
+        self.step(kind, node, **fields)
 
     def _inverted(self, node: Node) -> None:
         source, residual, grid = self.value(node.x), node.inputs.get("residual"), node.inputs.get("grid")
         in2 = -1 if residual is None else self.value(residual)
-        out = self._out(node, in2 if self._may_overwrite(node) else -1)
+        out = self.result(node, in2 if self._may_overwrite(node) else -1)
         final, parts = node.attrs.get("final_act", "none"), node.attrs["parts"]
         forms = ("conv", "depthwise", "conv")
-        convs = [-1 if p is None else self._packed(p, f)[0] for p, f in zip(parts, forms, strict=True)]
+        convs = [-1 if p is None else self.packed(p, f)[0] for p, f in zip(parts, forms, strict=True)]
         for index in (convs[0], convs[2]):
             if index >= 0:
                 self.plan.convs[index].winograd = None
@@ -219,10 +219,13 @@ class Lowering:
         if grid is not None:
             fields = {"grid": self.grids[grid], "grid2": self.grids[node.inputs["grid2"]]}
             self._closed_rows(node, in2, out, final, fields["grid"])
-        self._step(
+        self.step(
             "inverted", node, input=source, input2=in2, out=out, conv=convs, activation=acts,
             final_activation=final, **fields,
         )  # fmt: skip
+
+    def _expanded(self, node: Node) -> None:
+        lower_expanded(self, node)
 
     def _closed_rows(self, node: Node, in2: int, out: int, final: str, grid: int) -> None:
         """What becomes of the rows that the masked convolution leaves alone."""
@@ -230,7 +233,7 @@ class Lowering:
         act = final if node.attrs["closed"] == "activate" else "none"
         if act != "none" or not in_place:
             acts = [act, "none", "none"]
-            self._step("activate", node, input=in2, out=out, activation=acts, grid=grid, closed=1)
+            self.step("activate", node, input=in2, out=out, activation=acts, grid=grid, closed=1)
 
     def _may_overwrite(self, node: Node) -> bool:
         """The result may take the residual's place: nobody reads it later, nor does the convolution itself."""
@@ -253,7 +256,7 @@ class Lowering:
         plain = not {"grid", "residual"} & set(node.inputs) and node.attrs["dilation"] == (1, 1)
         return "stem" if image and plain and node.x.size[:2] != (1, 1) else "conv"
 
-    def _packed(self, node: Node, form: str) -> list[int]:
+    def packed(self, node: Node, form: str) -> list[int]:
         weight, bias, groups = node.attrs["weight"], zero_bias(node), node.attrs["groups"]
         if form == "depthwise":
             packed = pack.pack_depthwise(weight, bias)
@@ -281,27 +284,30 @@ class Lowering:
 
     def _max_pool(self, node: Node) -> None:
         source = self.value(node.x)
-        self._step("max_pool", node, input=source, out=self._out(node), conv=self._geometry(node))
+        self.step("max_pool", node, input=source, out=self.result(node), conv=self._geometry(node))
 
     def _avg_pool(self, node: Node) -> None:
         ints = [int(node.attrs["include_pad"])] + [0] * 7
         source = self.value(node.x)
-        self._step("avg_pool", node, input=source, out=self._out(node), conv=self._geometry(node), ints=ints)
+        self.step("avg_pool", node, input=source, out=self.result(node), conv=self._geometry(node), ints=ints)
 
     def _mean(self, node: Node) -> None:
+        if node in self.values:
+            # The step before took it on the way.
+            return
         source = self.value(node.x)
         grid = self.grids[node.inputs["grid"]] if "grid" in node.inputs else -1
-        self._step("mean", node, input=source, out=self._out(node), grid=grid)
+        self.step("mean", node, input=source, out=self.result(node), grid=grid)
 
     def _act(self, node: Node) -> None:
         source = self.value(node.x)
         acts = [node.attrs["act"], "none", "none"]
-        self._step("activate", node, input=source, out=self._out(node), activation=acts)
+        self.step("activate", node, input=source, out=self.result(node), activation=acts)
 
     def _pairwise(self, node: Node, kind: str) -> None:
         first, second = self.value(node.x), self.value(node.inputs["y"])
         acts = [node.attrs.get("act", "none"), "none", "none"]
-        self._step(kind, node, input=first, input2=second, out=self._out(node), activation=acts)
+        self.step(kind, node, input=first, input2=second, out=self.result(node), activation=acts)
 
     def _add(self, node: Node) -> None:
         self._pairwise(node, "add")
@@ -313,12 +319,12 @@ class Lowering:
         c, source = node.size[2], self.value(node.x)
         conv = self.conv_data(Conv("norm", c, c, weight=node.attrs["weight"], bias=node.attrs["bias"]))
         floats = [float(node.attrs["eps"]), 0.0, 0.0, 0.0]
-        self._step("layer_norm", node, input=source, out=self._out(node), conv=conv, floats=floats)
+        self.step("layer_norm", node, input=source, out=self.result(node), conv=conv, floats=floats)
 
     def _softmax(self, node: Node) -> None:
         ints, floats = [node.attrs["group"]] + [0] * 7, [node.attrs["scale"], 0.0, 0.0, 0.0]
         source = self.value(node.x)
-        self._step("softmax", node, input=source, out=self._out(node), ints=ints, floats=floats)
+        self.step("softmax", node, input=source, out=self.result(node), ints=ints, floats=floats)
 
     def _slice(self, node: Node) -> None:
         source, start, step = self.value(node.x), node.attrs["start"], node.attrs["step"]
@@ -326,21 +332,21 @@ class Lowering:
         if inside and step == 1 and node not in self.pieces:
             self._part(node, source, start)
         else:
-            self._step("copy", node, input=source, out=self._out(node), ints=[0, start, 1, step] + [0] * 4)
+            self.step("copy", node, input=source, out=self.result(node), ints=[0, start, 1, step] + [0] * 4)
 
     def _concat(self, node: Node) -> None:
         out, channel = self._whole(node), 0
         for piece in node.inputs.values():
             source, whole = self.value(piece), self.plan.values[out]
             if self.plan.values[source].place != (whole.storage, whole.first + channel):
-                self._step("copy", node, input=source, out=out, ints=[channel] + [0] * 7)
+                self.step("copy", node, input=source, out=out, ints=[channel] + [0] * 7)
             channel += piece.size[2]
 
     def _interleave(self, node: Node) -> None:
         sources = [self.value(piece) for piece in node.inputs.values()]
-        out = self._out(node)
+        out = self.result(node)
         for i, source in enumerate(sources):
-            self._step("copy", node, input=source, out=out, ints=[i, 0, len(sources)] + [0] * 5)
+            self.step("copy", node, input=source, out=out, ints=[i, 0, len(sources)] + [0] * 5)
 
     # Masks
 
@@ -352,9 +358,9 @@ class Lowering:
         ints, aux = [int(node.attrs["squeeze"])] + [0] * 7, [-1] * 4
         if node.attrs["squeeze"]:
             # One sum for each line of the map.
-            aux[0] = self._new((self.plan.values[source].height, 1, 1), f"{node.layer} sums")
-        out = self._out(node)
-        self._step("gate", node, input=source, out=out, conv=self.conv_data(conv), ints=ints, aux=aux)
+            aux[0] = self.room((self.plan.values[source].height, 1, 1), f"{node.layer} sums")
+        out = self.result(node)
+        self.step("gate", node, input=source, out=out, conv=self.conv_data(conv), ints=ints, aux=aux)
 
     def _grid(self, node: Node, gate: str = "") -> int:
         h, w, _ = node.size
@@ -366,7 +372,7 @@ class Lowering:
         logits = self.value(node.x)
         grid = self._grid(node, node.attrs.get("gate", ""))
         floats = [float(node.attrs["threshold"]), 0.0, 0.0, 0.0]
-        self._step("threshold", node, input=logits, grid=grid, floats=floats)
+        self.step("threshold", node, input=logits, grid=grid, floats=floats)
         if node.attrs.get("gate") is not None:
             budgets = node.attrs.get("budgets", [])
             about = node.attrs.get("scope", "position"), node.attrs.get("dial", True)
@@ -384,7 +390,7 @@ class Lowering:
             self.plan.grids.append(Grid(size[0], node.x.size[1]))
             rows = len(self.plan.grids) - 1
             conv = self.conv_data(Conv("none", 1, 1, 1, (kernel[0], 1), (factors[0], 1)))
-            self._step("dilate", node, grid=source, grid2=rows, conv=conv)
+            self.step("dilate", node, grid=source, grid2=rows, conv=conv)
             kernel, factors = (1, kernel[1]), (1, factors[1])
         conv = self.conv_data(Conv("none", 1, 1, 1, kernel, factors))
         grid = self._grid(node, self.plan.grids[source].gate)
@@ -392,13 +398,13 @@ class Lowering:
         for gate in self.plan.gates:
             if gate.grid == source:
                 gate.grid = grid
-        self._step("dilate", node, grid=rows, grid2=grid, conv=conv)
+        self.step("dilate", node, grid=rows, grid2=grid, conv=conv)
         self._mask_out(node)
 
     def _dilate(self, node: Node) -> None:
         source = self.grids[node.inputs["grid"]]
         grid = self._grid(node)
-        self._step("dilate", node, grid=source, grid2=grid, conv=self._geometry(node))
+        self.step("dilate", node, grid=source, grid2=grid, conv=self._geometry(node))
 
     def _mask_out(self, node: Node) -> None:
         if self._is_made(node):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from dynaconv.engine import pack
+from dynaconv.engine.expansions import folds
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Node
 from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.pack_fusion import pack_fusion
+from dynaconv.engine.plan import Conv
 
 if TYPE_CHECKING:
     from dynaconv.engine.lower import Lowering
@@ -20,7 +21,7 @@ _AUX = ("routing", "taps", "scale_in", "scale_out")
 
 def lower_mixed(lowering: Lowering, node: Node) -> None:
     """The step of such a convolution, with what becomes of the rows that its mask closes."""
-    folded = "low_rank" in node.attrs and _folds(node)
+    folded = "low_rank" in node.attrs and folds(node)
     if "low_rank" in node.attrs:
         kind, convs = "channel_fusion", list(pack_fusion(node.attrs, zero_bias(node), folded))
         aux, ints = [lowering.value(node.inputs["coefficients"]), -1, -1, -1], [1, 1]
@@ -37,6 +38,30 @@ def lower_mixed(lowering: Lowering, node: Node) -> None:
     )  # fmt: skip
 
 
-def _folds(node: Node) -> bool:
-    taps, positions = math.prod(node.attrs["weight"].shape[2:]), math.prod(node.size[:2])
-    return node.attrs["groups"] == 1 and node.attrs["low_rank"].folds(taps, positions)
+def lower_expanded(lowering: Lowering, node: Node) -> None:
+    """The step of an expansion and a depthwise convolution, after the weights of each image where it has such."""
+    expand, depthwise = node.attrs["parts"]
+    source, aux = lowering.value(node.x), [-1] * 4
+    if expand.is_mixed:
+        aux[0] = _weights_of_images(lowering, node, expand)
+        first = lowering.conv_data(Conv("none", expand.x.size[2], expand.size[2]))[0]
+    else:
+        first = lowering.packed(expand, "conv")[0]
+    convs = [first, lowering.packed(depthwise, "depthwise")[0], -1]
+    out = lowering.result(node)
+    if "mean" in node.attrs:
+        aux[1] = lowering.result(node.attrs["mean"])
+    acts = [expand.attrs["act"], depthwise.attrs["act"], "none"]
+    lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, aux=aux)
+
+
+def _weights_of_images(lowering: Lowering, node: Node, expand: Node) -> int:
+    convs = pack_fusion(expand.attrs, zero_bias(expand), True)
+    size = (-(-expand.size[2] // pack.PANEL), 1 + expand.x.size[2], pack.PANEL)
+    coefficients = lowering.value(node.inputs["coefficients"])
+    out = lowering.room(size, expand.layer)
+    lowering.step(
+        "folded_weights", expand, out=out, conv=[lowering.conv_data(c)[0] for c in convs],
+        aux=[coefficients, -1, -1, -1], ints=[1, 1, 0, 0, int(expand.attrs["low_rank"].gated), 0, 0, 0],
+    )  # fmt: skip
+    return out

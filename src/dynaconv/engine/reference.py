@@ -161,13 +161,22 @@ def stem(run: Run, step: Step) -> None:
 
 @step_kind("inverted")
 def inverted(run: Run, step: Step) -> None:
-    """out = final([in2 +] project(act2(depthwise(act1(expand(in)))))); without expand when conv[0] is -1."""
+    """out = final([in2 +] project(act2(depthwise(act1(expand(in)))))); without expand when conv[0] is -1.
+
+    Without projection when conv[2] is -1; aux[0] holds the expansion's weights of each image, aux[1] takes the mean.
+    """
     x, size = run.planes(step.input), run.plan.values[step.out].size
     grids = [run.plan.values[step.input].size, size, size]
-    for index, act, grid in zip(step.conv, step.activation, grids, strict=True):
-        if index >= 0:
+    for i, (index, act, grid) in enumerate(zip(step.conv, step.activation, grids, strict=True)):
+        if i == 0 and step.aux[0] >= 0:
+            rows = run.value(step.aux[0]).flatten(3).permute(0, 2, 1, 3).flatten(2)[..., : run.conv(index).out_channels]
+            x = torch.einsum("nihw,nio->nohw", x, rows[:, 1:]) + rows[:, 0, :, None, None]
+            x = APPLY[act](x)
+        elif index >= 0:
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
             x = APPLY[act](x)
+    if step.aux[1] >= 0:
+        run.value(step.aux[1]).copy_(x.mean((2, 3))[:, None, None])
     run.write(step, finish(run, step, x))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from dynaconv.engine import pack
 from dynaconv.engine.plan import Step
 from dynaconv.engine.reference import APPLY, Run, convolve, finish, step_kind
 from dynaconv.ops.channel_fusion.reference import centre_taps
@@ -39,12 +41,7 @@ def channel_fusion(run: Run, step: Step) -> None:
     """act(scale * (conv(in) + inner bias) + P (matrix (Q in + shift)) + bias), Q reading under the centre tap."""
     static, x, size = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out].size
     weight, inner = run.weight(step.conv[0])
-    (q, shift), (p, offset) = (run.weight(step.conv[i]) for i in (1, 2))
-    q = q.flatten(1)
-    given = run.value(step.aux[0]).reshape(run.n, -1).float()
-    scale, matrix = given[:, : len(p)], given[:, len(p) :].unflatten(1, (len(q), len(q)))
-    if step.ints[4]:
-        scale = F.relu6(scale + 3) / 3
+    q, shift, p, offset, scale, matrix = _fusion_parts(run, step)
     y = convolve(x, static, weight if step.ints[3] else weight[0], inner, size) * scale[:, :, None, None]
     geometry = ConvGeometry(static.stride, static.padding, static.dilation, 1)
     centre = centre_taps(x, static.kernel, geometry)
@@ -52,3 +49,25 @@ def channel_fusion(run: Run, step: Step) -> None:
     latent = torch.bmm(matrix.transpose(1, 2), latent).unflatten(2, size)
     y = y + F.conv2d(latent, p[:, :, None, None], offset)
     run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
+
+
+@step_kind("folded_weights")
+def folded_weights(run: Run, step: Step) -> None:
+    """[N, panels, 1 + I, 32]: bias, then a row for each input, of the kernel that a channel fusion comes to."""
+    weight, inner = run.weight(step.conv[0])
+    q, shift, p, offset, scale, matrix = _fusion_parts(run, step)
+    right = torch.einsum("nml,ol->nmo", matrix, p)
+    rows = weight[0].flatten(1).t() * scale[:, None] + torch.einsum("mi,nmo->nio", q, right)
+    bias = inner * scale + torch.einsum("m,nmo->no", shift, right) + offset
+    panels = F.pad(torch.cat([bias[:, None], rows], 1), (0, -len(p) % pack.PANEL))
+    out = run.value(step.out)
+    out.copy_(panels.unflatten(2, (-1, pack.PANEL)).transpose(1, 2))
+
+
+def _fusion_parts(run: Run, step: Step) -> tuple[Tensor, ...]:
+    """Q [L, I] and its shift, P [O, L] and its offset, the scale [N, O] and the matrix [N, L, L] of a channel fusion."""
+    (q, shift), (p, offset) = (run.weight(step.conv[i]) for i in (1, 2))
+    q = q.flatten(1)
+    given = run.value(step.aux[0]).reshape(run.n, -1).float()
+    scale, matrix = given[:, : len(p)], given[:, len(p) :].unflatten(1, (len(q), len(q)))
+    return q, shift, p, offset, F.relu6(scale + 3) / 3 if step.ints[4] else scale, matrix
