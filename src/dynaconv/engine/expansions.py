@@ -1,6 +1,6 @@
 """The pass that joins an expansion and the depthwise convolution behind it, where the projection cannot join, too.
 
-A router or a squeeze-excite layer looks at all positions before the projection: the map between them is written, the one
+A router or a squeeze-excite layer looks at all positions before the projection: the map between them is written, that
 before the depthwise convolution is not, and the mean that they look at is taken on the way.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from dynaconv.engine.ir import Graph, Node
 from dynaconv.engine.inverted import inner, is_depthwise, pointwise
+from dynaconv.engine.ir import Graph, Node
 
 
 def fuse_expansions(graph: Graph) -> None:
@@ -19,7 +19,9 @@ def fuse_expansions(graph: Graph) -> None:
         if not _is_last(depthwise) or not _is_expansion(depthwise.x, users):
             continue
         expand = depthwise.x
-        node = Node("expanded", {"x": expand.x}, depthwise.size, {"parts": (expand, depthwise)}, depthwise.layer)
+        node = Node(
+            "expanded", {"x": expand.x}, depthwise.size, {"parts": (expand, depthwise)}, depthwise.layer
+        )
         if expand.is_mixed:
             node.inputs["coefficients"] = expand.inputs["coefficients"]
         graph.insert_after(depthwise, node)
@@ -56,7 +58,11 @@ def _is_expansion(node: Node, users: dict[Node, list[Node]]) -> bool:
     # What a mask left out of the input holds anything.
     if "grid" in node.x.inputs and not node.x.attrs.get("masked"):
         return False
-    return pointwise(node, mixed=True) and ("low_rank" not in node.attrs or folds(node)) and "experts" not in node.attrs
+    return (
+        pointwise(node, mixed=True)
+        and ("low_rank" not in node.attrs or folds(node))
+        and "experts" not in node.attrs
+    )
 
 
 def _is_mean(node: Node) -> bool:

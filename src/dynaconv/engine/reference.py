@@ -169,7 +169,12 @@ def inverted(run: Run, step: Step) -> None:
     grids = [run.plan.values[step.input].size, size, size]
     for i, (index, act, grid) in enumerate(zip(step.conv, step.activation, grids, strict=True)):
         if i == 0 and step.aux[0] >= 0:
-            rows = run.value(step.aux[0]).flatten(3).permute(0, 2, 1, 3).flatten(2)[..., : run.conv(index).out_channels]
+            rows = (
+                run.value(step.aux[0])
+                .flatten(3)
+                .permute(0, 2, 1, 3)
+                .flatten(2)[..., : run.conv(index).out_channels]
+            )
             x = torch.einsum("nihw,nio->nohw", x, rows[:, 1:]) + rows[:, 0, :, None, None]
             x = APPLY[act](x)
         elif index >= 0:

@@ -65,7 +65,7 @@ def folded_weights(run: Run, step: Step) -> None:
 
 
 def _fusion_parts(run: Run, step: Step) -> tuple[Tensor, ...]:
-    """Q [L, I] and its shift, P [O, L] and its offset, the scale [N, O] and the matrix [N, L, L] of a channel fusion."""
+    """Q [L, I] and its shift, P [O, L] and its offset, scale [N, O] and matrix [N, L, L] of a channel fusion."""
     (q, shift), (p, offset) = (run.weight(step.conv[i]) for i in (1, 2))
     q = q.flatten(1)
     given = run.value(step.aux[0]).reshape(run.n, -1).float()
