@@ -92,6 +92,29 @@ DYNACONV_INLINE void finish_clamped(const TileCall& call, const Vector (&sums)[R
   }
 }
 
+constexpr int kDeep = 4;
+
+// kDeep channels at once: with one vector of columns a row's pointer, which no register has room for, is loaded as often as
+// its factors are.
+template <typename Vector, int Rows>
+DYNACONV_INLINE void deep(const float* const (&from)[Rows], int64_t k, const float* weight, const int64_t (&ahead)[2],
+                          Vector (&sums)[Rows][1]) {
+  Vector w[kDeep];
+#pragma GCC unroll 4
+  for (int i = 0; i < kDeep; ++i) {
+    if (ahead[0] | ahead[1]) fetch(weight + i * kPanel, ahead);
+    w[i] = load<Vector>(weight + i * kPanel);
+    hold(w[i]);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    const float* at = from[r] + k;
+    hold(at);
+#pragma GCC unroll 4
+    for (int i = 0; i < kDeep; ++i) sums[r][0] += w[i] * at[i];
+  }
+}
+
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end) {
@@ -114,7 +137,11 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
     for (int64_t start = 0; start < call.channels; start += kBurst) {
       next.burst(t, start * int64_t{sizeof(float)});
       const int64_t end = start + kBurst < call.channels ? start + kBurst : call.channels;
-      for (int64_t k = start; k < end; ++k, weight += kPanel) {
+      int64_t k = start;
+      if constexpr (Columns == 1) {
+        for (; k + kDeep <= end; k += kDeep, weight += kDeep * kPanel) deep<Vector, Rows>(from, k, weight, call.ahead, sums);
+      }
+      for (; k < end; ++k, weight += kPanel) {
         fetch(weight, call.ahead);
         Vector w[Columns];
 #pragma GCC unroll 4

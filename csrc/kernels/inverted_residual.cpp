@@ -132,14 +132,22 @@ TileCall panel_call(const T* weight, const float* bias, int64_t depth, int64_t p
   return call;
 }
 
+// What comes into the cache for the next tile while one multiplies.
+enum class Fetch { kNothing, kInputs, kResults };
+
 // The tiles [from, to).
-void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall call, bool residual) {
+void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall call, bool residual, Fetch fetch) {
+  call.next.column = call.column;
   int64_t first = list.start(from);
   for (int64_t tile = from; tile < to; ++tile) {
     const int64_t last = list.start(tile + 1);
     call.taps = list.from + first;
     call.out = list.to + first;
     call.residual = residual ? list.add + first : nullptr;
+    const bool more = tile + 1 < list.tiles();
+    call.next.rows = more ? static_cast<int>(list.start(tile + 2) - last) : 0;
+    call.next.taps = more && fetch == Fetch::kInputs ? list.from + last : nullptr;
+    call.next.out = more && fetch == Fetch::kResults ? list.to + last : nullptr;
     gemm_tile(dtype, static_cast<int>(last - first), call.columns)(call);
     first = last;
   }
@@ -293,7 +301,7 @@ class Walk {
       call.channels = depth;
       call.bias = kNoBias;
       call.column = panel * kPanel;
-      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, call, false);
+      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, call, false, Fetch::kNothing);
     }
   }
 
@@ -395,7 +403,9 @@ class Walk {
     }
     call.column = place * layout_.panel_size;
     call.activation = args_.activation[0];
-    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false);
+    // Every panel but the first finds the inputs in the cache.
+    const Fetch fetch = panel == 0 ? Fetch::kInputs : Fetch::kNothing;
+    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false, fetch);
   }
 
   void depthwise_panel(int64_t panel, int64_t place, const Span& span) const {
@@ -463,7 +473,7 @@ class Walk {
     call.column = panel * kPanel;
     call.activation = args_.activation[2];
     call.final_activation = args_.final_activation;
-    multiply(scratch_.project, from, to, kDtypeOf<T>, call, args_.residual != nullptr);
+    multiply(scratch_.project, from, to, kDtypeOf<T>, call, args_.residual != nullptr, Fetch::kResults);
   }
 
  private:

@@ -80,23 +80,27 @@ void step_stem(Worker& worker, const Step& step) {
     copy_lines(picture, conv, image, oy, length, out.dtype, lines);
     for (int64_t t = 0; t < taps_count; ++t)
       for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines + (t * length + p * shift) * element;
+    TileCall call{};
+    call.taps = taps;
+    call.taps_count = static_cast<int>(taps_count);
+    call.channels = channels;
+    call.activation = step.activation[0];
+    call.final_activation = kNone;
+    char* const row = result + line * out.width * out_bytes;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = out.width * tile / tiles;
       const int pixels = static_cast<int>(out.width * (tile + 1) / tiles - first);
-      void* outs[kMaxRows];
-      for (int p = 0; p < pixels; ++p) outs[p] = result + (line * out.width + first + p) * out_bytes;
-      TileCall call{};
-      call.taps = taps;
-      call.taps_count = static_cast<int>(taps_count);
-      call.channels = channels;
+      // Behind the rows of this tile come those of the next, which are fetched meanwhile.
+      void* outs[2 * kMaxRows];
+      for (int p = 0; p < 2 * kMaxRows; ++p) outs[p] = row + (first + p) * out_bytes;
       call.tap_offset = first * shift;
       call.out = outs;
-      call.activation = step.activation[0];
-      call.final_activation = kNone;
+      call.next.out = outs + pixels;
+      call.next.rows = pixels;
       for (int64_t panel = 0; panel < panels; ++panel) {
         call.weight = static_cast<const char*>(conv.weight) + panel * panel_bytes;
         call.bias = conv.bias + panel * kPanel;
-        call.column = panel * kPanel;
+        call.column = call.next.column = panel * kPanel;
         call.columns = static_cast<int>(std::min<int64_t>(kPanel, conv.out_channels - call.column));
         gemm_tile(out.dtype, pixels, call.columns)(call);
       }
