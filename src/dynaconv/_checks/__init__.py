@@ -67,6 +67,8 @@ from dynaconv._checks.export import (
     export_unknown_blocks,
 )
 from dynaconv._checks.gates import (
+    convert_hooked,
+    convert_parametrized,
     granularity_count,
     granularity_needs_size,
     granularity_too_large,
@@ -75,6 +77,7 @@ from dynaconv._checks.general import (
     ascending_targets,
     count,
     dial_range,
+    finite_answers,
     finite_mask,
     fraction,
     grad_free_backend,
@@ -217,6 +220,8 @@ __all__ = [
     "cli_refused_input",
     "cli_rules_not_json",
     "cli_target_range",
+    "convert_hooked",
+    "convert_parametrized",
     "count",
     "data_no_object_share",
     "data_object_share",
@@ -259,6 +264,7 @@ __all__ = [
     "export_training",
     "export_unknown_blocks",
     "features",
+    "finite_answers",
     "finite_mask",
     "fraction",
     "fuse_in_training",

@@ -30,3 +30,19 @@ def granularity_too_large(name: str, value: int, grid: tuple[int, int], size: Se
         f"granularity {value} is larger than the {grid[0]}x{grid[1]} feature map of {name} (input {shown}); "
         f"choose at most {min(grid)} there, or a LayerGate, which decides for whole images"
     )
+
+
+def convert_hooked(name: str, kind: str) -> ValueError:
+    """Error for a conversion of modules with hooks."""
+    return ValueError(
+        f"{name} has a {kind} hook, which skipping would pass by; take it away (handle.remove(), or "
+        "remove_weight_norm, prune.remove, ... where it computes weights), convert, and put hooks on the result"
+    )
+
+
+def convert_parametrized(name: str, parameters: Sequence[str]) -> ValueError:
+    """Error for a conversion of modules with parametrizations."""
+    return ValueError(
+        f"{name} has a parametrization of {', '.join(parameters)}, which folded weights would not follow; make it "
+        f"plain with torch.nn.utils.parametrize.remove_parametrizations(module, {parameters[0]!r}), then convert"
+    )

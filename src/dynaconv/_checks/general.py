@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -89,11 +90,23 @@ def no_gates(what: str) -> ValueError:
 
 
 def finite_mask(mask: Tensor) -> None:
-    """Raise when a mask holds NaN."""
-    if mask.is_floating_point() and bool(torch.isnan(mask).any()):
+    """Raise when a mask holds NaN; looks at values on the CPU only, where nobody has to wait for them."""
+    if torch.compiler.is_compiling() or not mask.is_floating_point() or mask.device.type != "cpu":
+        return
+    if type(mask) is Tensor and bool(torch.isnan(mask).any()):
         raise ValueError(
-            "mask holds NaN; the network's input or weights are not finite: check them with torch.isnan"
+            "the mask holds NaN; the network's input or weights are not finite: check them with torch.isnan"
         )
+
+
+def finite_answers(outputs: object, what: str) -> None:
+    """Raise when a network's output, a tensor or several in lists and dicts, holds NaN."""
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
+            raise ValueError(
+                f"{what}: the network's answers hold NaN, so its masks mean nothing; check pictures and weights with "
+                "torch.isnan"
+            )
 
 
 def integrations_missing(package: str, extra: str) -> ImportError:

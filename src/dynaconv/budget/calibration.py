@@ -70,7 +70,8 @@ def calibrate_(
         max_batches: use only the first batches.
         progress: called with one line after every pass.
     Raises:
-        ValueError: no gates, fewer than two images, targets outside (0, 1], out of order or named twice.
+        ValueError: no gates, fewer than two images, targets outside (0, 1], out of order or named twice, NaN in the
+            network's answers. The thresholds are then as they were.
 
     Returns:
         CalibrationReport. A target that no threshold reaches within the tolerance keeps the nearest one and its error.
@@ -191,7 +192,8 @@ class _Meter:
                 break
             x: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
             with collect_masks(self.model) as masks:
-                self.model(x.to(device))
+                answers = self.model(x.to(device))
+            _checks.finite_answers(answers, "calibrate_")
             for cost in masks.costs().values():
                 executed += float(cost.executed_macs.sum())
                 dense += cost.dense_macs * len(x)

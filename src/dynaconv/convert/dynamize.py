@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from dynaconv.convert.attached import refuse_attached
 from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.granularity import fit_granularity
 from dynaconv.convert.halting import revert_halting
@@ -23,6 +24,7 @@ from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
 from dynaconv.nn.routed_block import RoutedBlock
 
+NOT_ASKED = "no rule asks for it"
 _Found = dict[str, "tuple[Anatomy, GateConfig] | Refusal | None"]
 
 
@@ -46,7 +48,8 @@ def dynamize_(
         ConversionReport: every module, what became of it or why not, parameters and dense MACs before and after.
     Raises:
         ValueError: nothing to convert (with the reasons), an already dynamic block or layer, a layer used twice, a rule
-            that matches nothing. TypeError: a layer that cannot be dynamic. The model is then as it was.
+            that matches nothing, hooks or parametrizations on what is converted. TypeError: a layer that cannot be
+            dynamic. The model is then as it was.
     Source: arXiv 1912.03203 (masks); 1904.04971, 1912.03458, 2004.10694, 2103.08756, 2209.07947 (kernels).
 
     >>> import dynaconv as dc
@@ -58,10 +61,12 @@ def dynamize_(
     rules = as_rules(config, model)
     found = _find(model, rules)
     plan = plan_kernels(model, rules)
-    check_kernels(model, plan)
     masked = {name: verdict for name, verdict in found.items() if isinstance(verdict, tuple)}
     if masked or not plan:
         _refuse_converted(model)
+    skipped = [n for n, v in found.items() if isinstance(v, Refusal) and v.reason != NOT_ASKED]
+    refuse_attached(model, [*masked, *(site.name for site in plan)], skipped)
+    check_kernels(model, plan)
     if not masked and not plan:
         raise ValueError(_nothing(model, found))
     report = ConversionReport(params_before=_count(model))
@@ -124,7 +129,7 @@ def _find(model: nn.Module, rules: Rules) -> _Found:
     for name, verdict in find_blocks(model).items():
         config = config_for(name, rules, GateConfig)
         if config is None:
-            found[name] = Refusal(verdict.kind, "no rule asks for it")
+            found[name] = Refusal(verdict.kind, NOT_ASKED)
         elif isinstance(verdict, Refusal):
             found[name] = verdict
         else:
@@ -150,7 +155,7 @@ def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[M
             status, detail = "converted", f"{verdict[0].kind}, {verdict[1].describe()}"
         elif isinstance(verdict, Refusal):
             inside = any(n.startswith(f"{name}.") for n in kernels)
-            wanted = verdict.reason != "no rule asks for it"
+            wanted = verdict.reason != NOT_ASKED
             status, detail = ("kept", "container") if inside and not wanted else ("skipped", verdict.reason)
         elif owner is not None:
             status, detail = "inside", f"part of {owner}"

@@ -39,7 +39,7 @@ def masked_conv2d(
     Returns:
         [N, C_out, h, w], equal to `mask * F.conv2d(...)`.
     Raises:
-        ValueError: wrong channel count, a mask of another size, unknown backend.
+        ValueError: wrong channel count, a mask of another size or with NaN in it, unknown backend.
         RuntimeError: an explicit backend that cannot run here.
     Source: arXiv 1912.03203, section 3.3.
 
@@ -52,6 +52,7 @@ def masked_conv2d(
     geometry = Geometry((weight.shape[2], weight.shape[3]), _pair(stride), _pair(padding), _pair(dilation))
     h, w = geometry.output_size((x.shape[2], x.shape[3]))
     _checks.mask_for(mask, (x.shape[0], h, w))
+    _checks.finite_mask(mask)
     spread = geometry.stride, geometry.padding, geometry.dilation, groups
     if _backends.choose("masked_conv2d", backend, {"cpu": can_run}, x) == "eager":
         return reference.masked_conv2d(x, mask, ConvSpec(weight, bias, *spread))

@@ -21,7 +21,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [N, C, 1, 1].
     Raises:
-        ValueError: x is no [N, C, h, w], or the mask has another size.
+        ValueError: x is no [N, C, h, w], or the mask has another size or holds NaN.
 
     >>> import torch
     >>> masked_mean(torch.tensor([[[[1.0, 2.0, 6.0]]]]), torch.tensor([[[[1.0, 0.0, 1.0]]]])).item()
@@ -29,5 +29,6 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     _checks.images(x, None, "masked_mean")
     _checks.mask_for(mask, (x.shape[0], x.shape[2], x.shape[3]))
+    _checks.finite_mask(mask)
     mask = mask.detach()
     return OP(x, mask) if _registry.traced(x) else reference.masked_mean(x, mask)

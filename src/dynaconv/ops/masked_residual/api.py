@@ -40,10 +40,11 @@ def masked_residual(
     Returns:
         [N, C_out, h, w].
     Raises:
-        ValueError: a mask of another size, an unknown backend.
+        ValueError: a mask of another size or with NaN in it, an unknown backend.
         RuntimeError: an explicit backend that cannot run here.
     Source: arXiv 1912.03203, equation 1 and section 3.3.
     """
+    _checks.finite_mask(mask)
     if branch.native is not None and backend in ("auto", "cpu") and _plain(x):
         y = _compiled(x, mask, shortcut, branch.native, break_even)
         if y is not None:
