@@ -78,7 +78,7 @@ class DamagedPlan {
     };
     for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
       const bool alone = step->kind == kInverted && step->conv[2] < 0;
-      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFoldedWeights || alone, gates = step->kind == kGate;
+      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFoldedWeights || step->kind == kChannelFusion || alone, gates = step->kind == kGate;
       if (mixes || step->kind == kThreshold || (step->kind == kAvgPool && single[step->out])) keep(step->in);
       if (mixes || gates || step->kind == kMaskValue) keep(step->out);
       for (const int32_t id : step->aux) keep(id);
@@ -166,6 +166,12 @@ class DamagedPlan {
       } else if (s.kind == kDynamicConv) panels(need, c, false, s.ints[0]);
       else if (s.kind == kFoldedWeights && i == 1) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
       else if (s.kind == kFoldedWeights) panels(need, c, false, 1);
+      else if (s.kind == kChannelFusion && i == 1 && !s.ints[3]) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
+      else if (s.kind == kChannelFusion && i == 2 && good(s.conv[0]) && convs_[s.conv[0]].groups > 0) {
+        // The panels of P follow the groups of the outputs.
+        const double groups = convs_[s.conv[0]].groups, outs = up(std::floor(c.out_channels / groups), 32) * groups;
+        need.cover(outs * c.in_channels, outs);
+      } else if (s.kind == kChannelFusion) panels(need, c, false, i == 0 && !s.ints[3]);
       else if (s.kind == kGate) need.cover((taps + 1) * c.in_channels, 1);
       else if (s.kind == kLayerNorm) need.cover(c.in_channels, c.in_channels);
       else if (s.kind == kDepthwise || (s.kind == kInverted && i == 1)) columns(need, c, bfloat16);

@@ -376,11 +376,36 @@ class RandomPlan {
       if (v >= 0) drop(v);
     return id;
   }
+  // A channel fusion in either form, with coefficients from the mean.
+  void fused(int32_t in, int32_t out, const Window& w, int32_t grid) {
+    const Size from = size(in), to = size(out);
+    const bool factored = s_.chance(50);
+    int32_t groups = factored ? s_.pick({1, 1, 2, 3}) : 1;
+    if (from.c % groups || to.c % groups || from.c == groups) groups = 1;
+    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), coefficients = from_mean(in, to.c + rank * rank);
+    const int64_t taps = int64_t{w.kernel} * w.kernel;
+    const int32_t id = conv(from.c, to.c, groups, w), reduce = conv(from.c, rank, 1, {1, 1, 0, 1});
+    Conv expand = b.packed(weights(to.c, rank), s_.noise(to.c), to.c, groups, rank, 1, kFloat32);
+    expand.groups = 1;
+    const int32_t last = b.place(expand, rank, 1, 1, 0, 1);
+    if (!factored) {
+      b.convs[id].weight = b.keep(weights((to.c + 31) / 32 * 32, from.c * taps));
+      b.convs[reduce].weight = b.keep(weights(from.c, rank));
+    }
+    const bool fast = w.kernel == 3 && w.stride == 1 && w.dilation == 1 && groups == 1 && s_.chance(60);
+    const int32_t before = activation();
+    Step& step = b.step(kChannelFusion, in, out, id);
+    step.conv[1] = reduce, step.conv[2] = last, step.aux[0] = coefficients, step.activation[0] = before;
+    step.ints[0] = step.ints[1] = 1, step.ints[2] = fast, step.ints[3] = factored, step.ints[4] = s_.chance(50), step.grid = grid;
+    if (fast && grid >= 0) b.grids[grid].tiles = 1;
+    drop(coefficients);
+  }
   void dynamic() {
     const Size in = size(current_);
     const Window w = window(in.h, in.w, false);
     const int32_t to = make({w.of(in.h), w.of(in.w), s_.chance(50) ? in.c : channels()});
-    mixed(current_, to, w, -1);
+    if (s_.chance(50)) fused(current_, to, w, -1);
+    else mixed(current_, to, w, -1);
     replace(to);
   }
 
@@ -439,7 +464,7 @@ class RandomPlan {
     const bool split = split_;
     const bool inside = split || s_.chance(50);
     // In place only where the branch has made all that it reads of the input before its last step.
-    const int32_t branch = s_.below(own && inside ? 3 : 6);
+    const int32_t branch = s_.below(own && inside ? 3 : 7);
     const int32_t to = inside ? shortcut : make(out);
     if (!split && (!inside || after != kNone)) close(shortcut, to, grid, after);
     run_branch(branch, to, w, grid, out);
@@ -520,7 +545,8 @@ class RandomPlan {
         b.steps.back().grid = grid, b.steps.back().grid2 = partial;
         break;
       }
-      default: mixed(current_, to, w, grid); break;
+      case 5: mixed(current_, to, w, grid); break;
+      default: fused(current_, to, w, grid); break;
     }
   }
 

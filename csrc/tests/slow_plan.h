@@ -164,6 +164,7 @@ class SlowPlan {
       case kConv: case kStem: case kDynamicConv: convolve(s, p, want, scale); break;
       case kDepthwise: depthwise(s, p, want, scale); break;
       case kInverted: inverted(s, p, want, scale); break;
+      case kChannelFusion: fusion(s, p, want, scale); break;
       case kFoldedWeights: folded(s, p, want, scale); break;
       case kMaxPool: case kAvgPool: pool(s, p, want); break;
       case kMean: mean(s, p.image, want); break;
@@ -302,6 +303,46 @@ class SlowPlan {
           sum += double(k < 0 ? reduce.bias[m] : static_cast<const float*>(reduce.weight)[k * rank + m]) *
                  scalar(s.aux[0], p.image, c.out_channels + m * rank + l) * there * weight(expand, known, l, 0);
       scale = std::max(scale, std::fabs(want[o % 32] = sum));
+    }
+  }
+
+  void fusion(const Step& s, const Place& p, double* want, double& scale) {
+    const Conv &c = conv(s.conv[0]), &reduce = conv(s.conv[1]), &expand = conv(s.conv[2]);
+    const int64_t rank = reduce.out_channels, per = c.in_channels / c.groups, outs = c.out_channels / c.groups;
+    const bool factored = s.ints[3] != 0;
+    const int64_t y0 = p.y * c.stride[0] - c.padding[0] + int64_t{c.kernel[0] / 2} * c.dilation[0];
+    const int64_t x0 = p.x * c.stride[1] - c.padding[1] + int64_t{c.kernel[1] / 2} * c.dilation[1];
+    std::vector<double> latent(rank), sizes(rank);
+    for (int64_t m = 0; m < rank; ++m) {
+      double reduced = reduce.bias[m], size = std::fabs(reduced);
+      for (int64_t k = 0; k < c.in_channels; ++k) {
+        const double w = factored ? weight(reduce, m, k, 0) : double(static_cast<const float*>(reduce.weight)[k * rank + m]);
+        const double term = at(s.in, p.image, y0, x0, k) * w;
+        reduced += term, size += std::fabs(term);
+      }
+      for (int64_t l = 0; l < rank; ++l) {
+        const double share = scalar(s.aux[0], p.image, c.out_channels + m * rank + l);
+        latent[l] += reduced * share, sizes[l] += size * std::fabs(share);
+      }
+    }
+    Conv grouped = expand;  // its panels follow the groups of the outputs
+    grouped.groups = c.groups, grouped.in_channels = expand.in_channels * c.groups;
+    for (int64_t o = 0; o < c.out_channels; ++o) {
+      double sum = bias(c, o), size = std::fabs(sum), low = bias(grouped, o);
+      taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
+        for (int64_t k = 0; k < per; ++k) {
+          const double term = at(s.in, p.image, y, x, o / outs * per + k) * (factored ? weight(c, o, k, tap) : expert(c, o, k, tap, 0, 1));
+          sum += term, size += std::fabs(term);
+        }
+      });
+      const double given = scalar(s.aux[0], p.image, o), share = s.ints[4] ? std::min(std::max(given + 3, 0.0), 6.0) / 3 : given;
+      size *= std::fabs(share);
+      for (int64_t l = 0; l < rank; ++l) {
+        low += latent[l] * weight(grouped, o, l, 0);
+        size += sizes[l] * std::fabs(weight(grouped, o, l, 0));
+      }
+      scale = std::max(scale, size);
+      want[o] = finish(s, p, o, share * sum + low, s.activation[0], scale);
     }
   }
 
