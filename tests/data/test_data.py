@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.food import fake_food101
 
 from dynaconv.data import folders, list_datasets, load_dataset, load_image, make_loader
 from dynaconv.data._scene_drawing import _digit_alpha, _line_alpha, words_per_scene
@@ -306,6 +307,49 @@ def test_cifar10_as_folders(tmp_path: Path) -> None:
     assert bundle.train.augmentation.pad == 4 and bundle.train.augmentation.flip
     with pytest.raises(ValueError, match="pictures of 32 pixels"):
         load_dataset(f"cifar10:{tmp_path}", image_size=64)
+
+
+@pytest.fixture
+def food(tmp_path: Path) -> Path:
+    """Four classes as torchvision lays them out: five pictures to train, two to test."""
+    return fake_food101(tmp_path)
+
+
+def test_food101_keeps_the_official_split(food: Path) -> None:
+    bundle = load_dataset(f"food101:{food}", image_size=32, augment=False)
+    assert bundle.classes == ["apple_pie", "bibimbap", "ceviche", "donuts"]
+    sizes = [len(part) for part in (bundle.train, bundle.calibration, bundle.test)]
+    assert sizes[0] + sizes[1] == 20 and sizes[2] == 8 and sizes[1] >= 1
+    assert load_dataset(f"food101:{food / 'food-101'}", image_size=16).test.images.shape == (8, 3, 16, 16)
+    # Blue is the same for all, red says the class.
+    red = bundle.test.images_uint8(list(range(8))).float().mean((2, 3))[:, 0]
+    assert torch.allclose(red, 60.0 * bundle.test.labels, atol=4)
+
+
+def test_a_seeded_choice_of_classes(food: Path) -> None:
+    chosen = [load_dataset(f"food101:{food}", 16, seed=seed, classes=2) for seed in (0, 0, 1, 2, 3)]
+    assert chosen[0].classes == chosen[1].classes and len({tuple(c.classes) for c in chosen}) > 1
+    for bundle in chosen:
+        assert len(bundle.test) == 4 and set(bundle.test.labels.tolist()) == {0, 1}
+        red = bundle.test.images_uint8([0, 3]).float().mean((2, 3))[:, 0] / 60
+        names = ["apple_pie", "bibimbap", "ceviche", "donuts"]
+        assert [names[round(float(v))] for v in red] == bundle.classes
+    assert len(load_dataset(f"imagefolder:{food / 'food-101' / 'images'}", 16, classes=3).classes) == 3
+
+
+def test_food101_that_is_not_there_or_damaged(food: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no Food-101 in .*images is missing.*download=True"):
+        load_dataset(f"food101:{tmp_path / 'nothing'}")
+    for count in (1, 5):
+        with pytest.raises(ValueError, match=rf"classes must lie in 2..4 for this data set, got {count}"):
+            load_dataset(f"food101:{food}", classes=count)
+    with pytest.raises(ValueError, match="classes is an option of food101:DIR"):
+        load_dataset("scenes", classes=3)
+    (food / "food-101" / "images" / "donuts" / "5.jpg").unlink()
+    assert load_dataset(f"food101:{food}", 16).skipped[0][0].endswith("donuts/5.jpg")
+    (food / "food-101" / "meta" / "test.json").write_text("{")
+    with pytest.raises(ValueError, match="test.json is damaged"):
+        load_dataset(f"food101:{food}")
 
 
 def test_a_users_own_picture(folder: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_run_leaves_its_files(run):
         "model/config.json", "model/model.safetensors", "tensorboard/events.out",
     ]  # fmt: skip
     assert len(lines) == 2
-    assert lines[0].startswith("epoch   1/2")
+    assert lines[0].startswith("epoch   1/2") and " GMACs  " in lines[0]
 
 
 def test_history_and_metrics_agree(run):
@@ -45,6 +45,10 @@ def test_history_and_metrics_agree(run):
         assert int(row["epoch"]) == epoch["epoch"]
         assert float(row["val_accuracy"]) == pytest.approx(epoch["val_accuracy"], rel=1e-4)
         assert float(row["val_ratio"]) == pytest.approx(epoch["ratio"], rel=1e-4)
+        counted = dc.profile(result.model, torch.zeros(1, 3, 16, 16))
+        fixed = counted.dense_macs - counted.conditional_macs + float(counted.routing_macs[0])
+        executed = fixed + epoch["ratio"] * counted.conditional_macs
+        assert float(row["val_gmacs"]) == pytest.approx(executed / 1e9, rel=1e-4)
         losses = [float(r["loss"]) for r in steps if r["epoch"] == row["epoch"]]
         assert epoch["train_loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
     assert float(epochs[-1]["val_density/layer3.0"]) <= 1

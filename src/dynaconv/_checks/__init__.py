@@ -24,6 +24,10 @@ from dynaconv._checks.cli import (
     cli_target_range,
 )
 from dynaconv._checks.data import (
+    data_class_count,
+    data_damaged_list,
+    data_no_classes,
+    data_no_food101,
     data_no_object_share,
     data_object_share,
     data_small_object,
@@ -223,6 +227,10 @@ __all__ = [
     "convert_hooked",
     "convert_parametrized",
     "count",
+    "data_class_count",
+    "data_damaged_list",
+    "data_no_classes",
+    "data_no_food101",
     "data_no_object_share",
     "data_object_share",
     "data_small_object",

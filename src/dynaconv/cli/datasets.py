@@ -55,5 +55,6 @@ def _trained_on(opened: Opened) -> dict[str, Any]:
             "train_size": data.train_size,
             "seed": data.seed,
             "object_share": data.object_share,
+            "classes": data.classes,
         }
     return {"name": opened.metadata.get("dataset"), "image_size": size}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynaconv import _checks
 from dynaconv.data.augment import Augmentation
 from dynaconv.data.bundle import DataBundle, subset_indices
 from dynaconv.data.dataset import FileImages, ImageSet, MemoryImages, Triple
@@ -26,12 +27,15 @@ _log = logging.getLogger("dynaconv")
 
 
 @dataclass
-class _Files:
+class Files:
+    """Pictures with the numbers of their classes."""
+
     paths: list[Path]
     labels: list[int]
 
-    def take(self, indices: Sequence[int]) -> _Files:
-        return _Files([self.paths[i] for i in indices], [self.labels[i] for i in indices])
+    def take(self, indices: Sequence[int]) -> Files:
+        """Some of them."""
+        return Files([self.paths[i] for i in indices], [self.labels[i] for i in indices])
 
 
 def load_folder(
@@ -45,6 +49,7 @@ def load_folder(
     name: str | None = None,
     mean: Triple = MEAN,
     std: Triple = STD,
+    classes: int | None = None,
 ) -> DataBundle:
     """DIR/train/CLASS/* with DIR/test/CLASS/* (or val/), or DIR/CLASS/*, of which a tenth per class becomes the test.
 
@@ -54,11 +59,38 @@ def load_folder(
         image_size: pictures are resized (shorter side) and cropped to this; None keeps a common native size up to 128,
             otherwise 224.
         strict: an unreadable picture is an error; otherwise it is named and skipped.
+        classes: a seeded choice of so many classes; None takes all.
     Raises:
         FileNotFoundError: no such folder. ValueError: no classes, no pictures, unreadable pictures with strict.
     """
     root = Path(folder)
-    classes, train, test = _find(root)
+    classes, train, test = some_classes(*_find(root), wanted=classes, seed=seed)
+    options = {"name": name or f"imagefolder:{root}", "mean": mean, "std": std}
+    return bundle_of_files(
+        root, classes, train, test, image_size, train_size, seed, strict, augment, **options
+    )
+
+
+def bundle_of_files(
+    root: Path,
+    classes: list[str],
+    train: Files,
+    test: Files,
+    image_size: int | None,
+    train_size: int | None,
+    seed: int,
+    strict: bool,
+    augment: bool,
+    *,
+    name: str,
+    mean: Triple = MEAN,
+    std: Triple = STD,
+) -> DataBundle:
+    """Pictures that are listed already; the arguments are those of `load_folder`.
+
+    Raises:
+        ValueError: as `load_folder`.
+    """
     size = image_size or _native_size(train.paths)
     in_memory = (len(train.paths) + len(test.paths)) * size * size * 3 <= MEMORY_BYTES
     open_all = _in_memory if in_memory else _on_disk
@@ -73,7 +105,7 @@ def load_folder(
     rest = sorted(set(range(len(train.paths))) - set(held_out))
     chosen = [rest[i] for i in subset_indices(len(rest), train_size, seed).tolist()]
 
-    def split(files: _Files, pixels: Tensor | None, indices: Sequence[int]) -> ImageSet:
+    def split(files: Files, pixels: Tensor | None, indices: Sequence[int]) -> ImageSet:
         part = files.take(indices)
         labels = torch.tensor(part.labels, dtype=torch.int64)
         if pixels is None:
@@ -87,10 +119,34 @@ def load_folder(
     }
     if augment:
         parts["train"].augmentation = Augmentation(max(1, size // 8), flip=True, seed=seed)
-    return DataBundle(name or f"imagefolder:{root}", classes, size, mean, std, **parts, skipped=skipped)
+    return DataBundle(name, classes, size, mean, std, **parts, skipped=skipped)
 
 
-def _find(root: Path) -> tuple[list[str], _Files, _Files]:
+def some_classes(
+    names: list[str], train: Files, test: Files, *, wanted: int | None, seed: int
+) -> tuple[list[str], Files, Files]:
+    """A seeded choice of classes, numbered anew in their order, and their pictures.
+
+    Raises:
+        ValueError: fewer than two classes, or more than there are.
+    """
+    if wanted is None:
+        return names, train, test
+    if not 2 <= wanted <= len(names):
+        raise _checks.data_class_count(wanted, len(names))
+    chosen = sorted(
+        torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:wanted].tolist()
+    )
+    number = {label: i for i, label in enumerate(chosen)}
+
+    def of(part: Files) -> Files:
+        kept = part.take([i for i, label in enumerate(part.labels) if label in number])
+        return Files(kept.paths, [number[label] for label in kept.labels])
+
+    return [names[label] for label in chosen], of(train), of(test)
+
+
+def _find(root: Path) -> tuple[list[str], Files, Files]:
     if not root.exists():
         raise FileNotFoundError(
             f"there is no folder {root}; imagefolder expects DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg"
@@ -135,8 +191,8 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _list(folder: Path, classes: list[str]) -> _Files:
-    files = _Files([], [])
+def _list(folder: Path, classes: list[str]) -> Files:
+    files = Files([], [])
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
@@ -165,12 +221,12 @@ def _native_size(paths: list[Path]) -> int:
 
 
 def _usable(
-    files: _Files,
+    files: Files,
     opened: tuple[Tensor | None, dict[int, str]],
     strict: bool,
     skipped: list[tuple[str, str]],
     root: Path,
-) -> tuple[_Files, Tensor | None]:
+) -> tuple[Files, Tensor | None]:
     """The readable pictures; the others are recorded in `skipped`, or an error with strict."""
     pixels, faults = opened
     for i, reason in faults.items():
@@ -198,7 +254,7 @@ class _Sized:
         return iter(self.items)
 
 
-def _refuse_empty(root: Path, classes: list[str], train: _Files, test: _Files) -> None:
+def _refuse_empty(root: Path, classes: list[str], train: Files, test: Files) -> None:
     if not train.paths or not test.paths:
         part = "test" if train.paths else "training"
         raise ValueError(f"no readable {part} picture is left in {root}")
@@ -228,7 +284,7 @@ def _tenth_of_each_class(labels: list[int], seed: int, most: int | None = None) 
     return sorted(chosen)
 
 
-def _in_memory(files: _Files, size: int) -> tuple[Tensor, dict[int, str]]:
+def _in_memory(files: Files, size: int) -> tuple[Tensor, dict[int, str]]:
     """All pictures decoded, uint8 [N, 3, size, size], and the faults of those that could not be."""
     images = torch.zeros(len(files.paths), 3, size, size, dtype=torch.uint8)
     faults: dict[int, str] = {}
@@ -244,7 +300,7 @@ def _in_memory(files: _Files, size: int) -> tuple[Tensor, dict[int, str]]:
     return images, dict(sorted(faults.items()))
 
 
-def _on_disk(files: _Files, size: int) -> tuple[None, dict[int, str]]:
+def _on_disk(files: Files, size: int) -> tuple[None, dict[int, str]]:
     """Too many pictures for memory: only their headers are checked now."""
     faults: dict[int, str] = {}
 
@@ -258,7 +314,7 @@ def _on_disk(files: _Files, size: int) -> tuple[None, dict[int, str]]:
     return None, dict(sorted(faults.items()))
 
 
-def _for_all(work: Callable[[tuple[int, Path]], None], files: _Files, what: str) -> None:
+def _for_all(work: Callable[[tuple[int, Path]], None], files: Files, what: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(work, enumerate(files.paths))
         for _ in track(_Sized(results, len(files.paths)), what, len(files.paths) > 2000):

@@ -6,6 +6,7 @@ from dynaconv import _checks
 from dynaconv.data.bundle import DataBundle
 from dynaconv.data.cifar10 import load_cifar10
 from dynaconv.data.folders import folder_from_spec, load_folder
+from dynaconv.data.food101 import load_food101
 from dynaconv.data.keypoints import load_scene_keypoints
 from dynaconv.data.mpii import load_mpii
 from dynaconv.data.scenes import load_scenes
@@ -15,6 +16,7 @@ _KINDS = {
     "scenes_keypoints": "the same scenes with the corners and the centre of the box as keypoints",
     "mpii:DIR": "people with keypoints: DIR/images, and annotations in the forms that MPII Human Pose comes in",
     "imagefolder:DIR": "pictures in DIR/train/CLASS and DIR/test/CLASS, or in DIR/CLASS",
+    "food101:DIR": "Food-101 as torchvision stores it, or a seeded choice of its classes",
     "cifar10:DIR": "CIFAR-10 as torchvision stores it, or as folders of pictures",
 }
 
@@ -32,6 +34,7 @@ def load_dataset(
     strict: bool = False,
     augment: bool = True,
     object_share: float | None = None,
+    classes: int | None = None,
 ) -> DataBundle:
     """Load a data set by name: one of `list_datasets()`.
 
@@ -41,6 +44,7 @@ def load_dataset(
         strict: an unreadable picture is an error instead of being named and skipped.
         augment: shift (and flip, where that keeps the meaning) training pictures.
         object_share: of scenes: the share of the picture that the digit's box covers.
+        classes: of food101:DIR and imagefolder:DIR: a seeded choice of so many classes.
     Raises:
         ValueError: an unknown name (the nearest is suggested), or unusable data. FileNotFoundError: no folder.
     """
@@ -49,6 +53,8 @@ def load_dataset(
         raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
     if object_share is not None and name != "scenes":
         raise _checks.data_no_object_share(name)
+    if classes is not None and kind not in ("food101", "imagefolder"):
+        raise _checks.data_no_classes(name)
     if name == "scenes":
         return load_scenes(image_size, train_size, seed, augment, object_share=object_share)
     if name == "scenes_keypoints":
@@ -56,7 +62,10 @@ def load_dataset(
     if kind == "mpii":
         return load_mpii(folder_from_spec(name), image_size, train_size, seed, augment)
     if kind == "imagefolder":
-        return load_folder(folder_from_spec(name), image_size, train_size, seed, strict, augment)
+        folder = folder_from_spec(name)
+        return load_folder(folder, image_size, train_size, seed, strict, augment, classes=classes)
+    if kind == "food101":
+        return load_food101(folder_from_spec(name), image_size, train_size, seed, strict, augment, classes)
     if kind == "cifar10":
         return load_cifar10(folder_from_spec(name), image_size, train_size, seed, strict, augment)
     known = {
@@ -64,6 +73,7 @@ def load_dataset(
         "scenes_keypoints": "scenes_keypoints",
         "mpii": "mpii:DIR",
         "imagefolder": "imagefolder:DIR",
+        "food101": "food101:DIR",
         "cifar10": "cifar10:DIR",
     }
     raise _checks.unknown("data set", name, [*known, *(k for k in known.values() if ":" in k)])

@@ -175,6 +175,9 @@ class RunLog(lightning.Callback):
             "val_loss": epoch["val_loss"],
             "val_accuracy": epoch["val_accuracy"],
         }
+        gmacs = pl_module.gmacs(epoch["ratio"])
+        if gmacs is not None:
+            row["val_gmacs"] = gmacs
         if epoch["ratio"] is not None:
             row["val_ratio"] = epoch["ratio"]
             row.update({f"val_density/{n}": v for n, v in pl_module.val_densities.items()})
@@ -233,6 +236,9 @@ class EpochProgress(lightning.Callback):
                 "" if pl_module.budget is None else f" (target {pl_module.budget.conditional_target:.3f})"
             )
             line += f"  executed MACs {epoch['ratio']:.3f}{target}"
+        gmacs = pl_module.gmacs(epoch["ratio"])
+        if gmacs is not None:
+            line += f"  {gmacs:.4g} GMACs"
         self.say(f"{line}  {time.monotonic() - self.started:.1f} s")
 
     def on_exception(self, trainer: Any, pl_module: DynaconvModule, exception: BaseException) -> None:

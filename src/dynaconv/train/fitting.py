@@ -140,6 +140,7 @@ def _load_data(recipe: Recipe) -> Any:
         strict=section.strict,
         augment=section.augment,
         object_share=section.object_share,
+        classes=section.classes,
     )
 
 

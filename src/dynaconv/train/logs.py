@@ -15,7 +15,7 @@ lightning = import_lightning()
 rank_zero_only = lightning.pytorch.utilities.rank_zero_only
 
 STEP_COLUMNS = ("epoch", "step", "lr", "loss", "task_loss", "budget_loss", "ratio")
-EPOCH_COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_ratio")
+EPOCH_COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_ratio", "val_gmacs")
 
 
 class MetricsFile(lightning.pytorch.loggers.Logger):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynaconv.budget import MacBudget
+from dynaconv.budget.mac_budget import Share
 from dynaconv.convert import gates
 from dynaconv.cost import collect_masks
 from dynaconv.data.tasks import CLASSIFICATION, Task
@@ -63,6 +64,7 @@ class DynaconvModule(lightning.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * recipe.trainer.epochs
         self.budget = self._make_budget(input_size)
+        self._share = _share_of(model, input_size)
         # In a list, so that the teacher's weights stay out of state_dict and of the gradient exchange.
         self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.loaders: tuple[Any, ...] = ()
@@ -177,6 +179,12 @@ class DynaconvModule(lightning.LightningModule):
             shown["val_ratio"] = found["ratio"]
         self.log_dict(shown, logger=False)
 
+    def gmacs(self, ratio: float | None) -> float | None:
+        """Billions of multiply-adds of one image at an executed share of the conditional ones; None where unknown."""
+        if self._share is None:
+            return None
+        return (self._share.fixed + self._share.possible * (1.0 if ratio is None else ratio)) / 1e9
+
     def on_train_epoch_end(self) -> None:
         """One epoch more; checkpoints are written after this."""
         self.epochs_done += 1
@@ -204,3 +212,11 @@ class DynaconvModule(lightning.LightningModule):
         """Continue the history."""
         state = checkpoint["dynaconv"]
         self.epochs_done, self.history = int(state["epochs_done"]), list(state["history"])
+
+
+def _share_of(model: nn.Module, input_size: tuple[int, int, int] | None) -> Share | None:
+    """What it always computes and what its gates decide about; None for a network that cannot be counted."""
+    # A network with unusual inputs is still trained; only its multiply-adds stay unknown.
+    with suppress(RuntimeError, ValueError, TypeError):
+        return None if input_size is None else Share.of(model, input_size)
+    return None

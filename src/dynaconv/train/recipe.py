@@ -167,7 +167,7 @@ class DataSection:
     """The pictures.
 
     Args:
-        name: scenes, imagefolder:DIR or cifar10:DIR.
+        name: scenes, imagefolder:DIR, food101:DIR or cifar10:DIR.
         image_size: side of the square pictures in pixels; left out, the data set's own.
         train_size: number of training pictures; left out, all.
         batch_size: pictures in a step, summed over all processes of a distributed run.
@@ -175,6 +175,7 @@ class DataSection:
         num_workers: processes that load pictures.
         seed: of the data set, its order and its augmentation.
         strict: stop at the first unreadable picture instead of leaving it out.
+        classes: of food101 and imagefolder: a seeded choice of so many classes; left out, all.
         object_share: of scenes: share of the picture that the digit's box covers; left out, digits of mixed size.
     """
 
@@ -187,6 +188,7 @@ class DataSection:
     seed: int = 0
     strict: bool = False
     object_share: float | None = None
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         _checks.train_at_least("data.batch_size", self.batch_size, 1)
