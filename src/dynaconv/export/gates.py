@@ -16,6 +16,7 @@ from dynaconv.export.graph import Writer, constant
 
 # Channels come in blocks of this many in the layouts of runtimes.
 BLOCK = 16
+_COMPARISONS = ("Greater", "GreaterOrEqual")
 _RESHAPING = ("Squeeze", "Unsqueeze", "Reshape", "Flatten")
 
 
@@ -82,8 +83,27 @@ def _behind(value: Any) -> Any:
     return node
 
 
-def write_logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> Any:
-    """The logits [N, 1, h, w], from the map or, where there are, from its rows [N * H * W, C]."""
+def write_gate(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> None:
+    """Replace a gate's logits [N, 1, h, w], from the map or, where there are, from its rows [N * H * W, C].
+
+    Where logits are only compared with a threshold, what comes from the mean [N, 1, 1, 1] moves to the other side of
+    the comparison, which saves an addition for each position.
+    """
+    old = gate.node.outputs[0]
+    z, mean = _logits(write, gate, rows, grid)
+    uses = old.uses()
+    compared = len(uses) == 1 and uses[0].node.op_type in _COMPARISONS and uses[0].idx == 0
+    if mean is not None and compared and not old.is_graph_output():
+        threshold = uses[0].node.inputs[1]
+        beside = Writer(write.graph, uses[0].node)
+        uses[0].node.replace_input_with(1, beside("Sub", threshold, mean))
+    elif mean is not None:
+        z = write("Add", z, mean, like=old)
+    old.replace_all_uses_with(z, replace_graph_outputs=True)
+
+
+def _logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> tuple[Any, Any]:
+    """What the convolution gives, [N, 1, h, w], and the linear function of the mean, [N, 1, 1, 1] or None."""
     stage, kernel = gate.stage, gate.stage.kernel
     taps = stage.weight.shape[2] * stage.weight.shape[3]
     used = taps + (gate.linear is not None)
@@ -107,16 +127,15 @@ def write_logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) 
         strides=stage.stride, pads=stage.pads, dilations=stage.dilation, like=gate.node.outputs[0],
     )  # fmt: skip
     if gate.linear is None:
-        return z
+        return z, None
     pick = np.zeros((1, used, 1, 1), np.float32)
     pick[0, taps] = 1
     mean = write("Conv", write("GlobalAveragePool", answers), write.constant(pick), kernel_shape=(1, 1))
-    return write("Add", z, mean, like=gate.node.outputs[0])
+    return z, mean
 
 
 def rewrite(graph: Any) -> None:
     """Every gate of a graph that stays dense."""
     constants: dict[Any, Any] = {}
     for gate in find_gates(graph):
-        z = write_logits(Writer(graph, gate.node, constants), gate, None, tables.Grid(None, None, None))
-        gate.node.outputs[0].replace_all_uses_with(z, replace_graph_outputs=True)
+        write_gate(Writer(graph, gate.node, constants), gate, None, tables.Grid(None, None, None))

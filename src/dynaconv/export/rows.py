@@ -19,7 +19,7 @@ from dynaconv.export.branches import (
     is_static_conv,
     is_unary,
 )
-from dynaconv.export.gates import GateLogits, find_gates, write_logits
+from dynaconv.export.gates import GateLogits, find_gates, write_gate
 from dynaconv.export.graph import Writer, constant
 from dynaconv.export.stages import Listed, run_stage
 from dynaconv.export.tables import Grid
@@ -161,10 +161,18 @@ class Rows:
             count = tables.length(self.write, tables.multiply(self.write, *grid))
             shape = self.write("Concat", count, self.write.integers(channels), axis=0)
             return self.write("ScatterND", self.write("ConstantOfShape", shape), x.places, x.rows)
+        self._project_shortcut(branch)
         shortcut = self.rows(branch.shortcut)
         # Faster than gathering the shortcut's rows, adding, and writing back.
         y = self.write("ScatterND", shortcut, x.places, x.rows, reduction="add")
         return y if branch.act is None else self._apply(Pointwise(branch.act), y)
+
+    def _project_shortcut(self, branch: Branch) -> None:
+        """A projection of the map that the branch reads works on the rows that were made for the branch."""
+        conv = branch.shortcut.producer()
+        if branch.shortcut not in self.native and conv is not None and conv.inputs[0] is branch.source:
+            if _projects(conv):
+                self._project(conv)
 
     def _apply(self, step: Pointwise, rows: Any) -> Any:
         return apply_pointwise(self.write, step, rows)
@@ -173,8 +181,7 @@ class Rows:
 
     def _gate(self, gate: GateLogits) -> None:
         rows = self.native.get(gate.source)
-        z = write_logits(self.write, gate, rows, self.grid(gate.source))
-        gate.node.outputs[0].replace_all_uses_with(z, replace_graph_outputs=True)
+        write_gate(self.write, gate, rows, self.grid(gate.source))
 
     def _follow(self, node: Any) -> None:
         """Work on rows where the inputs are rows already."""
@@ -200,7 +207,7 @@ class Rows:
 
     def _project(self, node: Any) -> None:
         """A 1 x 1 convolution, possibly strided."""
-        stage, x = Stage(node, []), self.native[node.inputs[0]]
+        stage, x = Stage(node, []), self.rows(node.inputs[0])
         inside = self.grid(node.inputs[0])
         channels = stage.weight.shape[1]
         if stage.stride != (1, 1):
@@ -221,7 +228,12 @@ class Rows:
         positions = tables.multiply(self.write, grid.height, grid.width)
         shape = tables.shape_of(self.write, grid, front=(-1, positions, channels))
         whole = self.write("Reshape", self.native[value], shape)
-        mean = self.write("ReduceMean", whole, self.write.integers(1), keepdims=0)
+        if isinstance(positions, int):
+            # A product with equal weights: runtimes are slow at means over an axis that is not the last.
+            weights = np.full((1, 1, positions), 1 / positions, np.float32)
+            mean = self.write("MatMul", self.write.constant(weights), whole)
+        else:
+            mean = self.write("ReduceMean", whole, self.write.integers(1), keepdims=0)
         back = self.write("Reshape", mean, self.write.integers(-1, channels, 1, 1), like=y)
         y.replace_all_uses_with(back, replace_graph_outputs=True)
 
