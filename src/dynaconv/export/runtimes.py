@@ -44,21 +44,22 @@ def onnxruntime_session(
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def load(name: str, path: str | Path, threads: int | None = None) -> Run:
+def load(name: str, path: str | Path, threads: int | None = None, batch: int | None = None) -> Run:
     """A network ready to run: {"images": x, ...} -> {"output": y, ...}.
 
     Args:
         name: "ort" (ONNX Runtime) or "openvino", in float32.
+        batch: the number of images, where the file leaves it free.
     Raises:
         ValueError: an unknown runtime. ImportError: it is not installed; the message names the extra.
     """
     _checks.one_of("runtime", name, tuple(RUNTIMES))
     need_runtime(name)
-    return _onnxruntime(path, threads) if name == "ort" else _openvino(path, threads)
+    return (_onnxruntime if name == "ort" else _openvino)(path, threads, batch)
 
 
-def _onnxruntime(path: str | Path, threads: int | None) -> Run:
-    session = onnxruntime_session(path, threads)
+def _onnxruntime(path: str | Path, threads: int | None, batch: int | None) -> Run:
+    session = onnxruntime_session(path, threads, batch)
     names = [value.name for value in session.get_outputs()]
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,11 +68,18 @@ def _onnxruntime(path: str | Path, threads: int | None) -> Run:
     return run
 
 
-def _openvino(path: str | Path, threads: int | None) -> Run:
+def _openvino(path: str | Path, threads: int | None, batch: int | None) -> Run:
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino_core().compile_model(str(path), "CPU", settings)
+    model = openvino_core().read_model(str(path))
+    if batch is not None:
+        shapes = {port: port.partial_shape for port in model.inputs}
+        for shape in shapes.values():
+            if len(shape) > 1 and shape[0].is_dynamic:
+                shape[0] = batch
+        model.reshape(shapes)
+    compiled = openvino_core().compile_model(model, "CPU", settings)
     request, names = compiled.create_infer_request(), [port.any_name for port in compiled.outputs]
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

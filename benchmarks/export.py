@@ -1,0 +1,180 @@
+"""Exported networks in stock runtimes: sparse ONNX against the static network in the same runtime, interleaved.
+
+    make setup && .venv/bin/python benchmarks/export.py                     ResNet-50 and MobileNetV2, ONNX Runtime
+    .venv/bin/python benchmarks/export.py --engines openvino --rounds 10
+    .venv/bin/python benchmarks/export.py --check                           exit code 1 where a promise is broken
+
+Masks are forced (blob-like, exact density, in every block) and are inputs of the graph; the gates still compute.
+Weights are random with settled batch norms, pictures are noise. The files have a free batch, which is fixed when they are
+loaded. Each file is compared with eager PyTorch on the same masks before anything is timed; while one differs, no
+number is printed. A speed-up is milliseconds of the static network over those of the exported one, minimum / median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from tables import markdown, ms
+
+import dynaconv as dc
+from dynaconv.cost import compare_latency, machine_line
+from dynaconv.export.runtimes import load
+from dynaconv.measure.untrained import settle_norms_
+from dynaconv.testing import MaskInputs, forced
+
+TOLERANCE = 1e-4
+TITLES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
+# (network, lowering, density) -> speed-up in ONNX Runtime that the project promises.
+PROMISES = {("timm:resnet50", "sparse", 0.5): 1.25, ("timm:resnet50", "sparse", 0.25): 1.9}
+FLOORS = {("timm:mobilenetv2_100", "auto"): 1 / 1.05}
+
+
+def main() -> int:
+    """Export, compare, time, show."""
+    args = parse()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    print(machine_line())
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.networks:
+            model = settle_norms_(dc.create_model(name), torch.randn(4, *args.input_size))
+            files = Files(name, model, args, Path(folder))
+            for batch in args.batch:
+                for engine in args.engines:
+                    rows += race(files, engine, batch, args)
+    print(f"\n{table(rows)}")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine_line(), "rows": rows}, indent=1) + "\n")
+    missed = [row for row in rows if row["limit"] and row["speedup_min"] < row["limit"]]
+    for row in missed if args.check else ():
+        where = f"{row['network']}, batch {row['batch']}, {row['lowering']}, density {row['density']:g}"
+        print(f"missed: {where}: {row['speedup_min']:.2f}, promised {row['limit']:.2f}")
+    return int(bool(args.check and missed))
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--networks", nargs="+", default=["timm:resnet50", "timm:mobilenetv2_100"])
+    add("--engines", nargs="+", choices=tuple(TITLES), default=["ort"])
+    add("--lowering", nargs="+", choices=("sparse", "auto"), default=["sparse", "auto"])
+    add("--densities", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of the masks, 0..1")
+    add("--batch", type=int, nargs="+", default=[1, 8], help="images in a batch")
+    add("--rounds", type=int, default=15, help="interleaved rounds")
+    add("--seconds", type=float, help="begin no further round after so long")
+    add("--threads", type=int, help="default torch's own number")
+    add("--input-size", type=int, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"))
+    add("--check", action="store_true", help="exit code 1 where a promise is broken in ONNX Runtime")
+    add("--json", type=Path, help="also write the numbers to this file")
+    return parser.parse_args()
+
+
+class Files:
+    """Exported files of one network: the static one, and the masked one for each lowering and density."""
+
+    def __init__(self, name: str, static: torch.nn.Module, args: argparse.Namespace, folder: Path) -> None:
+        self.name, self.folder, self.size = name, folder, args.input_size
+        self.static, self.dynamic = static, copy.deepcopy(static)
+        dc.dynamize_(self.dynamic, dc.SpatialMasking(), input_size=tuple(self.size))
+        self.dynamic.eval()
+        self.given = MaskInputs(copy.deepcopy(self.dynamic)).eval()
+        self.made: dict[str, Path] = {}
+        self.blocks: dict[str, dict[str, str]] = {}
+
+    def file(self, lowering: str, density: float = 1.0) -> Path:
+        """The path; written at the first call. Only "auto" depends on the density."""
+        key = f"{lowering}{density:g}" if lowering == "auto" else lowering
+        if key not in self.made:
+            path = self.folder / f"{self.name.replace(':', '-')}-{key}.onnx"
+            x = torch.randn(1, *self.size)
+            example = (x,) if lowering == "static" else (x, *forced(self.dynamic, x, density))
+            model = self.static if lowering == "static" else self.given
+            densities = density if lowering == "auto" else None
+            kind = "dense" if lowering == "static" else lowering
+            done = dc.export.onnx(
+                model, example, path, lowering=kind, dial=None, report=(), densities=densities, check=False
+            )
+            self.made[key], self.blocks[key] = path, done.blocks
+        return self.made[key]
+
+    def sparse_blocks(self, lowering: str, density: float) -> str:
+        """How many blocks were written sparse, of how many."""
+        kinds = list(self.blocks[f"{lowering}{density:g}" if lowering == "auto" else lowering].values())
+        return f"{kinds.count('sparse')} of {len(kinds)}"
+
+
+def race(files: Files, engine: str, batch: int, args: argparse.Namespace) -> list[dict]:
+    """Rows of one network in one runtime at one batch."""
+    x = torch.randn(batch, *args.input_size, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    cases = {("static", 1.0): (files.file("static"), files.static, (x,))}
+    for lowering in args.lowering:
+        for density in args.densities:
+            masks = forced(files.dynamic, x, density)
+            cases[lowering, density] = (files.file(lowering, density), files.given, (x, *masks))
+    runs, loaded = {}, {}
+    for case, (path, model, inputs) in cases.items():
+        if path not in loaded:
+            loaded[path] = load(engine, path, threads, batch)
+        feed = {f"input_{i}" if i else "images": t.numpy() for i, t in enumerate(inputs)}
+        compare(loaded[path](feed)["output"], model, inputs, f"{files.name}, {engine}, {case}")
+        runs[str(case)] = lambda run=loaded[path], feed=feed: run(feed)
+    times = compare_latency(runs, rounds=args.rounds, seconds=args.seconds)
+    base = times[str(("static", 1.0))]
+    return [
+        {
+            "network": files.name, "engine": engine, "batch": batch, "lowering": lowering, "density": density,
+            "blocks": files.sparse_blocks(lowering, density), "ms": times[str((lowering, density))],
+            "static_ms": base, "limit": promised(files.name, engine, lowering, density),
+            "speedup_min": base["min_ms"] / times[str((lowering, density))]["min_ms"],
+            "speedup_median": base["median_ms"] / times[str((lowering, density))]["median_ms"],
+        }
+        for lowering, density in list(cases)[1:]
+    ]  # fmt: skip
+
+
+def compare(got, model: torch.nn.Module, inputs: tuple, where: str) -> None:
+    """Leave unless the runtime computes what eager PyTorch computes."""
+    with torch.no_grad():
+        expected = model(*inputs).numpy()
+    error = abs(got - expected).max() / abs(expected).max()
+    if not error <= TOLERANCE:
+        sys.exit(f"{where}: off by {error:.1e} of the largest magnitude; nothing was timed")
+
+
+def promised(network: str, engine: str, lowering: str, density: float) -> float | None:
+    """The least speed-up, or None."""
+    if engine != "ort":
+        return None
+    return PROMISES.get((network, lowering, density), FLOORS.get((network, lowering)))
+
+
+def table(rows: list[dict]) -> str:
+    """As docs/benchmarks.md shows it."""
+    header = (
+        "network", "runtime", "batch", "static, ms", "lowering", "blocks sparse", "density", "ms", "speed-up",
+        "promised",
+    )  # fmt: skip
+    cells = [
+        (
+            r["network"], TITLES[r["engine"]], r["batch"], ms(r["static_ms"]), r["lowering"], r["blocks"],
+            f"{r['density']:g}", ms(r["ms"]), f"{r['speedup_min']:.2f} / {r['speedup_median']:.2f}",
+            r["limit"] and f"{r['limit']:.2f}",
+        )
+        for r in rows
+    ]  # fmt: skip
+    return markdown(header, cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
