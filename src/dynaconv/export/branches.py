@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynaconv.export.graph import attribute, constant
+from dynaconv.export.regions import Region, Squeeze, find_region, find_squeeze
 
 # Row by row, without a look at other positions.
 UNARY = (
@@ -51,7 +52,7 @@ class Stage:
     """One convolution with constant weights, and what follows it row by row."""
 
     conv: Any
-    after: list[Pointwise]
+    after: list[Pointwise | Region | Squeeze]
 
     @property
     def weight(self) -> Any:
@@ -222,7 +223,7 @@ def _branch(node: Any, binary: dict[Any, str]) -> Branch | None:
         return None
     branch = Branch(mask.name, node, stages, node.outputs[0], inner=[node])
     for stage in stages:
-        branch.inner += [stage.conv, *(n for step in stage.after for n in step.nodes)]
+        branch.inner += [stage.conv, *(n for step in stage.after for n in nodes_of(step))]
     _walk_on(branch)
     return branch
 
@@ -235,7 +236,7 @@ def _is_grid(value: Any) -> bool:
 def _walk_back(value: Any) -> list[Stage]:
     """Convolutions that nobody else reads, up to `value`."""
     stages: list[Stage] = []
-    after: list[Pointwise] = []
+    after: list[Pointwise | Region | Squeeze] = []
     readers = 1
     while value.producer() is not None and len(value.uses()) == readers and not value.is_graph_output():
         node, readers = value.producer(), 1
@@ -251,8 +252,17 @@ def _walk_back(value: Any) -> list[Stage]:
         elif place is not None:
             after, value = [Pointwise(node), *after], node.inputs[1 - place]
         else:
-            break
+            step = find_squeeze(node) or find_region(node)
+            if step is None:
+                break
+            after, value = [step, *after], step.source
+            readers = sum(use.node in nodes_of(step) for use in value.uses())
     return stages
+
+
+def nodes_of(step: Pointwise | Region | Squeeze) -> list[Any]:
+    """The nodes that a step stands for."""
+    return step.inner if isinstance(step, Region) else step.nodes
 
 
 def _walk_on(branch: Branch) -> None:

@@ -50,7 +50,10 @@ def _result_type(op: str, inputs: tuple[Any, ...]) -> Any:
 
     if op in ("Shape", "NonZero"):
         return ir.DataType.INT64
-    return ir.DataType.FLOAT if op == "ConstantOfShape" else inputs[0].dtype
+    if op == "Equal":
+        return ir.DataType.BOOL
+    # Casts are written to float only.
+    return ir.DataType.FLOAT if op in ("ConstantOfShape", "Cast") else inputs[0].dtype
 
 
 class Writer:

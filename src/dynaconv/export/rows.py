@@ -114,7 +114,8 @@ class Rows:
             needs.insert(0, self._need(needs[0], branch.stages[i], grids[i]))
         x: Any = self.rows(branch.source)
         for stage, need, inside, outside in zip(branch.stages, needs, grids[:-1], grids[1:], strict=True):
-            x = Listed(run_stage(self, stage, x, inside, outside, self.listing(need)), self.listing(need))
+            places = self.listing(need)
+            x = Listed(run_stage(self, stage, x, inside, outside, places, need), places)
         rows = self._join(branch, x, grid)
         self.keep(branch.result, rows, grid)
 
@@ -195,14 +196,18 @@ class Rows:
             if value in self.native:
                 self._map_rows(node, value, Pointwise(node))
         elif (
-            node.op_type == "Add" and all(v in self.native for v in node.inputs) and _same_shape(*node.inputs)
+            node.op_type in ("Add", "Mul")
+            and all(v in self.native for v in node.inputs)
+            and _same_shape(*node.inputs)
         ):
-            rows = self.write("Add", *(self.native[v] for v in node.inputs))
+            rows = self.write(node.op_type, *(self.native[v] for v in node.inputs))
             self.keep(node.outputs[0], rows, self.grid(value))
         elif node.op_type == "GlobalAveragePool" and value in self.native:
             self._average(node)
 
     def _map_rows(self, node: Any, value: Any, step: Pointwise) -> None:
+        if node.outputs[0].shape is None:
+            node.outputs[0].shape = value.shape
         self.keep(node.outputs[0], self._apply(step, self.native[value]), self.grid(value))
 
     def _project(self, node: Any) -> None:

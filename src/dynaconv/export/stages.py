@@ -8,6 +8,7 @@ import numpy as np
 
 from dynaconv.export import tables
 from dynaconv.export.branches import Stage
+from dynaconv.export.regions import Region, Squeeze, apply_region, write_squeeze
 from dynaconv.export.tables import Grid
 
 
@@ -18,11 +19,14 @@ class Listed(NamedTuple):
     places: Any
 
 
-def run_stage(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, places: Any) -> Any:
+def run_stage(
+    lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, places: Any, need: Any
+) -> Any:
     """Rows [K, O] of the convolution's output at `places`, with what follows it.
 
     Args:
-        lowering: the `Rows` in work. x: rows of the whole input map, or `Listed` ones.
+        lowering: the `Rows` in work. x: rows of the whole input map, or `Listed` ones. need: the mask that
+            `places` lists.
     """
     from dynaconv.export.rows import apply_pointwise
 
@@ -36,7 +40,12 @@ def run_stage(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, 
         taps = write("Gather", whole, write("GatherND", table, places), axis=0)
     y = _product(write, stage, taps)
     for step in stage.after:
-        y = apply_pointwise(write, step, y)
+        if isinstance(step, Squeeze):
+            y = write_squeeze(lowering, step, y, places, need, outside)
+        elif isinstance(step, Region):
+            y = apply_region(write, step, y)
+        else:
+            y = apply_pointwise(write, step, y)
     return y
 
 

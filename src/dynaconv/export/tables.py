@@ -92,6 +92,12 @@ def open_rows(write: Writer, mask: Any) -> Any:
     return write("Reshape", found, write.integers(-1, 1))
 
 
+def members(write: Writer, image: Any, batch: Any) -> Any:
+    """1 where a row belongs to an image, else 0: [N, K] float, from the image [K] of each row."""
+    numbers = write("Unsqueeze", _count(write, batch), write.integers(1))
+    return write("Cast", write("Equal", numbers, write("Unsqueeze", image, write.integers(0))), to=1)
+
+
 def tap_table(write: Writer, stage: Stage, grid: Grid, out: Grid) -> Any:
     """Rows of the padded input map that each output position reads: [N * h * w, taps] int64.
 

@@ -1,0 +1,224 @@
+"""What happens between the convolutions of a masked branch besides single activations: regions, and squeeze-excite.
+
+A region is a stretch of nodes that work on each position by itself: a GELU written with Erf, a layer norm with the
+linear layers behind it in the layout [N, h, w, C]. Squeeze-excite scales channels by a function of their mean over
+open positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynaconv.export.graph import Writer, attribute, constant
+
+_ELEMENTWISE = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Erf",
+    "Sigmoid",
+    "Tanh",
+    "Relu",
+    "Gelu",
+    "HardSigmoid",
+    "Softplus",
+)
+_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+@dataclass(eq=False)
+class Region:
+    """`nodes` in order make the result of `node` of `source`; both maps are [N, C, h, w].
+
+    entry is what the nodes read: `source`, or the same in the layout [N, h, w, C]; end is what the last one makes.
+    """
+
+    node: Any
+    nodes: list[Any]
+    source: Any
+    entry: Any
+    end: Any
+    inner: list[Any]
+
+    @property
+    def last(self) -> bool:
+        """The nodes work on [N, h, w, C]."""
+        return self.entry is not self.source
+
+
+@dataclass(eq=False)
+class Squeeze:
+    """`node` multiplies `source` [N, C, h, w] by `scale` [N, C, 1, 1], which comes from `total`.
+
+    total: a ReduceSum over the positions of mask * source, or where `mask` is None a GlobalAveragePool of source.
+    """
+
+    node: Any
+    source: Any
+    scale: Any
+    total: Any
+    mask: Any
+    nodes: list[Any] = field(default_factory=list)
+
+
+def find_region(node: Any) -> Region | None:
+    """The shortest region that ends with this node."""
+    turned = node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) == _TO_FIRST
+    end = node.inputs[0] if turned else node.outputs[0]
+    nodes, open_ends = [], [end]
+    while True:
+        made = [value for value in open_ends if value.producer() is not None]
+        if nodes and len(open_ends) == 1 and (not turned or _turns(made)):
+            break
+        latest = max(made, key=_place, default=None)
+        if latest is None or not _allowed(latest.producer(), turned):
+            return None
+        nodes.insert(0, latest.producer())
+        open_ends.remove(latest)
+        fresh = [v for v in latest.producer().inputs if v is not None and constant(v) is None]
+        open_ends += [v for v in dict.fromkeys(fresh) if all(v is not old for old in open_ends)]
+    entry = open_ends[0]
+    if not _closed(nodes, end):
+        return None
+    ends = [entry.producer(), node] if turned else []
+    source = entry.producer().inputs[0] if turned else entry
+    return Region(node, nodes, source, entry, end, [*nodes, *ends])
+
+
+def _turns(values: list[Any]) -> bool:
+    producer = values[0].producer() if values else None
+    return (
+        producer is not None
+        and producer.op_type == "Transpose"
+        and tuple(attribute(producer, "perm", ())) == _TO_LAST
+        and len(values[0].uses()) >= 1
+    )
+
+
+def _place(value: Any) -> int:
+    """Where in the graph a value is made."""
+    node = value.producer()
+    return node.graph.index(node) if hasattr(node.graph, "index") else list(node.graph).index(node)
+
+
+def _allowed(node: Any, last: bool) -> bool:
+    if node.op_type == "LayerNormalization":
+        return last and attribute(node, "axis", -1) in (-1, 3)
+    if node.op_type == "MatMul":
+        weight = constant(node.inputs[1])
+        return last and weight is not None and weight.ndim == 2
+    if node.op_type not in _ELEMENTWISE or node.domain:
+        return False
+    return all(_fits(constant(v), last) for v in node.inputs if v is not None and constant(v) is not None)
+
+
+def _fits(array: Any, last: bool) -> bool:
+    """One number, or one for each channel."""
+    if array.size == 1:
+        return True
+    shape = array.shape
+    return shape[-1] == array.size if last else len(shape) >= 3 and shape[-3] == array.size
+
+
+def _closed(nodes: list[Any], end: Any) -> bool:
+    """Nobody else reads what the nodes make in between."""
+    inside = set(nodes)
+    values = [v for node in nodes for v in node.outputs if v is not end]
+    return all(not v.is_graph_output() and all(u.node in inside for u in v.uses()) for v in values)
+
+
+def apply_region(write: Writer, region: Region, rows: Any) -> Any:
+    """The same nodes on rows [K, C]."""
+    made = {region.entry: rows}
+    for node in region.nodes:
+        inputs = [made[v] if v in made else _vector(write, v) for v in node.inputs]
+        attributes = {name: a.value for name, a in node.attributes.items()}
+        if node.op_type == "LayerNormalization":
+            attributes["axis"] = -1
+        made[node.outputs[0]] = write(node.op_type, *inputs, **attributes)
+    return made[region.end]
+
+
+def _vector(write: Writer, value: Any) -> Any:
+    array = constant(value)
+    matrix = array.ndim == 2 and min(array.shape) > 1
+    return write.constant(array if matrix else array.reshape(-1))
+
+
+def find_squeeze(node: Any) -> Squeeze | None:
+    """Squeeze-excite that ends with this product."""
+    if node.op_type != "Mul" or len(set(node.inputs)) != 2:
+        return None
+    for source, scale in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        if not _is_map(source) or not _is_pooled(scale) or scale.producer() is None:
+            continue
+        users = [use.node for use in source.uses() if use.node is not node]
+        if len(users) != 1 or len(source.uses()) != 2 or source.is_graph_output():
+            continue
+        product, total, mask = users[0], users[0], None
+        if product.op_type == "Mul":
+            mask = next(v for v in product.inputs if v is not source)
+            uses = product.outputs[0].uses()
+            total = uses[0].node if len(uses) == 1 else product
+        sums = total.op_type == "ReduceSum" and len(total.inputs) > 1 and _over_positions(total)
+        means = mask is None and total.op_type == "GlobalAveragePool"
+        if (sums and mask is not None or means) and _comes_from(scale, total):
+            return Squeeze(node, source, scale, total, mask, [node, *({product, total} - {node})])
+    return None
+
+
+def _is_map(value: Any) -> bool:
+    return value.shape is not None and len(value.shape) == 4 and isinstance(value.shape[1], int)
+
+
+def _is_pooled(value: Any) -> bool:
+    return _is_map(value) and list(value.shape[2:]) == [1, 1]
+
+
+def _over_positions(node: Any) -> bool:
+    axes = constant(node.inputs[1])
+    return axes is not None and sorted(a % 4 for a in axes.reshape(-1).tolist()) == [2, 3]
+
+
+def _comes_from(value: Any, total: Any) -> bool:
+    """One of the nodes that make a value is `total`."""
+    waiting, seen = [value.producer()], set()
+    while waiting:
+        node = waiting.pop()
+        if node is total:
+            return True
+        if node is None or node in seen or node.op_type in ("ReduceSum", "GlobalAveragePool", "ReduceMean"):
+            continue
+        seen.add(node)
+        waiting += [v.producer() for v in node.inputs if v is not None]
+    return False
+
+
+def write_squeeze(lowering: Any, squeeze: Squeeze, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
+    """Scaled rows [K, C]; the mean is taken from the rows, image by image.
+
+    Args:
+        lowering: the `Rows` in work. listed: places [K, 1] of the rows. need: the mask that they were listed by.
+    """
+    from dynaconv.export import tables
+
+    write, channels = lowering.write, squeeze.source.shape[1]
+    area = tables.length(write, tables.multiply(write, grid.height, grid.width))
+    image = lowering.once(
+        ("image", need), lambda: write("Div", write("Reshape", listed, write.integers(-1)), area)
+    )
+    member = lowering.once(("member", need), lambda: tables.members(write, image, grid.batch))
+    if squeeze.mask is not None and squeeze.mask is not need and list(squeeze.mask.shape[2:]) != [1, 1]:
+        # The list holds more than the open positions: what a later convolution reads, too.
+        flat = write("Reshape", squeeze.mask, write.integers(-1))
+        member = write("Mul", member, write("Gather", flat, write("Reshape", listed, write.integers(-1))))
+    total = write("MatMul", member, rows)
+    if squeeze.mask is None:
+        total = write("Div", total, write("Cast", area, to=1))
+    old = squeeze.total.outputs[0]
+    old.replace_all_uses_with(write("Reshape", total, write.integers(-1, channels, 1, 1), like=old))
+    scale = write("Reshape", squeeze.scale, write.integers(-1, channels))
+    return write("Mul", rows, write("Gather", scale, image, axis=0))
