@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/example_answers.py runs/demo --target 0.5 --count 200 --node FOLDER
 
 Makes a fresh virtual environment with onnxruntime, numpy and Pillow alone, exports the run, writes test pictures as
-PNG, and lets examples/classify.py name their classes. --node: a folder where `npm install onnxruntime-node pngjs` was run;
-then examples/classify.mjs answers, too.
+PNG, and lets examples/classify.py name their classes. --node: a folder where `npm install onnxruntime-node pngjs` was
+run; then examples/classify.mjs answers, too.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     .venv/bin/python benchmarks/export.py --check                           exit code 1 where a promise is broken
 
 Masks are forced (blob-like, exact density, in every block) and are inputs of the graph; the gates still compute.
-Weights are random with settled batch norms, pictures are noise. The files have a free batch, which is fixed when they are
-loaded. Each file is compared with eager PyTorch on the same masks before anything is timed; while one differs, no
-number is printed. A speed-up is milliseconds of the static network over those of the exported one, minimum / median.
+Weights are random with settled batch norms, pictures are noise. The files' free batch is fixed at loading.
+Each file is compared with eager PyTorch on the same masks before anything is timed; while one differs, no number is
+printed. A speed-up is milliseconds of the static network over those of the exported one, minimum / median.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.networks:
             model = settle_norms_(dc.create_model(name), torch.randn(4, *args.input_size))
-            files = Files(name, model, args, Path(folder))
+            files = Files(name, model, args, args.folder or Path(folder))
             for batch in args.batch:
                 for engine in args.engines:
                     rows += race(files, engine, batch, args)
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--networks", nargs="+", default=["timm:resnet50", "timm:mobilenetv2_100"])
     add("--engines", nargs="+", choices=tuple(TITLES), default=["ort"])
-    add("--lowering", nargs="+", choices=("sparse", "auto"), default=["sparse", "auto"])
+    add("--lowering", nargs="+", choices=("sparse", "auto", "dense"), default=["sparse", "auto"])
     add("--densities", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of the masks, 0..1")
     add("--batch", type=int, nargs="+", default=[1, 8], help="images in a batch")
     add("--rounds", type=int, default=15, help="interleaved rounds")
@@ -75,6 +75,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, help="default torch's own number")
     add("--input-size", type=int, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"))
     add("--check", action="store_true", help="exit code 1 where a promise is broken in ONNX Runtime")
+    add("--folder", type=Path, help="keep the exported files there, and use those that lie there")
     add("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args()
 
@@ -96,15 +97,14 @@ class Files:
         key = f"{lowering}{density:g}" if lowering == "auto" else lowering
         if key not in self.made:
             path = self.folder / f"{self.name.replace(':', '-')}-{key}.onnx"
-            x = torch.randn(1, *self.size)
+            x, densities = torch.randn(1, *self.size), density if lowering == "auto" else None
             example = (x,) if lowering == "static" else (x, *forced(self.dynamic, x, density))
             model = self.static if lowering == "static" else self.given
-            densities = density if lowering == "auto" else None
             kind = "dense" if lowering == "static" else lowering
-            done = dc.export.onnx(
-                model, example, path, lowering=kind, dial=None, report=(), densities=densities, check=False
-            )
-            self.made[key], self.blocks[key] = path, done.blocks
+            options = {"lowering": kind, "dial": None, "report": (), "densities": densities, "check": False}
+            if not path.exists():
+                dc.export.onnx(model, example, path, **options)
+            self.made[key], self.blocks[key] = path, dc.export.read_metadata(path)["lowering"]
         return self.made[key]
 
     def sparse_blocks(self, lowering: str, density: float) -> str:

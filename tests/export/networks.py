@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from tests.convert.families import BLOCKS as FAMILY_BLOCKS
 from tests.convert.networks import _BLOCKS, randomise_norms
 from torch import Tensor, nn
 
@@ -16,19 +17,17 @@ from dynaconv.testing import MaskInputs, forced
 SIZE = (3, 13, 11)
 
 
-def _blocks(kind: str, **options) -> nn.Module:
-    """A stem, two masked blocks of a kind with something dense between them, and a head."""
-    blocks = (
-        nn.Sequential(_BLOCKS[kind](), _BLOCKS[kind]())
-        if "s2" not in kind
-        else nn.Sequential(_BLOCKS[kind]())
-    )
-    first = next(m for m in blocks.modules() if isinstance(m, nn.Conv2d))
-    outputs = {"basic_s2": 10}.get(kind, first.in_channels)
-    model = nn.Sequential(
-        nn.Conv2d(3, first.in_channels, 3, padding=1), nn.BatchNorm2d(first.in_channels), nn.ReLU(), blocks,
-        nn.Conv2d(outputs, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
-    )  # fmt: skip
+def _chain(*kinds: str, **options) -> nn.Module:
+    """A stem, masked blocks of several kinds with something dense between them, and a head."""
+    parts, channels = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()], 6
+    for kind in kinds:
+        block = (_BLOCKS | FAMILY_BLOCKS)[kind]()
+        first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+        inside = 8 if kind == "shuffle" else first.in_channels
+        parts += [nn.Conv2d(channels, inside, 1), nn.ReLU(), block]
+        channels = {"basic_s2": 10, "bottleneck with se": 12, "blurred": 8}.get(kind, inside)
+    parts += [nn.Conv2d(channels, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)]
+    model = nn.Sequential(*parts)
     randomise_norms(model)
     dc.dynamize_(model, dc.SpatialMasking(preset="paper", **options))
     return model
@@ -41,20 +40,17 @@ def _cifar(config: object, depth: int = 8) -> nn.Module:
     return model
 
 
-# Whole networks with gates for positions or images: name -> how to build it.
+# Networks with gates for positions or images: name -> how to build it. Blocks of one package share a network.
 MASKED: dict[str, Callable[[], nn.Module]] = {
-    "basic": lambda: _blocks("basic", granularity=2),
-    "basic_s2": lambda: _blocks("basic_s2"),
-    "bottleneck": lambda: _blocks("bottleneck"),
-    "bottleneck_s2": lambda: _blocks("bottleneck_s2"),
-    "bottleneck_groups": lambda: _blocks("bottleneck_groups", unit="conv1x1"),
-    "inverted": lambda: _blocks("inverted"),
-    "timm_basic": lambda: _blocks("timm_basic"),
-    "timm_inverted": lambda: _blocks("timm_inverted"),
+    "basic": lambda: _chain("basic", "basic", "basic_s2", "user", "two paths", granularity=2),
+    "torchvision blocks": lambda: _chain("bottleneck", "bottleneck_groups", "inverted", unit="conv1x1"),
+    "torchvision strided": lambda: _chain("bottleneck_s2", "bottleneck", "shuffle"),
+    "timm blocks": lambda: _chain("timm_basic", "timm_inverted", "inverted with se", "convnext"),
+    "timm strided": lambda: _chain("bottleneck with se", "blurred"),
     "layer_gate": lambda: _cifar(dc.LayerGate()),
     "halting": lambda: _cifar({"layer1": dc.Halting()}, 14),
 }
-NEEDS = {"bottleneck": "torchvision", "inverted": "torchvision", "timm": "timm"}
+NEEDS = {"torchvision": "torchvision", "timm": "timm"}
 KERNELS = {
     "condconv": dc.CondConv, "dyconv": dc.DYConv, "dynet": dc.DyNetConv, "dcd": dc.DCDConv, "odconv": dc.ODConv,
     "weightnet": dc.WeightNetConv,

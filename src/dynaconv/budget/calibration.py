@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ def calibrate_(
         meter = _Meter(model, loader, max_batches, progress)
         rows = [_solve(meter, target, tolerance) for target in wanted]
         _fill_gaps(meter, wanted[0], wanted[-1], spacing)
-        _store(model, meter.points, rows)
+        _store(model, meter, rows)
     except BaseException:
         for name, gate in gates(model).items():
             gate.threshold.copy_(before[name])
@@ -153,7 +154,32 @@ def calibrated_targets(model: nn.Module) -> list[float]:
     gate = next(iter(gates(model).values()), None)
     if gate is None:
         return []
-    return [round(float(t), 6) for t, _, requested in gate.budget_table if requested > 0]
+    return [round(float(row[0]), 6) for row in gate.budget_table if row[2] > 0]
+
+
+def calibrated_densities(model: nn.Module) -> dict[str, float] | None:
+    """Block -> open share of its mask on the calibration images, at the thresholds that are set.
+
+    None where the network was not calibrated (or by a version that did not keep densities), or where a threshold lies
+    outside the calibrated range.
+    """
+    shares = {
+        name: _density_at(gate.budget_table, float(gate.threshold)) for name, gate in gates(model).items()
+    }
+    found = {name: share for name, share in shares.items() if share is not None}
+    return found if found and len(found) == len(shares) else None
+
+
+def _density_at(table: Tensor, threshold: float) -> float | None:
+    if threshold == -math.inf:
+        return 1.0
+    if len(table) == 0 or table.shape[1] < 4:
+        return None
+    # Shares and densities ascend, thresholds descend.
+    points = sorted((float(row[1]), float(row[3])) for row in table)
+    if not points[0][0] - 1e-6 <= threshold <= points[-1][0] + 1e-6:
+        return None
+    return float(np.interp(threshold, *zip(*points, strict=True)))
 
 
 class _Meter:
@@ -168,13 +194,14 @@ class _Meter:
     ) -> None:
         self.model, self.loader, self.max_batches, self.progress = model, loader, max_batches, progress
         self.points: dict[float, float] = {}
+        self.densities: dict[float, dict[str, float]] = {}
         self.passes = 0
         self.images = 0
 
     def __call__(self, threshold: float) -> float:
         if threshold not in self.points:
             _set_threshold(self.model, threshold)
-            self.points[threshold] = self._measure()
+            self.points[threshold] = self._measure(threshold)
             self.passes += 1
             if self.progress is not None:
                 self.progress(
@@ -183,10 +210,10 @@ class _Meter:
         return self.points[threshold]
 
     @torch.no_grad()
-    def _measure(self) -> float:
+    def _measure(self, threshold: float) -> float:
         device = next(self.model.parameters()).device
         executed = dense = 0.0
-        images = 0
+        images, opened = 0, dict.fromkeys(gates(self.model), 0.0)
         for i, batch in enumerate(self.loader):
             if self.max_batches is not None and i >= self.max_batches:
                 break
@@ -197,10 +224,13 @@ class _Meter:
             for cost in masks.costs().values():
                 executed += float(cost.executed_macs.sum())
                 dense += cost.dense_macs * len(x)
+            for name, mask in masks.items():
+                opened[name] += float(mask.densities.sum())
             images += len(x)
         if images < 2:
             raise _checks.too_few_to_calibrate(images)
         self.images = images
+        self.densities[threshold] = {name: total / images for name, total in opened.items()}
         return executed / dense
 
 
@@ -261,8 +291,12 @@ def _logit(ratio: float) -> float:
     return math.log(ratio / (1 - ratio))
 
 
-def _store(model: nn.Module, points: dict[float, float], rows: Sequence[dict[str, float]]) -> None:
-    """Table [K, 3] = (share, threshold, 1 for a requested target), shares ascending, thresholds descending."""
+def _store(model: nn.Module, meter: _Meter, rows: Sequence[dict[str, float]]) -> None:
+    """Table [K, 4] = (share, threshold, 1 for a requested target, open share of the gate's own mask).
+
+    Shares ascend, thresholds descend.
+    """
+    points = meter.points
     requested = {r["threshold"]: r["target"] for r in rows if r["target"] < 1.0}
     lowest, highest = min(r["target"] for r in rows), max(r["target"] for r in rows)
     table: list[tuple[float, float, float]] = []
@@ -275,8 +309,9 @@ def _store(model: nn.Module, points: dict[float, float], rows: Sequence[dict[str
         ):
             table.append((share, threshold, float(threshold in requested)))
     table.sort()
-    for gate in gates(model).values():
-        gate.budget_table = gate.threshold.new_tensor(table)
+    for name, gate in gates(model).items():
+        own = [(*row, meter.densities[row[1]][name]) for row in table]
+        gate.budget_table = gate.threshold.new_tensor(own).reshape(-1, 4)
 
 
 def _interpolate(table: Tensor, target: float) -> float:

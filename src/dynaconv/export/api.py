@@ -91,7 +91,7 @@ def onnx(
 
     Args:
         model: in evaluation mode; it is not changed. Masks that were forced on it are left behind.
-        example: (x,) with images [N, C, H, W]; lowering="auto" reads the densities off it.
+        example: (x,) with images [N, C, H, W].
         path: of the file; written whole or not at all.
         lowering: "dense" (convolution times mask), "sparse" (open positions of all images in one product), or "auto":
             each masked block by whichever is faster at its density.
@@ -101,7 +101,8 @@ def onnx(
             [gates], one for each; None fixes them.
         report: outputs beside the network's own: "densities" [N, gates], the open share of each mask, and
             "executed_macs" [N], what was computed for each image. Networks without gates have none.
-        densities: for lowering="auto", instead of those that the example has: one share, or block -> share.
+        densities: for lowering="auto": one share, or block -> share. Left out, a calibrated network has those that
+            calibration measured at the thresholds that are set, and another one those of the example.
         metadata: JSON-ready facts to keep in the file (classes, mean, std, ...).
         check: compare with eager PyTorch in ONNX Runtime before writing; None does so where that is installed.
     Returns:

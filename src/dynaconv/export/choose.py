@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynaconv import _checks
+from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
 from dynaconv.export.branches import Branch
 
@@ -22,7 +23,8 @@ DEPTHWISE, SPARSE_DEPTHWISE, GATHERED, WRITTEN, OVERHEAD = 6.0, 60.0, 12.0, 30.0
 def measure_densities(
     model: nn.Module, example: tuple[Tensor, ...], given: Mapping[str, float] | float | None
 ) -> dict[str, float]:
-    """Block -> open share of its mask: as given, or what the gates decide for the example.
+    """Block -> open share of its mask: as given, else as calibrated for the thresholds that are set, else what the
+    gates decide for the example.
 
     Raises:
         ValueError: shares outside [0, 1], or of blocks that do not exist.
@@ -38,7 +40,8 @@ def measure_densities(
             if not 0 <= share <= 1:
                 raise ValueError(f"densities must lie in [0, 1], got {share!r} for {name}")
         return {name: float(given.get(name, 1.0)) for name in found}
-    return _decided(model, example)
+    calibrated = calibrated_densities(model)
+    return _decided(model, example) if calibrated is None else calibrated
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def describe(
         "gates": list(found),
         "threshold": {name: float(gate.threshold) for name, gate in found.items()},
         # [share of the conditional MACs, threshold that meets it, 1 where the share was asked for], ascending.
-        "budgets": [] if table is None else [[round(float(v), 6) for v in row] for row in table],
+        "budgets": [] if table is None else [[round(float(v), 6) for v in row[:3]] for row in table],
         **dict(extra or {}),
     }
 

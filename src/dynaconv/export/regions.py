@@ -73,7 +73,7 @@ def find_region(node: Any) -> Region | None:
         made = [value for value in open_ends if value.producer() is not None]
         if nodes and len(open_ends) == 1 and (not turned or _turns(made)):
             break
-        latest = max(made, key=_place, default=None)
+        latest = made[0] if len(made) == 1 else max(made, key=_place, default=None)
         if latest is None or not _allowed(latest.producer(), turned):
             return None
         nodes.insert(0, latest.producer())
@@ -101,7 +101,7 @@ def _turns(values: list[Any]) -> bool:
 def _place(value: Any) -> int:
     """Where in the graph a value is made."""
     node = value.producer()
-    return node.graph.index(node) if hasattr(node.graph, "index") else list(node.graph).index(node)
+    return next(i for i, other in enumerate(node.graph) if other is node)
 
 
 def _allowed(node: Any, last: bool) -> bool:

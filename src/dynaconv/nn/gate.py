@@ -17,7 +17,8 @@ class Gate(nn.Module):
 
     * `temperature`, `noise` (1 while noise is on, 0 when off): set by the budget's schedules;
     * `threshold`: a logit opens its position when it is at least this; set by calibration;
-    * `budget_table` [K, 3]: measured (budget, threshold, 1 when the budget was asked for), see `calibrate_`.
+    * `budget_table` [K, 4]: measured (budget, threshold, 1 when the budget was asked for, open share of this gate's
+      mask), see `calibrate_`; tables of earlier versions lack the last column.
 
     `scope` says what one decision is about: a "position", a whole "image" (its mask is constant within an image), or
     "channels" (a mask [N, G, 1, 1] of groups of hidden channels). `dial`: the mask is the comparison of the logits with
@@ -38,7 +39,7 @@ class Gate(nn.Module):
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.register_buffer("noise", torch.tensor(1.0))
         self.register_buffer("threshold", torch.tensor(0.0))
-        self.register_buffer("budget_table", torch.zeros(0, 3))
+        self.register_buffer("budget_table", torch.zeros(0, 4))
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores of the decisions, [N, 1, h, w]; higher means rather compute."""
