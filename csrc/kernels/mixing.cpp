@@ -139,15 +139,59 @@ DYNACONV_INLINE void mix_winograd(const MixCall& call) {
   else winograd_counted<Vector, 0, Most>(call);
 }
 
-#define DYNACONV_MIXING(NAME, TARGET, VECTOR, SUMS, MOST)                                    \
+// Both vectors of a row take the same factor.
+template <typename Vector, int Rows>
+DYNACONV_INLINE void fuse_rows(const FuseCall& call, int64_t row) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  for (int c = 0; c < kPanel; c += 2 * kLanes) {
+    const Vector first = load<Vector>(call.shares + c), second = load<Vector>(call.shares + c + kLanes);
+    const float* const weights = call.weights + row * kPanel + c;
+    Vector sums[Rows][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) {
+      sums[r][0] = load<Vector>(weights + r * kPanel) * first;
+      sums[r][1] = load<Vector>(weights + r * kPanel + kLanes) * second;
+    }
+    const float* left = call.left + row * call.left_row;
+    const float* right = call.right + c;
+    for (int64_t l = 0; l < call.rank; ++l, ++left, right += kPanel) {
+      Vector low = load<Vector>(right), high = load<Vector>(right + kLanes);
+      hold(low);
+      hold(high);
+#pragma GCC unroll 14
+      for (int r = 0; r < Rows; ++r) {
+        const float value = left[r * call.left_row];
+        sums[r][0] += low * value;
+        sums[r][1] += high * value;
+      }
+    }
+    float* const out = call.out + row * kPanel + c;
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) {
+      store<Vector>(out + r * kPanel, sums[r][0]);
+      store<Vector>(out + r * kPanel + kLanes, sums[r][1]);
+    }
+  }
+}
+
+template <typename Vector, int Most>
+DYNACONV_INLINE void fuse(const FuseCall& call) {
+  int64_t row = 0;
+  for (; row + Most <= call.rows; row += Most) fuse_rows<Vector, Most>(call, row);
+  for (; row + 4 <= call.rows; row += 4) fuse_rows<Vector, 4>(call, row);
+  for (; row < call.rows; ++row) fuse_rows<Vector, 1>(call, row);
+}
+
+#define DYNACONV_MIXING(NAME, TARGET, VECTOR, SUMS, MOST, ROWS)                              \
   TARGET void mix_##NAME(const MixCall& call) { mix<VECTOR, SUMS>(call); }                   \
   TARGET void winograd_##NAME(const MixCall& call) { mix_winograd<VECTOR, MOST>(call); }     \
-  constexpr MixKernels kMixing_##NAME = {mix_##NAME, winograd_##NAME};
+  TARGET void fuse_##NAME(const FuseCall& call) { fuse<VECTOR, ROWS>(call); }                \
+  constexpr MixKernels kMixing_##NAME = {mix_##NAME, winograd_##NAME, fuse_##NAME};
 
-DYNACONV_MIXING(plain, , float4, 8, 1)
+DYNACONV_MIXING(plain, , float4, 8, 1, 4)
 #ifdef DYNACONV_X86
-DYNACONV_MIXING(avx2, DYNACONV_TARGET_AVX2, float8, 8, 1)
-DYNACONV_MIXING(avx512, DYNACONV_TARGET_AVX512, float16, 16, 2)
+DYNACONV_MIXING(avx2, DYNACONV_TARGET_AVX2, float8, 8, 1, 6)
+DYNACONV_MIXING(avx512, DYNACONV_TARGET_AVX512, float16, 16, 2, 12)
 #endif
 
 }  // namespace

@@ -22,12 +22,24 @@ struct MixCall {
   int64_t point_step;     // mix_winograd: floats
 };
 
+// out[row][c] = shares[c] * weights[row][c] + sum over l < rank of left[row * left_row + l] * right[l][c], for outputs c < kPanel.
+struct FuseCall {
+  const float* weights;  // [rows][kPanel]
+  int64_t rows;
+  const float* shares;   // [kPanel]
+  const float* left;
+  int64_t left_row, rank;
+  const float* right;    // [rank][kPanel]
+  float* out;            // [rows][kPanel]
+};
+
 struct MixKernels {
   // out[i * image_step + places[row] + c] = mixed[i][row][c].
   void (*mix)(const MixCall& call);
   // Rows are nine taps of one channel after the other; writes the 16 points of Winograd's G g G^T for channel k:
   // out[i * image_step + point * point_step + k * kPanel + c].
   void (*mix_winograd)(const MixCall& call);
+  void (*fuse)(const FuseCall& call);
 };
 
 const MixKernels& mix_kernels();

@@ -97,6 +97,10 @@ const int64_t* PanelMixer::take_places(int64_t channels, int64_t step) {
 void PanelMixer::mix(int64_t panel, int64_t image, int images, int64_t first, int64_t channels, const PanelPlace& place,
                      bool cold) {
   const int64_t row_floats = int64_t{shape_.count} * kPanel;
+  if (shape_.rank && shape_.taps == 1) {
+    for (int i = 0; i < images; ++i) fuse_point(panel, image + i, first, channels, place.out + i * place.image_step);
+    return;
+  }
   for (int i = 0; i < images; ++i) take_shares(panel, image + i, shares_ + i * row_floats, true);
   MixCall call{};
   call.experts = static_cast<const float*>(conv_.weight) + (panel * shape_.channels + first) * shape_.taps * row_floats;
@@ -138,6 +142,20 @@ void PanelMixer::fuse(MixCall& call, int64_t panel, int64_t image, int64_t first
     points.out = place.out + i * place.image_step;
     mix_kernels().mix_winograd(points);
   }
+}
+
+// All of a 1x1 kernel at once.
+void PanelMixer::fuse_point(int64_t panel, int64_t image, int64_t first, int64_t channels, float* out) {
+  FuseCall call{};
+  call.weights = static_cast<const float*>(conv_.weight) + (panel * shape_.channels + first) * kPanel;
+  call.rows = channels;
+  call.shares = prepared_.scale + image * prepared_.scale_step + panel * kPanel;
+  call.left = prepared_.left + image * prepared_.left_step + first * prepared_.left_row;
+  call.left_row = prepared_.left_row;
+  call.rank = shape_.rank;
+  call.right = right_of(panel, image);
+  call.out = out;
+  mix_kernels().fuse(call);
 }
 
 // out[k * step] += left[first + k] * right, a row of the panel for each channel.

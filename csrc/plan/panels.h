@@ -71,6 +71,7 @@ class PanelMixer {
   const int64_t* take_places(int64_t channels, int64_t step);
   void fuse(MixCall& call, int64_t panel, int64_t image, int64_t first, int64_t channels, const PanelPlace& place);
   void add_low_rank(int64_t panel, int64_t image, int64_t first, int64_t channels, float* out, int64_t step);
+  void fuse_point(int64_t panel, int64_t image, int64_t first, int64_t channels, float* out);
   const float* right_of(int64_t panel, int64_t image);
   const float* row(int32_t value, int64_t image) const {
     return value < 0 ? nullptr : reinterpret_cast<const float*>(run_.data(value)) + image * run_.value(value).stride;
