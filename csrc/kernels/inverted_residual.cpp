@@ -12,6 +12,7 @@
 #include "gemm.h"
 #include "isa.h"
 #include "mask_bytes.h"
+#include "mixing.h"
 
 namespace {
 
@@ -97,6 +98,7 @@ struct Scratch {
   List expand, project;
   Span* spans;
   float* means;  // sums of the rows in hand
+  float* folded;
 
   Scratch(const InvertedArgsOf<T>& args, const Layout<T>& layout, void* base, T* shared, int64_t* bytes = nullptr) {
     int64_t at = 0;
@@ -108,6 +110,7 @@ struct Scratch {
     const int64_t pixels = args.project_weight ? layout.band * args.out_width : 0, inputs = layout.slots * args.width;
     ring = reinterpret_cast<T*>(take(args.expand_weight ? layout.panels * layout.panel_size * sizeof(T) : 0));
     buffer = shared ? shared : reinterpret_cast<T*>(take(pixels * layout.hidden_stride * sizeof(T)));
+    folded = reinterpret_cast<float*>(take(args.fold.rank ? layout.panels * (args.channels + 1) * kPanel * sizeof(float) : 0));
     means = reinterpret_cast<float*>(take(args.means ? panels_of(args.hidden) * kPanel * sizeof(float) : 0));
     expand.from = reinterpret_cast<const void**>(take(inputs * 8));
     expand.to = reinterpret_cast<void**>(take(inputs * 8));
@@ -392,12 +395,40 @@ class Walk {
     scratch_.expand.count = count;
   }
 
+  // The expansion's weights for this image: of every panel a row of bias, then one for each channel.
+  float* folded(int64_t panel) const { return scratch_.folded + panel * (args_.channels + 1) * kPanel; }
+  void fold_panel(int64_t panel, int64_t place) const {
+    const FoldedExpansion& fold = args_.fold;
+    const float* const scale = fold.factors + image_ * fold.factors_stride;
+    FuseCall call{};
+    call.weights = reinterpret_cast<const float*>(args_.expand_bias) + panel * kPanel;
+    call.rows = 1;
+    call.shares = scale + panel * kPanel;
+    call.left = scale + panels_of(args_.hidden) * kPanel;
+    call.left_row = fusion_row(fold.rank);
+    call.rank = fold.rank;
+    call.right = fold.right + panel * fold.rank * kPanel;
+    call.out = folded(place);
+    mix_kernels().fuse(call);
+    for (int64_t c = 0; c < kPanel; ++c) call.out[c] += fold.offset[panel * kPanel + c];
+    call.weights = reinterpret_cast<const float*>(args_.expand_weight) + panel * args_.channels * kPanel;
+    call.rows = args_.channels;
+    call.left += call.left_row;
+    call.out += kPanel;
+    mix_kernels().fuse(call);
+  }
+  void fold_panels() const {
+    for (int64_t panel = 0; args_.fold.rank && panel < layout_.panels && layout_.panels > 1; ++panel) fold_panel(panel, panel);
+  }
+
   // `place`: where the panel lies in the ring.
   void expand_panel(int64_t panel, int64_t place) const {
     TileCall call = panel_call(args_.expand_weight, args_.expand_bias, args_.channels, panel, args_.hidden);
     if constexpr (sizeof(T) == 4) {
-      if (args_.expand_image) {
-        call.bias = args_.expand_weight + image_ * args_.expand_image + panel * (args_.channels + 1) * kPanel;
+      if (args_.fold.rank) {
+        // Cut by hidden channels, a panel is folded when its turn comes.
+        if (layout_.panels == 1) fold_panel(panel, 0);
+        call.bias = folded(layout_.panels == 1 ? 0 : panel);
         call.weight = call.bias + kPanel;
       }
     }
@@ -537,6 +568,7 @@ void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, int64_
     const int64_t start = image * args.out_height;
     const int64_t from = std::max(first - start, int64_t{0}), to = std::min<int64_t>(last - start, args.out_height);
     Walk<T> walk(args, layout, scratch, image);
+    walk.fold_panels();
     walk.clear_means(0, layout.panels);
     for (int64_t y = from; y < to; y += layout.band) walk.band(y, std::min(y + layout.band, to));
     const bool whole = to - from == args.out_height;

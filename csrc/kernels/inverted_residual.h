@@ -11,6 +11,21 @@
 
 #include "vectors.h"
 
+// A low-rank part that is added to the scaled weights of the expansion, other for each image: DCD's channel fusion, arXiv
+// 2103.08756, equation 6. factors: of each image the scale of every output, padded to panels, then rows of fusion_row(rank):
+// one for the bias, one for each channel.
+struct FoldedExpansion {
+  int64_t rank;
+  const float* right;    // [panels][rank][32]
+  const float* offset;   // added to the bias, not scaled
+  const float* factors;
+  int64_t factors_stride;
+};
+inline int64_t fusion_row(int64_t rank) { return (rank + 15) / 16 * 16; }
+inline int64_t fusion_floats(int64_t outputs, int64_t rank, int64_t channels) {
+  return (outputs + 31) / 32 * 32 + (1 + channels) * fusion_row(rank);
+}
+
 // Weights as in csrc/plan/plan.h: panels for expand and project, [taps][hidden] for depthwise. T is float or Bfloat16.
 template <typename T>
 struct InvertedArgsOf {
@@ -19,8 +34,6 @@ struct InvertedArgsOf {
   int32_t channels, hidden, out_channels;
   int32_t kernel[2], stride[2], padding[2], dilation[2];  // of the depthwise convolution
   const T* expand_weight;                                 // null: no expansion, hidden == channels
-  int64_t expand_image;                                   // elements from one image's expansion to the next: its panels are
-                                                          // a row of bias and one for each channel. 0: one for all images
   const T *depthwise_weight, *project_weight;             // no projection: out_channels == hidden, no mask, no residual
   const float *expand_bias, *depthwise_bias, *project_bias;
   int32_t activation[3], final_activation;  // final: after the residual was added
@@ -30,6 +43,7 @@ struct InvertedArgsOf {
   int64_t out_stride;
   const T* residual;      // rows as `out`, or null; may be `out`, but not `in` where `in` is `out`
   int64_t residual_stride;
+  FoldedExpansion fold;   // of float32; rank 0: none
   float* means;           // [images] rows of `hidden`, or null; only without projection
   int64_t means_stride;
   const uint8_t* need;         // [images * out_height * out_width] open pixels, or null: all

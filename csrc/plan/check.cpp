@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../kernels/inverted_residual.h"
 #include "../kernels/isa.h"
 #include "run.h"
 
@@ -154,27 +155,26 @@ struct Checker {
     return numbers(s.aux[0], int64_t{outputs} + int64_t{reduce.out_channels} * reduce.out_channels) && s.aux[2] == -1 &&
            s.aux[3] == -1;
   }
-  bool folded(const Step& s) {
-    if (!conv(s.conv[0]) || !value(s.out, "folded weights")) return false;
-    const Conv& c = data.convs[s.conv[0]];
-    if (!weights(c) || !pointwise(c) || !fusion_parts(s, c.in_channels, c.out_channels)) return false;
-    if (c.groups != 1 || s.ints[2] || s.ints[3] || s.aux[1] != -1 || s.in != -1)
-      return fail("only a folded 1x1 channel fusion has weights of each image");
-    return weights_of_images(s.out, c) && no_mask(s) && no_second(s);
+  bool factors(const Step& s) {
+    if (!conv(s.conv[1]) || !value(s.out, "factors") || !value(s.aux[0], "coefficients")) return false;
+    const Conv& reduce = data.convs[s.conv[1]];
+    if (!weights(reduce) || reduce.groups != 1 || !pointwise(reduce) || reduce.out_channels > 4096)
+      return fail("the factors of a channel fusion need its 1x1 projection");
+    const int64_t rank = reduce.out_channels, outputs = at(s.aux[0]).channels - rank * rank;
+    if (outputs < 1 || s.in != -1 || s.aux[1] != -1 || s.aux[2] != -1 || s.aux[3] != -1)
+      return fail("the factors of a channel fusion follow from its coefficients alone");
+    return numbers(s.aux[0], outputs + rank * rank) && numbers(s.out, fusion_floats(outputs, rank, reduce.in_channels)) && no_mask(s) &&
+           no_second(s);
   }
-  bool weights_of_images(int32_t id, const Conv& c) {
-    const Value& v = at(id);
-    return (v.dtype == kFloat32 && v.height == (c.out_channels - 1) / 32 + 1 && v.width == c.in_channels + 1 && v.channels == 32 &&
-            v.stride == 32) ||
-           fail("weights of each image are [panels, 1 + inputs, 32] in float32");
-  }
-  // The expansion of an inverted residual, with its own weights or those of each image.
+  // The expansion of an inverted residual: static, or folded for each image.
   bool expansion(const Step& s, const Conv& expand) {
-    if (expand.groups != 1 || !pointwise(expand)) return fail("the expansion does not fit its block");
-    if (s.aux[0] < 0) return weights(expand);
-    if (expand.in_channels < 1 || expand.out_channels < 1 || expand.in_channels > kMostChannels || expand.out_channels > kMostChannels)
-      return fail("the expansion does not fit its block");
-    return weights_of_images(s.aux[0], expand) && (at(s.in).dtype == kFloat32 || fail("weights of each image are float32"));
+    if (!weights(expand) || !pointwise(expand) || expand.groups != 1) return fail("the expansion does not fit its block");
+    if (!s.ints[0]) return s.aux[0] == -1 || fail("an inverted residual takes other values than it has");
+    if (!conv(s.conv[2])) return false;
+    const Conv& add = data.convs[s.conv[2]];
+    if (!weights(add) || !pointwise(add) || add.groups != 1 || add.out_channels != expand.out_channels || add.in_channels > 4096)
+      return fail("what is folded into an expansion does not fit it");
+    return numbers(s.aux[0], fusion_floats(expand.out_channels, add.in_channels, expand.in_channels));
   }
   bool unprojected(const Step& s, const Conv& depthwise) {
     const Value &in = at(s.in), &out = at(s.out);
@@ -190,7 +190,9 @@ struct Checker {
     const Value &in = at(s.in), &out = at(s.out);
     if (!conv(s.conv[1])) return false;
     const Conv& depthwise = data.convs[s.conv[1]];
-    if (s.aux[2] != -1 || s.aux[3] != -1 || (s.aux[0] >= 0 && s.conv[0] < 0) || (s.aux[1] >= 0 && s.conv[2] >= 0))
+    const bool projects = s.conv[2] >= 0 && !s.ints[0];
+    if (s.aux[2] != -1 || s.aux[3] != -1 || s.ints[0] < 0 || s.ints[0] > 1 || (s.conv[0] < 0 && (s.ints[0] || s.aux[0] != -1)) ||
+        (s.aux[1] >= 0 && projects))
       return fail("an inverted residual takes other values than it has");
     if (s.conv[0] >= 0) {
       const Conv& expand = data.convs[s.conv[0]];
@@ -200,7 +202,7 @@ struct Checker {
     } else if (depthwise.in_channels != in.channels) {
       return fail("the depthwise convolution does not fit its block");
     }
-    if (s.conv[2] == -1) return unprojected(s, depthwise);
+    if (!projects) return unprojected(s, depthwise);
     if (!conv(s.conv[2])) return false;
     const Conv& project = data.convs[s.conv[2]];
     if (!weights(depthwise) || !weights(project) || !pointwise(project)) return false;
@@ -268,7 +270,7 @@ struct Checker {
     if (s.kind < 0 || s.kind >= kKinds) return fail("a step is of an unknown kind");
     if (!indices(s) || !activations(s)) return false;
     if (s.kind == kDilate) return dilation(s);
-    if (s.kind == kFoldedWeights) return folded(s);
+    if (s.kind == kFusionFactors) return factors(s);
     if (s.kind == kMaskValue)
       return value(s.out, "out") && lies_on(s.grid, at(s.out)) && float_value(s.out, "a mask's value") &&
              (at(s.out).stride == 1 || fail("a mask's value has one channel"));

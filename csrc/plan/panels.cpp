@@ -26,7 +26,7 @@ PanelShape::PanelShape(const Plan& plan, const Step& step) {
   per_group = (outputs + kPanel - 1) / kPanel;
   panels = depthwise ? per_group : per_group * conv.groups;
   winograd = step.ints[2] != 0;
-  rank = step.kind == kChannelFusion || step.kind == kFoldedWeights ? plan.convs[step.conv[1]].out_channels : 0;
+  rank = step.kind == kChannelFusion ? plan.convs[step.conv[1]].out_channels : 0;
   small = panels * panel_floats(channels) * 4 <= kSmallBytes;
   const int64_t mixed = winograd ? 2 : kMostMixed;
   const int64_t fits = std::max<int64_t>(16, kChunkBytes / (kPanel * 4 * (taps * count + mixed * points())));

@@ -70,9 +70,9 @@ enum Kind : int32_t {
   kStem,          // conv from an external image of few channels (planes or rows), out rows
   kDepthwise,     // out = act(depthwise(in) [+ in2])
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion).
-                  // conv[2] = -1, float32 without mask and in2: no projection, out = act2(depthwise(act1(expand(in)))), and
-                  // aux[1] (or -1) takes its mean over all positions. aux[0] (or -1): the expansion's weights of each image,
-                  // as kFoldedWeights makes them; then conv[0] has neither weight nor bias
+                  // conv[2] = -1 (or ints[0] = 1), float32 without mask and in2: no projection, out = act2(depthwise(act1(expand(in)))), and
+                  // aux[1] (or -1) takes its mean over all positions. With ints[0] = 1 the expansion is a folded channel
+                  // fusion: conv[0] is its static weight, conv[2] is P and aux[0] what kFusionFactors made
   kMaxPool,       // geometry of conv[0] (weight null), padding counts as -inf
   kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
   kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average (bins may share positions); with grid: over open
@@ -98,9 +98,9 @@ enum Kind : int32_t {
                   // before relu6(z + 3) / 3), then row m of the matrix: what latent channel m gives to every other.
                   // ints[0] = ints[1] = 1; ints[2] as for kDynamicConv; ints[3] = 0: folded to a kernel for each image,
                   // 1: factored
-  kFoldedWeights, // the kernels of a folded 1x1 kChannelFusion, for steps that take the weights of each image: out [N, panels,
-                  // 1 + in_channels, 32], in every panel of 32 outputs the bias, then a row for each input. conv, aux[0] and
-                  // ints as there; in = -1
+  kFusionFactors, // what the coefficients of a 1x1 kChannelFusion come to, for steps that fold its kernel themselves: out is one
+                  // row [N, 1, 1, n] of the outputs' scale, padded to panels of 32, then Q's bias and each row of Q [in_channels]
+                  // [rank] = conv[1] times the matrix, padded to 16. aux[0] and ints[4] as there; in = -1
   kKinds
 };
 

@@ -33,7 +33,7 @@ StepFunction function_of(int kind) {
       step_layout,  step_conv,      step_stem,     step_depthwise, step_inverted,   step_pool,    step_pool,
       step_mean,    step_pairwise,  step_pairwise, step_activate,  step_gate,       step_threshold, step_dilate,
       step_mask_value, step_layer_norm, step_softmax, step_copy,   step_dynamic_conv, step_channel_fusion,
-      step_folded_weights};
+      step_fusion_factors};
   return kFunctions[kind];
 }
 
@@ -49,7 +49,7 @@ int64_t scratch_bytes(const Plan& plan) {
       case kDilate: bytes = scratch_dilate(plan, step); break;
       case kDynamicConv: bytes = scratch_dynamic(plan, step); break;
       case kChannelFusion: bytes = scratch_fusion(plan, step); break;
-      case kFoldedWeights: bytes = scratch_folded(plan, step); break;
+      case kFusionFactors: bytes = scratch_factors(plan, step); break;
       default: break;
     }
     most = std::max(most, bytes);
@@ -66,7 +66,6 @@ int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
     if (step.kind == kGate) most = std::max(most, shared_gate(plan, step, images));
     if (step.kind == kDynamicConv) most = std::max(most, shared_dynamic(plan, step, images));
     if (step.kind == kChannelFusion) most = std::max(most, shared_fusion(plan, step, images));
-    if (step.kind == kFoldedWeights) most = std::max(most, shared_folded(plan, step, images));
   }
   return most;
 }

@@ -193,7 +193,7 @@ void step_softmax(Worker&, const Step&);
 void step_copy(Worker&, const Step&);
 void step_dynamic_conv(Worker&, const Step&);
 void step_channel_fusion(Worker&, const Step&);
-void step_folded_weights(Worker&, const Step&);
+void step_fusion_factors(Worker&, const Step&);
 
 // Bytes of scratch that a thread needs for a step.
 int64_t scratch_conv(const Plan&, const Step&);
@@ -205,8 +205,7 @@ int64_t scratch_dynamic(const Plan&, const Step&);
 int64_t shared_dynamic(const Plan&, const Step&, int64_t images);
 int64_t scratch_fusion(const Plan&, const Step&);
 int64_t shared_fusion(const Plan&, const Step&, int64_t images);
-int64_t scratch_folded(const Plan&, const Step&);
-int64_t shared_folded(const Plan&, const Step&, int64_t images);
+int64_t scratch_factors(const Plan&, const Step&);
 int64_t scratch_gate(const Plan&, const Step&);
 int64_t scratch_dilate(const Plan&, const Step&);
 int64_t shared_gate(const Plan&, const Step&, int64_t images);

@@ -5,9 +5,7 @@
 
 namespace {
 
-// Stand for what only a run knows, where it is asked how much memory a step takes.
-template <typename T>
-constexpr T kEachImage[1] = {};
+// Stands for what only a run knows, where it is asked how much memory a step takes.
 float kSomeMeans[1];
 
 // All that does not depend on a run.
@@ -29,20 +27,20 @@ InvertedArgsOf<T> fixed(const Plan& plan, const Step& step) {
     args.padding[i] = depthwise.padding[i];
     args.dilation[i] = depthwise.dilation[i];
   }
-  if (step.aux[0] >= 0) {
-    const Value& weights = plan.values[step.aux[0]];
-    args.expand_image = int64_t{weights.height} * weights.width * weights.stride;
-    args.expand_weight = kEachImage<T>;
-  } else if (step.conv[0] >= 0) {
+  if (step.conv[0] >= 0) {
     args.expand_weight = static_cast<const T*>(plan.convs[step.conv[0]].weight);
     args.expand_bias = plan.convs[step.conv[0]].bias;
   }
   args.depthwise_weight = static_cast<const T*>(depthwise.weight);
   args.depthwise_bias = depthwise.bias;
-  if (step.conv[2] >= 0) {
+  if (step.ints[0]) {
+    const Conv& add = plan.convs[step.conv[2]];
+    args.fold = {add.in_channels, static_cast<const float*>(add.weight), add.bias, nullptr, plan.values[step.aux[0]].stride};
+  } else if (step.conv[2] >= 0) {
     args.project_weight = static_cast<const T*>(plan.convs[step.conv[2]].weight);
     args.project_bias = plan.convs[step.conv[2]].bias;
-  } else if (step.aux[1] >= 0) {
+  }
+  if (step.aux[1] >= 0) {
     args.means = kSomeMeans;
     args.means_stride = plan.values[step.aux[1]].stride;
   }
@@ -64,7 +62,7 @@ void run_inverted(Worker& worker, const Step& step) {
     args.residual = reinterpret_cast<const T*>(run.data(step.in2));
     args.residual_stride = run.value(step.in2).stride;
   }
-  if (step.aux[0] >= 0) args.expand_weight = reinterpret_cast<const T*>(run.data(step.aux[0]));
+  if (step.ints[0]) args.fold.factors = reinterpret_cast<const float*>(run.data(step.aux[0]));
   if (args.means) args.means = reinterpret_cast<float*>(run.data(step.aux[1]));
   args.need = run.need(step.grid, step.run_all_above);
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;

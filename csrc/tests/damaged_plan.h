@@ -77,8 +77,8 @@ class DamagedPlan {
       if (id >= 0) single[id] = true;
     };
     for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
-      const bool alone = step->kind == kInverted && step->conv[2] < 0;
-      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFoldedWeights || step->kind == kChannelFusion || alone, gates = step->kind == kGate;
+      const bool alone = step->kind == kInverted && (step->conv[2] < 0 || step->ints[0]);
+      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFusionFactors || step->kind == kChannelFusion || alone, gates = step->kind == kGate;
       if (mixes || step->kind == kThreshold || (step->kind == kAvgPool && single[step->out])) keep(step->in);
       if (mixes || gates || step->kind == kMaskValue) keep(step->out);
       for (const int32_t id : step->aux) keep(id);
@@ -164,8 +164,7 @@ class DamagedPlan {
         const Conv& of = convs_[s.conv[0]];
         if (of.groups > 0) need.cover((up(double(of.out_channels) / of.groups, 32) * of.groups) * std::max(1, s.ints[0]), 0);
       } else if (s.kind == kDynamicConv) panels(need, c, false, s.ints[0]);
-      else if (s.kind == kFoldedWeights && i == 1) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
-      else if (s.kind == kFoldedWeights) panels(need, c, false, 1);
+      else if (s.kind == kFusionFactors && i == 1) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
       else if (s.kind == kChannelFusion && i == 1 && !s.ints[3]) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
       else if (s.kind == kChannelFusion && i == 2 && good(s.conv[0]) && convs_[s.conv[0]].groups > 0) {
         // The panels of P follow the groups of the outputs.

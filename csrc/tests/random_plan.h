@@ -209,31 +209,29 @@ class RandomPlan {
     drop(mean);
     return made;
   }
-  // The folded weights of a channel fusion from `inputs` channels, whose coefficients follow from the mean.
-  int32_t folded(int32_t inputs, int32_t outputs) {
-    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), coefficients = from_mean(current_, outputs + rank * rank);
-    const Window one{1, 1, 0, 1};
-    const int32_t weight = conv(inputs, outputs, 1, one), reduce = conv(inputs, rank, 1, one), expand = conv(rank, outputs, 1, one);
+  // The factors of a channel fusion from `inputs` channels, whose coefficients follow from the mean.
+  int32_t factors(int32_t inputs, int32_t outputs, int32_t rank) {
+    const int32_t coefficients = from_mean(current_, outputs + rank * rank), reduce = conv(inputs, rank, 1, {1, 1, 0, 1});
     b.convs[reduce].weight = b.keep(weights(inputs, rank));
-    const int32_t out = b.value((outputs + 31) / 32, 1 + inputs, 32);
-    Step& step = b.step(kFoldedWeights, -1, out, weight);
-    step.conv[1] = reduce, step.conv[2] = expand, step.aux[0] = coefficients;
-    step.ints[0] = step.ints[1] = 1, step.ints[4] = s_.chance(50);
+    const int32_t out = make({1, 1, (outputs + 31) / 32 * 32 + (1 + inputs) * ((rank + 15) / 16 * 16)});
+    Step& step = b.step(kFusionFactors, -1, out);
+    step.conv[1] = reduce, step.aux[0] = coefficients, step.ints[4] = s_.chance(50);
     drop(coefficients);
     return out;
   }
-  // An expansion and a depthwise convolution; now and then with weights of each image, or times their own mean.
+  // An expansion and a depthwise convolution; now and then folded for each image, or times their own mean.
   void unprojected() {
     const Size in = size(current_);
     const Window w = window(in.h, in.w, false);
     const int32_t hidden = s_.pick({4, 16, 33, 48, 70, 130});
-    const int32_t own = s_.chance(50) ? folded(in.c, hidden) : -1;
+    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), own = s_.chance(50) ? factors(in.c, hidden, rank) : -1;
     const int32_t to = make({w.of(in.h), w.of(in.w), hidden}), mean = s_.chance(60) ? make({1, 1, hidden}) : -1;
     const int32_t first = conv(in.c, hidden, 1, {1, 1, 0, 1}), middle = depthwise(hidden, w);
-    if (own >= 0) b.convs[first].weight = nullptr, b.convs[first].bias = nullptr;
+    const int32_t add = own >= 0 ? conv(rank, hidden, 1, {1, 1, 0, 1}) : -1;
     const int32_t acts[2] = {activation(), activation()};
     Step& step = b.step(kInverted, current_, to, first);
-    step.conv[1] = middle, step.activation[0] = acts[0], step.activation[1] = acts[1], step.aux[0] = own, step.aux[1] = mean;
+    step.conv[1] = middle, step.conv[2] = add, step.activation[0] = acts[0], step.activation[1] = acts[1];
+    step.aux[0] = own, step.aux[1] = mean, step.ints[0] = own >= 0;
     replace(to);
     if (own >= 0) drop(own);
     if (mean < 0) return;

@@ -165,7 +165,7 @@ class SlowPlan {
       case kDepthwise: depthwise(s, p, want, scale); break;
       case kInverted: inverted(s, p, want, scale); break;
       case kChannelFusion: fusion(s, p, want, scale); break;
-      case kFoldedWeights: folded(s, p, want, scale); break;
+      case kFusionFactors: factors(s, p.image, want, scale); break;
       case kMaxPool: case kAvgPool: pool(s, p, want); break;
       case kMean: mean(s, p.image, want); break;
       case kAdd: case kMultiply:
@@ -265,7 +265,7 @@ class SlowPlan {
         sums[o] += v * static_cast<const float*>(middle.weight)[tap * hidden + o];
       }
     });
-    if (s.conv[2] < 0) {
+    if (s.conv[2] < 0 || s.ints[0]) {
       for (int64_t o = 0; o < hidden; ++o) scale = std::max(scale, std::fabs(want[o] = activated(sums[o], s.activation[1])));
       return;
     }
@@ -283,27 +283,32 @@ class SlowPlan {
 
   // Weight of an expansion, or its bias for k = -1.
   double expansion(const Step& s, int64_t image, int64_t o, int64_t k) const {
-    if (s.aux[0] >= 0) return at(s.aux[0], image, o / 32, 1 + k, o % 32);
-    return k < 0 ? bias(conv(s.conv[0]), o) : weight(conv(s.conv[0]), o, k, 0);
+    const double own = k < 0 ? bias(conv(s.conv[0]), o) : weight(conv(s.conv[0]), o, k, 0);
+    if (!s.ints[0]) return own;
+    const Conv& add = conv(s.conv[2]);
+    const int64_t rank = add.in_channels, left = (add.out_channels + 31) / 32 * 32 + (1 + k) * ((rank + 15) / 16 * 16);
+    double sum = own * scalar(s.aux[0], image, o) + (k < 0 ? bias(add, o) : 0.0);
+    for (int64_t l = 0; l < rank; ++l) sum += scalar(s.aux[0], image, left + l) * weight(add, o, l, 0);
+    return sum;
   }
 
-  // p.y is the panel; p.x = 0 its bias, then the inputs.
-  void folded(const Step& s, const Place& p, double* want, double& scale) {
-    const Conv &c = conv(s.conv[0]), &reduce = conv(s.conv[1]), &expand = conv(s.conv[2]);
-    const int64_t rank = reduce.out_channels, k = p.x - 1;
-    // What fills the last panel up is zero times what the others are.
-    for (int64_t o = p.y * 32; o < p.y * 32 + 32; ++o) {
-      const double given = o < c.out_channels ? scalar(s.aux[0], p.image, o) : s.ints[4] ? -3 : 0;
-      const double share = s.ints[4] ? std::min(std::max(given + 3, 0.0), 6.0) / 3 : given;
-      const int64_t known = std::min<int64_t>(o, c.out_channels - 1);
-      const double there = known == o;
-      double sum = there * (share * (k < 0 ? bias(c, known) : weight(c, known, k, 0)) + (k < 0 ? bias(expand, known) : 0.0));
-      for (int64_t m = 0; m < rank; ++m)
-        for (int64_t l = 0; l < rank; ++l)
-          sum += double(k < 0 ? reduce.bias[m] : static_cast<const float*>(reduce.weight)[k * rank + m]) *
-                 scalar(s.aux[0], p.image, c.out_channels + m * rank + l) * there * weight(expand, known, l, 0);
-      scale = std::max(scale, std::fabs(want[o % 32] = sum));
+  // Zeros fill the rows up.
+  void factors(const Step& s, int64_t image, double* want, double& scale) {
+    const Conv& reduce = conv(s.conv[1]);
+    const int64_t rank = reduce.out_channels, outputs = value(s.aux[0]).channels - rank * rank, row = (rank + 15) / 16 * 16;
+    for (int64_t o = 0; o < (outputs + 31) / 32 * 32; ++o) {
+      const double given = o < outputs ? scalar(s.aux[0], image, o) : s.ints[4] ? -3 : 0;
+      want[o] = s.ints[4] ? std::min(std::max(given + 3, 0.0), 6.0) / 3 : given;
+      scale = std::max(scale, std::fabs(want[o]));
     }
+    for (int64_t k = -1; k < reduce.in_channels; ++k)
+      for (int64_t l = 0; l < rank; ++l) {
+        double sum = 0;
+        for (int64_t m = 0; m < rank; ++m)
+          sum += double(k < 0 ? reduce.bias[m] : static_cast<const float*>(reduce.weight)[k * rank + m]) *
+                 scalar(s.aux[0], image, outputs + m * rank + l);
+        scale = std::max(scale, std::fabs(want[(outputs + 31) / 32 * 32 + (1 + k) * row + l] = sum));
+      }
   }
 
   void fusion(const Step& s, const Place& p, double* want, double& scale) {

@@ -135,7 +135,7 @@ def test_expansions_that_something_looks_at_before_they_are_projected(
     fast = dc.compile(model, (torch.randn(1, 3, 15, 26),), backend=backend, measure=False)
     kinds = [step.kind for step in fast.plan.raw.steps]
     assert "inverted" in kinds and "depthwise" not in kinds and kinds.count("mean") == dynamic
-    assert ("folded_weights" in kinds) == dynamic
+    assert ("fusion_factors" in kinds) == dynamic
     for n in (1, 3, 8):
         x = torch.randn(n, 3, 15, 26)
         with torch.no_grad():

@@ -10,13 +10,14 @@ from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Node
 from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.pack_fusion import pack_fusion
-from dynaconv.engine.plan import Conv
 
 if TYPE_CHECKING:
     from dynaconv.engine.lower import Lowering
 
 # Coefficients of a mixture by their place in Step.aux.
 _AUX = ("routing", "taps", "scale_in", "scale_out")
+# Rows of a channel fusion's factors are padded to so many numbers.
+_FACTOR_ROW = 16
 
 
 def lower_mixed(lowering: Lowering, node: Node) -> None:
@@ -41,27 +42,38 @@ def lower_mixed(lowering: Lowering, node: Node) -> None:
 def lower_expanded(lowering: Lowering, node: Node) -> None:
     """The step of an expansion and a depthwise convolution, after the weights of each image where it has such."""
     expand, depthwise = node.attrs["parts"]
-    source, aux = lowering.value(node.x), [-1] * 4
+    source, aux, ints = lowering.value(node.x), [-1] * 4, [0] * 8
+    middle = lowering.packed(depthwise, "depthwise")[0]
     if expand.is_mixed:
-        aux[0] = _weights_of_images(lowering, node, expand)
-        first = lowering.conv_data(Conv("none", expand.x.size[2], expand.size[2]))[0]
+        static, reduce, add = (
+            lowering.conv_data(c)[0] for c in pack_fusion(expand.attrs, zero_bias(expand), False)
+        )
+        convs, ints[0] = [static, middle, add], 1
+        aux[0] = _factors(lowering, node, expand, reduce)
     else:
-        first = lowering.packed(expand, "conv")[0]
-    convs = [first, lowering.packed(depthwise, "depthwise")[0], -1]
+        convs = [lowering.packed(expand, "conv")[0], middle, -1]
     out = lowering.result(node)
     if "mean" in node.attrs:
         aux[1] = lowering.result(node.attrs["mean"])
     acts = [expand.attrs["act"], depthwise.attrs["act"], "none"]
-    lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, aux=aux)
+    lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, aux=aux, ints=ints)
 
 
-def _weights_of_images(lowering: Lowering, node: Node, expand: Node) -> int:
-    convs = pack_fusion(expand.attrs, zero_bias(expand), True)
-    size = (-(-expand.size[2] // pack.PANEL), 1 + expand.x.size[2], pack.PANEL)
-    coefficients = lowering.value(node.inputs["coefficients"])
+def _factors(lowering: Lowering, node: Node, expand: Node, reduce: int) -> int:
+    """What the coefficients come to, for each image."""
+    part, coefficients = expand.attrs["low_rank"], lowering.value(node.inputs["coefficients"])
+    conv = lowering.plan.convs[reduce]
+    conv.form, conv.weight, conv.bias = "reduction", part.q.t().contiguous(), part.shift.clone()
+    rank, inputs = part.q.shape
+    size = (
+        1,
+        1,
+        -(-expand.size[2] // pack.PANEL) * pack.PANEL
+        + (1 + inputs) * (-(-rank // _FACTOR_ROW) * _FACTOR_ROW),
+    )
     out = lowering.room(size, expand.layer)
     lowering.step(
-        "folded_weights", expand, out=out, conv=[lowering.conv_data(c)[0] for c in convs],
-        aux=[coefficients, -1, -1, -1], ints=[1, 1, 0, 0, int(expand.attrs["low_rank"].gated), 0, 0, 0],
+        "fusion_factors", expand, out=out, conv=[-1, reduce, -1], aux=[coefficients, -1, -1, -1],
+        ints=[0, 0, 0, 0, int(part.gated), 0, 0, 0],
     )  # fmt: skip
     return out

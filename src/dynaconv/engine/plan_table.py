@@ -61,20 +61,28 @@ def _row(plan: Plan, index: int, step: Step) -> dict[str, Any]:
     kernel = step.kind
     if step.kind == "conv" and plan.convs[step.conv[0]].winograd is not None:
         kernel = "conv (winograd)"
-    if step.kind == "inverted" and step.conv[2] < 0:
-        kernel = "inverted (without projection)"
+    if _is_unprojected(step):
+        kernel = (
+            "inverted (folded for each image, without projection)"
+            if step.ints[0]
+            else "inverted (without projection)"
+        )
     return {
         "layer": step.layer, "kernel": kernel, "dense_ms": times.get("dense_ms"), "sparse_ms": times.get("sparse_ms"),
         "break_even": times.get("break_even"), "choice": choice, "reason": reason,
     }  # fmt: skip
 
 
+def _is_unprojected(step: Step) -> bool:
+    return step.kind == "inverted" and (step.conv[2] < 0 or step.ints[0] == 1)
+
+
 def _choice(step: Step, measured: bool) -> tuple[str, str]:
     if step.kind in ("threshold", "dilate", "mask_value", "gate"):
         return "mask", "decides where to compute"
-    if step.kind == "folded_weights":
-        return "dense", "the weights of each image, for the next step"
-    if step.kind == "inverted" and step.conv[2] < 0:
+    if step.kind == "fusion_factors":
+        return "dense", "what the next step folds into the weights of each image"
+    if _is_unprojected(step):
         return "dense", "what projects looks at all positions first" if step.aux[1] >= 0 else "no mask"
     if step.grid < 0:
         return "dense", "no mask"

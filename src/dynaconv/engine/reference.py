@@ -163,26 +163,32 @@ def stem(run: Run, step: Step) -> None:
 def inverted(run: Run, step: Step) -> None:
     """out = final([in2 +] project(act2(depthwise(act1(expand(in)))))); without expand when conv[0] is -1.
 
-    Without projection when conv[2] is -1; aux[0] holds the expansion's weights of each image, aux[1] takes the mean.
+    Without projection when conv[2] is -1, or ints[0] = 1: then the expansion is a folded channel fusion with the static
+    weight conv[0], P = conv[2] and the factors aux[0]. aux[1] takes the mean of what is not projected.
     """
     x, size = run.planes(step.input), run.plan.values[step.out].size
     grids = [run.plan.values[step.input].size, size, size]
     for i, (index, act, grid) in enumerate(zip(step.conv, step.activation, grids, strict=True)):
-        if i == 0 and step.aux[0] >= 0:
-            rows = (
-                run.value(step.aux[0])
-                .flatten(3)
-                .permute(0, 2, 1, 3)
-                .flatten(2)[..., : run.conv(index).out_channels]
-            )
-            x = torch.einsum("nihw,nio->nohw", x, rows[:, 1:]) + rows[:, 0, :, None, None]
-            x = APPLY[act](x)
-        elif index >= 0:
+        if i == 0 and step.ints[0]:
+            x = APPLY[act](folded(run, step, x))
+        elif index >= 0 and not (i == 2 and step.ints[0]):
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
             x = APPLY[act](x)
     if step.aux[1] >= 0:
         run.value(step.aux[1]).copy_(x.mean((2, 3))[:, None, None])
     run.write(step, finish(run, step, x))
+
+
+def folded(run: Run, step: Step, x: Tensor) -> Tensor:
+    """A channel fusion's 1x1 convolution from its factors."""
+    (weight, bias), (p, offset) = run.weight(step.conv[0]), run.weight(step.conv[2])
+    outputs, rank = p.shape
+    factors = run.value(step.aux[0]).reshape(run.n, -1)
+    rows = factors[:, -(1 + x.shape[1]) * (rank + -rank % 16) :].unflatten(1, (1 + x.shape[1], -1))[
+        ..., :rank
+    ]
+    rows = rows @ p.t() + torch.cat([bias[None], weight.flatten(1).t()]) * factors[:, None, :outputs]
+    return torch.einsum("nihw,nio->nohw", x, rows[:, 1:]) + (rows[:, 0] + offset)[:, :, None, None]
 
 
 @step_kind("max_pool")

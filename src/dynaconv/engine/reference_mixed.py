@@ -51,17 +51,17 @@ def channel_fusion(run: Run, step: Step) -> None:
     run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
 
 
-@step_kind("folded_weights")
-def folded_weights(run: Run, step: Step) -> None:
-    """[N, panels, 1 + I, 32]: bias, then a row for each input, of the kernel that a channel fusion comes to."""
-    weight, inner = run.weight(step.conv[0])
-    q, shift, p, offset, scale, matrix = _fusion_parts(run, step)
-    right = torch.einsum("nml,ol->nmo", matrix, p)
-    rows = weight[0].flatten(1).t() * scale[:, None] + torch.einsum("mi,nmo->nio", q, right)
-    bias = inner * scale + torch.einsum("m,nmo->no", shift, right) + offset
-    panels = F.pad(torch.cat([bias[:, None], rows], 1), (0, -len(p) % pack.PANEL))
-    out = run.value(step.out)
-    out.copy_(panels.unflatten(2, (-1, pack.PANEL)).transpose(1, 2))
+@step_kind("fusion_factors")
+def fusion_factors(run: Run, step: Step) -> None:
+    """The scale of every output, padded to panels; Q's bias and each of its rows times the matrix, padded to 16."""
+    q, shift = run.weight(step.conv[1])
+    rank = len(q)
+    given = run.value(step.aux[0]).reshape(run.n, -1).float()
+    scale, matrix = given[:, : -rank * rank], given[:, -rank * rank :].unflatten(1, (rank, rank))
+    scale = F.relu6(scale + 3) / 3 if step.ints[4] else scale
+    rows = torch.cat([shift[None], q.t()]) @ matrix
+    scale, rows = F.pad(scale, (0, -scale.shape[1] % pack.PANEL)), F.pad(rows, (0, -rank % 16))
+    run.value(step.out).copy_(torch.cat([scale, rows.flatten(1)], 1)[:, None, None])
 
 
 def _fusion_parts(run: Run, step: Step) -> tuple[Tensor, ...]:

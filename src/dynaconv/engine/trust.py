@@ -22,10 +22,10 @@ _FORMS = {
     "gate": ("gate",),
     "layer_norm": ("norm",),
     "dynamic_conv": ("experts", "expert_biases"),
-    "folded_weights": ("experts", "reduction", "expansion"),
+    "fusion_factors": ("none", "reduction"),
 }
 # Folded to a kernel for each image, and factored.
-_FUSIONS = (_FORMS["folded_weights"], ("conv", "conv", "expansion"))
+_FUSIONS = (("experts", "reduction", "expansion"), ("conv", "conv", "expansion"))
 
 
 def check_weights(plan: Plan) -> None:
@@ -34,16 +34,15 @@ def check_weights(plan: Plan) -> None:
         forms = _FORMS.get(step.kind, ())
         if step.kind == "channel_fusion":
             forms = _FUSIONS[1 if step.ints[3] else 0]
-        if step.kind == "inverted" and step.aux[0] >= 0:
-            # The expansion's weights are a value.
-            forms = ("none", *forms[1:])
+        if step.kind == "inverted" and step.ints[0]:
+            forms = ("conv", "depthwise", "expansion")
         for index, form in zip(step.conv, forms, strict=False):
             if index >= 0:
                 _check(plan, step, plan.convs[index], form, f"step {i}")
 
 
 def _check(plan: Plan, step: Step, conv: Conv, form: str, where: str) -> None:
-    decides = step.out if step.kind in ("stem", "folded_weights") else step.input
+    decides = step.out if step.kind in ("stem", "fusion_factors") else step.input
     half = plan.values[decides].dtype == "bfloat16" and form in _PACKED
     dtype = torch.bfloat16 if half else torch.float32
     if conv.form != form:
@@ -59,8 +58,6 @@ def _expected(
     plan: Plan, conv: Conv, step: Step, half: bool
 ) -> list[tuple[str, Tensor | None, tuple[int, ...]]]:
     """(name, tensor, shape) of what the kernels read."""
-    if conv.form == "none":
-        return []
     if conv.form == "norm":
         return [("weight", conv.weight, (conv.in_channels,)), ("bias", conv.bias, (conv.in_channels,))]
     taps = conv.kernel[0] * conv.kernel[1]
