@@ -26,6 +26,8 @@ struct PanelShape {
   // Floats of the mixed weights of one panel and `channels` channels, with room between the points.
   int64_t panel_floats(int64_t of_channels) const { return points() * (of_channels * kPanel + kPanel); }
   int64_t scratch_floats() const;
+  // A 1x1 channel fusion, whose kernel is made in one pass.
+  bool folds_alone() const { return rank && taps == 1 && chunk == channels; }
   int columns(int64_t panel) const {
     return static_cast<int>(std::min<int64_t>(kPanel, outputs - panel % per_group * kPanel));
   }

@@ -156,7 +156,7 @@ int main() {
   for (int i = 0; i < cases(500); ++i) {
     Case c{};
     const bool large = i % 20 == 0;
-    c.n = pick({1, 2, 3, 5}), c.h = pick({1, 2, 5, 7}), c.w = pick({1, 3, 7, 14}), c.folded = random() % 2;
+    c.n = pick({1, 2, 3, 5, 8}), c.h = pick({1, 2, 5, 7}), c.w = pick({1, 3, 7, 14}), c.folded = random() % 2;
     c.groups = c.folded || large ? 1 : pick({1, 1, 2});
     c.in = large ? pick({300, 517}) : c.groups * pick({2, 3, 8, 17, 64, 100}), c.out = large ? pick({150, 200}) : c.groups * pick({2, 7, 16, 33, 64, 96});
     c.rank = pick({1, 4, 12, 16, 24, 32, 40, 45}), c.kernel = large ? 3 : pick({1, 1, 2, 3, 5}), c.stride = pick({1, 1, 2, 3});

@@ -65,13 +65,8 @@ def _factors(lowering: Lowering, node: Node, expand: Node, reduce: int) -> int:
     conv = lowering.plan.convs[reduce]
     conv.form, conv.weight, conv.bias = "reduction", part.q.t().contiguous(), part.shift.clone()
     rank, inputs = part.q.shape
-    size = (
-        1,
-        1,
-        -(-expand.size[2] // pack.PANEL) * pack.PANEL
-        + (1 + inputs) * (-(-rank // _FACTOR_ROW) * _FACTOR_ROW),
-    )
-    out = lowering.room(size, expand.layer)
+    scales, row = -(-expand.size[2] // pack.PANEL) * pack.PANEL, -(-rank // _FACTOR_ROW) * _FACTOR_ROW
+    out = lowering.room((1, 1, scales + (1 + inputs) * row), expand.layer)
     lowering.step(
         "fusion_factors", expand, out=out, conv=[-1, reduce, -1], aux=[coefficients, -1, -1, -1],
         ints=[0, 0, 0, 0, int(part.gated), 0, 0, 0],

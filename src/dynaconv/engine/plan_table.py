@@ -62,11 +62,7 @@ def _row(plan: Plan, index: int, step: Step) -> dict[str, Any]:
     if step.kind == "conv" and plan.convs[step.conv[0]].winograd is not None:
         kernel = "conv (winograd)"
     if _is_unprojected(step):
-        kernel = (
-            "inverted (folded for each image, without projection)"
-            if step.ints[0]
-            else "inverted (without projection)"
-        )
+        kernel = "inverted (no projection, folded)" if step.ints[0] else "inverted (no projection)"
     return {
         "layer": step.layer, "kernel": kernel, "dense_ms": times.get("dense_ms"), "sparse_ms": times.get("sparse_ms"),
         "break_even": times.get("break_even"), "choice": choice, "reason": reason,
