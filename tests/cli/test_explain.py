@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dynaconv as dc
@@ -73,3 +74,41 @@ def test_bad_input(cli, trained, pictures, tmp_path) -> None:
 def test_static_network(cli, pictures, tmp_path) -> None:
     folder = dc.save(dc.create_model("resnet8_cifar"), tmp_path / "static")
     cli("explain", folder, pictures).complains("is static: it computes everything")
+
+
+OTHERS = {
+    "layer": dc.LayerGate(),
+    "halting": dc.Halting(),
+    "images": dc.Halting(level="image"),
+    "channels": dc.ChannelGate(groups=4),
+    "narrow": dc.Narrow(groups=4),
+    "random": dc.RandomMasking(),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_other_gates_decided_is_shown(cli, kind: str, pictures, tmp_path) -> None:
+    torch.manual_seed(0)
+    arch = {"name": "resnet14_cifar", "width": 4, "num_classes": 3, "image_size": 32}
+    model = dc.create_model(**arch)
+    dc.dynamize_(model, OTHERS[kind])
+    dc.calibrate_(model, [torch.randn(8, 3, 32, 32)], (0.4, 0.7))
+    facts = {"classes": ["a", "b", "c"], "image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+    dc.save(model, tmp_path / "run", arch=arch, metadata=facts)
+    rows = cli("explain", tmp_path / "run", pictures, "--out", tmp_path / "out", "--json").json["pictures"]
+    with np.load(tmp_path / "out" / "gallery.npz") as gallery:
+        for t in range(2):
+            masks = [gallery[f"masks_{t}_{b}"] for b in range(len(gallery["blocks"]))]
+            assert {v for mask in masks for v in np.unique(mask).tolist()} <= {0, 1}
+            if kind in ("layer", "images"):
+                assert all(mask.reshape(2, -1).std(1).max() == 0 for mask in masks)
+            if kind in ("channels", "narrow"):
+                assert all(mask.shape == (2, 1, 4) for mask in masks)
+                # As much is drawn as was computed: a convolution between masked maps costs the square.
+                shares = np.stack([mask.mean((1, 2)) for mask in masks])
+                executed = np.array([row["conditional_ratio"] for row in rows[t::2]])
+                assert (shares.min(0) ** 2 <= executed + 1e-6).all() and (
+                    executed <= shares.max(0) + 1e-6
+                ).all()
+    page = (tmp_path / "out" / "explain.html").read_text()
+    assert ("drawn as stripes" in page) == (kind in ("channels", "narrow"))

@@ -144,10 +144,15 @@ def _gallery(
 def _write(gallery: dict[str, Any], out: Path, opened: Opened, skipped: list[dict]) -> Path:
     import numpy as np
 
+    from dynaconv import gates
     from dynaconv._files import atomic_path
     from dynaconv.report import write_explanation
 
     gallery, notes = _drawable(gallery)
+    if any(gate.scope == "channels" for gate in gates(opened.model).values()):
+        notes += [
+            "Gates over channels are drawn as stripes, a group of channels each; dark ones were not computed."
+        ]
     notes += [f"Skipped {entry['file']}: {entry['reason']}" for entry in skipped]
     with atomic_path(out / "gallery.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **gallery)

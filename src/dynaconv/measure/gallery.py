@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynaconv.budget import set_budget_
 from dynaconv.cost import collect_masks, ponder_map
+from dynaconv.cost.masks import MaskCollection
 from dynaconv.data import DataBundle
 
 Gallery = dict[str, np.ndarray]
@@ -86,11 +87,19 @@ def gallery_of_images(
         gallery["blocks"] = np.asarray(list(masks))
         gallery[f"ponder_{t}"] = ponder_map(masks, weighted=True).float().numpy()
         gallery[f"ratio_{t}"] = masks.conditional_ratio().float().numpy()
-        for b, mask in enumerate(masks.values()):
-            gallery[f"masks_{t}_{b}"] = mask.as_subclass(Tensor)[:, 0].to(torch.uint8).numpy()
+        for b, name in enumerate(masks):
+            gallery[f"masks_{t}_{b}"] = _shown(masks, name).to(torch.uint8).numpy()
     gallery["predictions"] = np.stack(predictions).astype(np.int64)
     gallery["confidence"] = np.stack(confidences).astype(np.float32)
     return gallery
+
+
+def _shown(masks: MaskCollection, name: str) -> Tensor:
+    """Decisions as a map of 0 and 1, [K, h, w]; those about channels as stripes, a group of channels each."""
+    channels = masks.channels.get(name)
+    if channels is not None:
+        return channels[:, :, 0, 0].unsqueeze(1)
+    return masks[name].as_subclass(Tensor)[:, 0]
 
 
 @torch.inference_mode()
