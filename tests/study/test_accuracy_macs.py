@@ -79,7 +79,9 @@ def test_every_point_is_timed_and_compared(study) -> None:
                 ("eager", "dynaconv") if static else ("dynaconv", "eager")
             )
             assert (verdict(point, data["points"], "2") is None) == static
-    assert "milliseconds at batch 2:" in table(data)
+    assert "milliseconds at batch 2:" in table(data) and "dense starts: " in table(data)
+    rows = [{**row, "accuracy": 0.9} if row["method"] == "dense" else row for row in data["rows"]]
+    assert "give it more --dense-epochs" in table({**data, "rows": rows})
 
 
 def test_more_seeds_methods_and_budgets_add_rows(study, monkeypatch) -> None:
@@ -152,7 +154,7 @@ def test_gains_are_those_over_straight_lines_between_static_networks() -> None:
 
 def test_scenes_take_a_network_with_two_blocks_in_a_stage() -> None:
     settings = curve_settings("scenes", epochs=2)
-    assert settings.network == "resnet14_scenes" and settings.epochs == 2
+    assert settings.network == "resnet14_scenes" and settings.epochs == 2 and settings.dense_epochs == 12
     recipe = settings.at(96, 0.1).recipe(
         0, "dense", {"masking": settings.masking("narrow", 0.4)}, calibrate=(0.4,)
     )

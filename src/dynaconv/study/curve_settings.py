@@ -35,6 +35,8 @@ TITLES = {
 # The study's own network has two blocks in a stage: halting needs a second one.
 NETWORKS = {"scenes": "resnet14_scenes", "cifar10": "resnet14_cifar"}
 WIDTH = 16
+# With two blocks in a stage the digits of scenes are found only after five epochs or six.
+SCENES_DENSE_EPOCHS = 12
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def curve_settings(data: str, **changes: Any) -> CurveSettings:
     >>> curve_settings("scenes", epochs=2).network
     'resnet14_scenes'
     """
-    scenes = {key: value for key, value in asdict(SCENES).items() if key != "image_size"}
+    scenes = asdict(SCENES) | {"image_size": None, "dense_epochs": SCENES_DENSE_EPOCHS}
     base = CurveSettings(**scenes) if data == "scenes" else CurveSettings(data=data)
     kind = data.partition(":")[0]
     if changes.get("network") is None:

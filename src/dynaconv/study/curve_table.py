@@ -33,9 +33,25 @@ def table(data: Mapping[str, Any]) -> str:
         "share of what gates can skip, before calibration (training alone) and after it; at equal MACs or ms: accuracy "
         "minus that of static networks there, in points ('cheaper': left of the smallest static network)"
     )
+    text += _starts(data["rows"])
     text += [line for batch in batches for line in _verdict(points, batch)]
     text += [f"left out: {title(p)}: {p['left_out']}" for p in points if p["left_out"]]
     return "\n".join(text)
+
+
+def _starts(rows: Sequence[Row]) -> list[str]:
+    """What the dense starts reached, with a warning where one has hardly learned."""
+    starts = [row["dense_start_accuracy"] for row in rows if row.get("dense_start_accuracy") is not None]
+    if not starts:
+        return []
+    low, high = 100 * min(starts), 100 * max(starts)
+    text = f"dense starts: {low:.2f} %" if low == high else f"dense starts: {low:.2f} to {high:.2f} %"
+    static = [row["accuracy"] for row in rows if row["method"] == DENSE and "accuracy" in row]
+    if static and min(starts) < 0.8 * min(static):
+        text += (
+            "; far below the static networks, so what starts there means little: give it more --dense-epochs"
+        )
+    return [text]
 
 
 def _pictures_text(point: Row) -> str:
