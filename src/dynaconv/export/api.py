@@ -19,6 +19,7 @@ from dynaconv.export import clean
 from dynaconv.export import gates as gate_logits
 from dynaconv.export.branches import find_branches
 from dynaconv.export.choose import choose_sparse, measure_densities
+from dynaconv.export.dense import spread_masks
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
 from dynaconv.export.metadata import KEY, describe, to_json
 from dynaconv.export.parity import Parity, can_check, check_graph
@@ -171,6 +172,7 @@ def _lower(
     if lowering == "auto" and found:
         shares = measure_densities(model, example, densities)
         chosen = choose_sparse(found, shares)
+    spread_masks(traced.graph, [branch for branch in found if branch not in chosen])
     if chosen:
         lower(traced.graph, chosen)
     else:
