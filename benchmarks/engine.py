@@ -2,6 +2,8 @@
 
     make bench                                                  ResNet-50 and MobileNetV2 (some minutes)
     make bench ARGS="--networks other dynamic --check"          all the others; exit code 1 where one misses its limit
+    make bench ARGS="--networks dynamic --precision float32 --engines eager"
+                                                                dynamic kernels against our own engine without them
     make bench ARGS="--linear --networks timm:resnet50"         time against executed MACs, densities 0.1 to 1
     make bench ARGS="--roofline --networks timm:resnet50"       each layer against this machine's peaks
     make bench ARGS="--break-even"                              single blocks in eager PyTorch
@@ -39,7 +41,7 @@ GROUPS = {
         "timm:resnet18", "timm:resnet34", "timm:resnet101", "timm:resnext50_32x4d", "timm:regnety_008",
         "timm:mobilenetv3_large_100", "timm:efficientnet_b0", "timm:convnext_tiny",
     ],
-    "dynamic": ["dyconv4_resnet18", "dcd_mobilenetv2_100"],
+    "dynamic": ["dyconv4_resnet18", "dcd_mobilenetv2_100", "condconv8_mobilenetv2_100", "odconv4_resnet18"],
 }  # fmt: skip
 
 

@@ -155,6 +155,10 @@ def _macs(plan: Any, step: Any, rows: float, images: int, open_rows: Sequence[in
         before = open_rows[step.grid2]
     expand, *others = step.conv
     hidden = before * _per_row(plan.convs[expand]) if expand >= 0 else 0.0
+    if step.ints[0]:
+        # The last convolution is folded into every image's expansion, a row of it for each input channel and the bias.
+        middle, folded = (plan.convs[c] for c in others)
+        return hidden + rows * _per_row(middle) + images * (1 + source.channels) * _per_row(folded)
     return hidden + rows * sum(_per_row(plan.convs[c]) for c in others if c >= 0)
 
 
