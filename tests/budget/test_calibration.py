@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dynaconv as dc
-from dynaconv.budget.calibration import CalibrationReport
+from dynaconv.budget.calibration import CalibrationReport, calibrated_densities
 
 
 @pytest.fixture
@@ -54,6 +54,30 @@ def test_calibration_survives_saving_copying_and_state_dicts(model, tmp_path) ->
     for other in (loaded, copy.deepcopy(model)):
         assert [dc.set_budget_(other, t) for t in (0.4, 0.5, 0.6)] == thresholds
         assert dc.calibrated_targets(other) == [0.4, 0.6]
+
+
+def test_densities_of_every_gate_are_kept(model) -> None:
+    assert calibrated_densities(model) is None
+    batches = images(32, 1)
+    dc.calibrate_(model, batches, targets=(0.4, 0.6))
+    known = {}
+    for target in (0.4, 0.6):
+        dc.set_budget_(model, target)
+        opened = dict.fromkeys(dc.gates(model), 0.0)
+        for x in batches:
+            with torch.no_grad(), dc.collect_masks(model) as masks:
+                model(x)
+            for name, mask in masks.items():
+                opened[name] += float(mask.densities.sum()) / 32
+        known[target] = calibrated_densities(model)
+        assert known[target] == pytest.approx(opened, abs=1e-5)
+    dc.set_budget_(model, 0.5)
+    between = calibrated_densities(model)
+    assert all(known[0.4][name] - 1e-6 <= share <= known[0.6][name] + 1e-6 for name, share in between.items())
+    dc.set_budget_(model, 1.0)
+    assert set(calibrated_densities(model).values()) == {1.0}
+    next(iter(dc.gates(model).values())).threshold.fill_(99.0)
+    assert calibrated_densities(model) is None
 
 
 def test_ends_of_the_dial(model) -> None:

@@ -107,6 +107,12 @@ def test_auto_follows_the_densities(tmp_path, trace_once) -> None:
     for density, kind in ((0.0, "sparse"), (1.0, "dense")):
         done = dc.export.onnx(model, (x,), tmp_path / "m.onnx", densities=density, check=False)
         assert done.blocks["layer1.0"] == kind and done.densities["layer1.0"] == density
+    # A calibrated network brings its own, at the thresholds that are set.
+    for i, gate in enumerate(dc.gates(model).values()):
+        gate.budget_table = torch.tensor([[0.3, 1.0, 1.0, 0.1 * i], [0.6, -1.0, 1.0, 0.5]])
+        gate.threshold.fill_(1.0)
+    done = dc.export.onnx(model, (x,), tmp_path / "m.onnx", check=False)
+    assert list(done.densities.values()) == pytest.approx([0.0, 0.1, 0.2])
     with pytest.raises(ValueError, match=r"densities must lie in \[0, 1\], got 1.5 for layer1.0"):
         dc.export.onnx(model, (x,), tmp_path / "m.onnx", densities={"layer1.0": 1.5})
     with pytest.raises(
