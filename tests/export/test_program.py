@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -62,6 +63,18 @@ torch.testing.assert_close(run(x), y, rtol=1e-4, atol=1e-5)
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch) -> None:
+    exported = dc.export.program(build("spatial"), (torch.randn(2, 3, 16, 16),))
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        dc.export.save_program(exported, tmp_path / "m.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported() -> None:

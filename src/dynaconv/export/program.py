@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from dynaconv import _checks
-from dynaconv._files import atomic_path
+from dynaconv._files import atomic_write_bytes
 from dynaconv.export.subject import prepare
 from dynaconv.ops import decompositions
 
@@ -63,8 +64,11 @@ def save_program(
         OSError: the path cannot be written or the disk is full.
     """
     path = Path(path)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file, quiet():
-        torch.export.save(exported, file, extra_files=dict(metadata or {}))
+    # Not straight to the file: where the disk is full, torch's archive writer ends the process.
+    archive = io.BytesIO()
+    with quiet():
+        torch.export.save(exported, archive, extra_files=dict(metadata or {}))
+    atomic_write_bytes(path, archive.getvalue())
     return path
 
 
