@@ -12,9 +12,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-parser = argparse.ArgumentParser(
-    description="Classify pictures with a file that `dynaconv export RUN` wrote."
-)
+parser = argparse.ArgumentParser(description="Classify pictures with a file of `dynaconv export RUN`.")
 parser.add_argument("model")
 parser.add_argument("pictures", nargs="+")
 parser.add_argument("--budget", type=float, help="share of the masked work to spend, of those calibrated")
@@ -29,21 +27,17 @@ if facts["dial"] == "budget":
     feed["budget_threshold"] = np.array(-np.inf if threshold is None else threshold, np.float32)
 for path in args.pictures:
     picture = Image.open(path).convert("RGB")
-    short, (wide, high) = min(picture.size), picture.size
-    picture = picture.resize(
-        (round(wide * size / short), round(high * size / short)), Image.Resampling.BILINEAR
-    )
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / 255
-    feed["images"] = ((pixels - np.float32(facts["mean"])) / np.float32(facts["std"])).transpose(2, 0, 1)[
-        None
-    ]
-    logits, *densities = session.run(None, feed)
+    scale = size / min(picture.size)
+    picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BILINEAR)
+    left, top = ((side - size) // 2 for side in picture.size)
+    x = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / 255
+    x = (x - np.float32(facts["mean"])) / np.float32(facts["std"])
+    logits, *densities = session.run(None, feed | {"images": x.transpose(2, 0, 1)[None]})
     weights = np.exp(logits[0] - logits.max())
     best, density = int(weights.argmax()), float(np.mean(densities)) if densities else None
-    probability = float(weights[best] / weights.sum())
-    print(
-        json.dumps(
-            {"picture": path, "class": facts["classes"][best], "probability": probability, "density": density}
-        )
-    )
+    answer = {
+        "picture": path,
+        "class": facts["classes"][best],
+        "probability": float(weights.max() / weights.sum()),
+    }
+    print(json.dumps(answer | {"density": density}))
