@@ -155,9 +155,7 @@ def test_gains_are_those_over_straight_lines_between_static_networks() -> None:
 def test_scenes_take_a_network_with_two_blocks_in_a_stage() -> None:
     settings = curve_settings("scenes", epochs=2)
     assert settings.network == "resnet14_scenes" and settings.epochs == 2 and settings.dense_epochs == 12
-    recipe = settings.at(96, 0.1).recipe(
-        0, "dense", {"masking": settings.masking("narrow", 0.4)}, calibrate=(0.4,)
-    )
+    recipe = settings.at(96, 0.1).recipe(0, "dense", settings.method("narrow", 0.4), calibrate=(0.4,))
     assert recipe.data.object_share == 0.1 and recipe.data.image_size == 96 and recipe.calibrate == [0.4]
     assert recipe.masking.options == {"budget": 0.4}
     assert Axes(("dense",), (0.3, 0.5)).static_widths(settings) == [8, 12, 16]

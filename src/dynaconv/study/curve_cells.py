@@ -85,7 +85,7 @@ def share_of(settings: CurveSettings, method: str, bundle: Any) -> Share:
     """
     from dynaconv.train.networks import architecture, build_network
 
-    changes = {"masking": settings.masking(method, 0.5), "trainer": {"init_from": None}}
+    changes = {**settings.method(method, 0.5), "trainer": {"init_from": None}}
     recipe = settings.recipe(0, "", changes)
     model = build_network(recipe, architecture(recipe, len(bundle.classes), bundle.image_size))
     return Share.of(model, (3, bundle.image_size, bundle.image_size))
@@ -137,7 +137,7 @@ def _dynamic(runs: Runs, cell: Cell) -> dict[str, Any]:
         target = round(share.conditional(float(cell.budget or 1.0)), 6)
     except ValueError as error:
         return {"unreachable": str(error)}
-    changes = {"masking": settings.masking(cell.method, target), "budget": {"target": target}}
+    changes = {**settings.method(cell.method, target), "budget": {"target": target}}
     model = runs.dynamic(cell.label, cell.seed, changes, calibrate=(target,))
     set_budget_(model, None)
     before = runs.test(model)

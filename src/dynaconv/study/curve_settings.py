@@ -22,6 +22,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random_masking"},
     "narrow": {"method": "narrow"},
 }
+# Gates of a few numbers have a long way to go from open to their budget in a short training: a random mask is one number
+# a block, moved by the budget alone.
+GATE_LEARNING_RATE = {"layer-gate": 5.0, "halting": 5.0, "halting-image": 5.0, "random": 50.0}
 TITLES = {
     DENSE: "static",
     "dynconv": "DynConv",
@@ -57,10 +60,12 @@ class CurveSettings(BudgetSettings):
         epochs = self.dense_epochs + self.epochs
         return replace(self, width=width, dense_epochs=epochs).dense_recipe(seed)
 
-    def masking(self, method: str, target: float) -> dict[str, Any]:
-        """The masking section of a method; target: share of the conditional MACs."""
-        section = METHODS[method]
-        return {**section, "options": {"budget": target}} if method == "narrow" else dict(section)
+    def method(self, method: str, target: float) -> dict[str, dict[str, Any]]:
+        """What a recipe says for a method; target: share of the conditional MACs."""
+        masking = dict(METHODS[method])
+        if method == "narrow":
+            masking["options"] = {"budget": target}
+        return {"masking": masking, "optim": {"gate_lr_multiplier": GATE_LEARNING_RATE.get(method, 1.0)}}
 
 
 def curve_settings(data: str, **changes: Any) -> CurveSettings:
