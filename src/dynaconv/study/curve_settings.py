@@ -22,8 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random_masking"},
     "narrow": {"method": "narrow"},
 }
-# Gates of a few numbers have a long way to go from open to their budget in a short training: a random mask is one number
-# a block, moved by the budget alone.
+# Gates of a few numbers have a long way to go from open to their budget in a short training: a random mask is one
+# number a block, moved by the budget alone.
 GATE_LEARNING_RATE = {"layer-gate": 5.0, "halting": 5.0, "halting-image": 5.0, "random": 50.0}
 TITLES = {
     DENSE: "static",
