@@ -33,14 +33,14 @@ def dynamic_latency(result: Race, label: str, precision: str = "float32") -> dic
 
     Returns:
         {"min_ms", "median_ms", "runs", "ratio_min", "ratio_median", "engine": name, "engines": {name: the same}}; a
-        ratio is dynamic over fastest dense, below 1 is faster.
+        ratio is dynamic over fastest dense, below 1 is faster: minimum over least minimum, median over least median.
     """
-    base = result.dense[result.fastest(precision)]
+    least, middle = (result.dense[result.fastest(precision, by=key)][key] for key in ("min_ms", "median_ms"))
     engines = {
         name: {
             **times,
-            "ratio_min": times["min_ms"] / base["min_ms"],
-            "ratio_median": times["median_ms"] / base["median_ms"],
+            "ratio_min": times["min_ms"] / least,
+            "ratio_median": times["median_ms"] / middle,
         }
         for name, times in result.dynamic[label].items()
     }

@@ -67,14 +67,14 @@ class Race:
     deviations: dict[str, float] = field(default_factory=dict)
     compiled: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def fastest(self, precision: str = "float32", ours: bool = True) -> str:
-        """The dense engine of this precision with the least minimum; `ours` counts our engine among them.
+    def fastest(self, precision: str = "float32", ours: bool = True, by: str = "min_ms") -> str:
+        """The dense engine of this precision with the least minimum (or `by="median_ms"`); `ours` counts our engine.
 
         Where none of this precision ran, the fastest of all others.
         """
         names = [name for name in self.dense if ours or name not in OURS.values()]
         same = [name for name in names if precision_of(name) == precision]
-        return min(same or names, key=lambda name: self.dense[name]["min_ms"])
+        return min(same or names, key=lambda name: self.dense[name][by])
 
 
 def precision_of(engine: str) -> str:
