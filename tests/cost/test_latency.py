@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import pytest
 
-from dynaconv.cost import compare_latency
+from dynaconv.cost import compare_latency, latency
 
 
-def test_every_function_waits_before_its_turn() -> None:
-    gaps, last = [], [time.monotonic()]
-
-    def work() -> None:
-        gaps.append(time.monotonic() - last[0])
-        time.sleep(0.001)
-        last[0] = time.monotonic()
-
-    functions = {"one": work, "two": work}
-    compare_latency(functions, rounds=3, min_round_ms=5.0, settle_seconds=0.05)
-    assert sum(gap > 0.049 for gap in gaps) == 6
-    del gaps[:]
-    compare_latency(functions, rounds=3, min_round_ms=5.0)
-    assert sum(gap > 0.049 for gap in gaps) < 6
+@pytest.mark.parametrize("settle", [0.0, 0.05])
+def test_every_function_waits_before_its_turn(monkeypatch, settle) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(latency.time, "sleep", seen.append)
+    functions = {"one": lambda: seen.append("one"), "two": lambda: seen.append("two")}
+    compare_latency(functions, rounds=3, min_round_ms=1e-3, settle_seconds=settle)
+    turns = [(a, b) for a, b in zip(seen, seen[1:], strict=False) if not isinstance(a, str)]
+    assert turns == [(settle, "one"), (settle, "two")] * 3

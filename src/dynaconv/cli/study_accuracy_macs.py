@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Any
 
 from dynaconv import _checks
 from dynaconv.cli.budget_options import add_options, schedule_of
 from dynaconv.cli.folders import output_folder
 from dynaconv.cli.networks import need_static_name
-from dynaconv.cli.outcome import DONE, FAILED, INTERRUPTED, CommandFailed, Outcome, say
+from dynaconv.cli.outcome import DONE, FAILED, Outcome, say
+from dynaconv.cli.resuming import resumable
 
 HELP = "accuracy against executed MACs and milliseconds: static networks and every kind of gate"
 DESCRIPTION = """
@@ -94,19 +93,13 @@ def run(args: Any) -> Outcome:
     """
     from dynaconv.study.accuracy_macs import accuracy_macs
     from dynaconv.study.curve_table import table
-    from dynaconv.train import TrainingInterrupted
 
     settings, axes, timing = _settings(args), _axes(args), _timing(args)
     folder = output_folder(args.out)
-    try:
+    with resumable():
         data = accuracy_macs(
             settings, axes, folder, timing=timing, progress=_rows_only if args.quiet else say
         )
-    except TrainingInterrupted:
-        again = shlex.join(["dynaconv", *sys.argv[1:]])
-        raise CommandFailed(
-            f"interrupted; finished networks are kept, go on with: {again}", INTERRUPTED
-        ) from None
     diverged = any("diverged" in row for row in data["rows"])
     text = f"{table(data)}\nCSV, JSON and figures in {folder}"
     return Outcome(text, {"out": folder, **data}, FAILED if diverged else DONE)

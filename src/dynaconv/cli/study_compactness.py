@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Any
 
 from dynaconv import _checks
 from dynaconv.cli.folders import output_folder
 from dynaconv.cli.networks import need_static_name
-from dynaconv.cli.outcome import DONE, FAILED, INTERRUPTED, CommandFailed, Outcome, say
+from dynaconv.cli.outcome import DONE, FAILED, Outcome, say
+from dynaconv.cli.resuming import resumable
 
 HELP = "accuracy against parameters and MACs of a static network and its dynamic versions"
 DESCRIPTION = """
@@ -67,11 +66,10 @@ def run(args: Any) -> Outcome:
     from dynaconv.study.compactness import compactness
     from dynaconv.study.compactness_table import table
     from dynaconv.study.methods import parse_methods
-    from dynaconv.train import TrainingInterrupted
 
     settings, methods = _settings(args), parse_methods(args.methods)
     folder = output_folder(args.out)
-    try:
+    with resumable("rows"):
         data = compactness(
             settings,
             methods,
@@ -81,11 +79,6 @@ def run(args: Any) -> Outcome:
             rounds=args.rounds,
             progress=_rows_only if args.quiet else say,
         )
-    except TrainingInterrupted:
-        again = shlex.join(["dynaconv", *sys.argv[1:]])
-        raise CommandFailed(
-            f"interrupted; finished rows are kept, go on with: {again}", INTERRUPTED
-        ) from None
     text = [table(data["methods"]), f"CSV, JSON and figure in {folder}"]
     diverged = [row for row in data["rows"] if "diverged" in row]
     text += [f"diverged: {row['method']} seed {row['seed']}: {row['diverged']}" for row in diverged]

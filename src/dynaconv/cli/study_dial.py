@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Any
 
 from dynaconv.cli.budget_options import add_options, settings_of
 from dynaconv.cli.folders import output_folder
-from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, say
+from dynaconv.cli.outcome import Outcome, say
+from dynaconv.cli.resuming import resumable
 
 HELP = "one network at every budget, beside networks trained for each"
 DESCRIPTION = """
@@ -41,14 +40,8 @@ def run(args: Any) -> Outcome:
         ValueError: bad input; CommandFailed: interrupted.
     """
     from dynaconv.study.dial import dial, table
-    from dynaconv.train import TrainingInterrupted
 
     settings, folder = settings_of(args), output_folder(args.out)
-    try:
+    with resumable():
         data = dial(settings, args.budgets, args.seeds, folder, progress=None if args.quiet else say)
-    except TrainingInterrupted:
-        again = shlex.join(["dynaconv", *sys.argv[1:]])
-        raise CommandFailed(
-            f"interrupted; finished networks are kept, go on with: {again}", INTERRUPTED
-        ) from None
     return Outcome(f"{table(data)}\nCSV, JSON and figure in {folder}", {"out": folder, **data})

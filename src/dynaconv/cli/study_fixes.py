@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Any
 
 from dynaconv.cli.budget_options import add_options, settings_of
 from dynaconv.cli.folders import output_folder
-from dynaconv.cli.outcome import INTERRUPTED, CommandFailed, Outcome, say
+from dynaconv.cli.outcome import Outcome, say
+from dynaconv.cli.resuming import resumable
 from dynaconv.study.fixes import VARIANTS
 
 HELP = "what each fix of DynConv's training is worth, at equal executed MACs"
@@ -39,14 +38,8 @@ def run(args: Any) -> Outcome:
         ValueError: bad input; CommandFailed: interrupted.
     """
     from dynaconv.study.fixes import fixes, table
-    from dynaconv.train import TrainingInterrupted
 
     settings, folder = settings_of(args, target=args.target), output_folder(args.out)
-    try:
+    with resumable():
         data = fixes(settings, args.variants, args.seeds, folder, progress=None if args.quiet else say)
-    except TrainingInterrupted:
-        again = shlex.join(["dynaconv", *sys.argv[1:]])
-        raise CommandFailed(
-            f"interrupted; finished networks are kept, go on with: {again}", INTERRUPTED
-        ) from None
     return Outcome(f"{table(data)}\nCSV and JSON in {folder}", {"out": folder, **data})

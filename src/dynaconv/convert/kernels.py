@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from torch import nn
@@ -141,19 +142,16 @@ def apply_kernels(model: nn.Module, plan: list[KernelSite]) -> None:
     for site in plan:
         if site.block is not None:
             groups.setdefault((site.block, site.config), []).append(site.name)
-    undo = []
-    try:
+    with ExitStack() as undo:
         for site in plan:
             old = model.get_submodule(site.name)
-            undo.append((site.name, old))
+            undo.callback(replace_module, model, site.name, old)
             replace_module(model, site.name, _converted(old, site, place))
         for (block, config), names in groups.items():
-            undo.append((block, model.get_submodule(block)))
+            undo.callback(replace_module, model, block, model.get_submodule(block))
             replace_module(model, block, _routed(model.get_submodule(block), block, config, names, place))
-    except Exception:
-        for name, old in reversed(undo):
-            replace_module(model, name, old)
-        raise
+        # Everything fitted: nothing to undo.
+        undo.pop_all()
 
 
 def _place(model: nn.Module) -> Place:

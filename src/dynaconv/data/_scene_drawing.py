@@ -114,7 +114,8 @@ def _colours(words: SceneWords) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     twin = ink + words.integers(-25, 26, 3)
     opposite = np.where(words.integers(0, 3, 1) == 0, sign, -sign)
     other = light + opposite * words.integers(35, 76, 1) + words.integers(-40, 41, 3)
-    return tuple(np.clip(c, 0, 255) for c in (paper, ink, twin, other))  # type: ignore[return-value]
+    paper, ink, twin, other = (np.clip(colour, 0, 255) for colour in (paper, ink, twin, other))
+    return paper, ink, twin, other
 
 
 def _background(paper: np.ndarray, words: SceneWords, size: int) -> np.ndarray:
