@@ -25,6 +25,7 @@ from tables import markdown, ms
 import dynaconv as dc
 from dynaconv.cost import compare_latency, machine_line
 from dynaconv.export.runtimes import load
+from dynaconv.measure.race import SETTLE_SECONDS
 from dynaconv.measure.untrained import settle_norms_
 from dynaconv.testing import MaskInputs, forced
 
@@ -129,7 +130,7 @@ def race(files: Files, engine: str, batch: int, args: argparse.Namespace) -> lis
         feed = {f"input_{i}" if i else "images": t.numpy() for i, t in enumerate(inputs)}
         compare(loaded[path](feed)["output"], model, inputs, f"{files.name}, {engine}, {case}")
         runs[str(case)] = lambda run=loaded[path], feed=feed: run(feed)
-    times = compare_latency(runs, rounds=args.rounds, seconds=args.seconds)
+    times = compare_latency(runs, rounds=args.rounds, seconds=args.seconds, settle_seconds=SETTLE_SECONDS)
     base = times[str(("static", 1.0))]
     return [
         {

@@ -27,6 +27,7 @@ from dynaconv.cost import compare_latency, machine_line
 from dynaconv.export.api import default_feed
 from dynaconv.export.runtimes import load
 from dynaconv.measure import dense_twin
+from dynaconv.measure.race import SETTLE_SECONDS
 
 
 def main() -> int:
@@ -62,7 +63,7 @@ def main() -> int:
                 for batch in args.batch:
                     inputs = {"images": x[:batch].numpy(), **feed}
                     runs[f"{name}/{kind}/{batch}"] = lambda run=run, inputs=inputs: run(inputs)
-        times = compare_latency(runs, rounds=args.rounds, seconds=args.seconds)
+        times = compare_latency(runs, rounds=args.rounds, seconds=args.seconds, settle_seconds=SETTLE_SECONDS)
     header = ("network", "numbers", "accuracy", "file, MB", *(f"ms, batch {b}" for b in args.batch))
     cells = [
         (name, kind, f"{right:.4f}", f"{size:.2f}", *(ms(times[f"{name}/{kind}/{b}"]) for b in args.batch))

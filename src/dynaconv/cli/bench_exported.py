@@ -166,7 +166,7 @@ def _pictures(opened: Opened, size: tuple[int, int, int]) -> tuple[Any, Any, str
 
 def _measure(subjects: list[Subject], facts: dict[str, Any], engines: list[str], args: Any) -> dict[str, Any]:
     from dynaconv.cost import compare_latency, machine_line
-    from dynaconv.measure.race import torch_threads
+    from dynaconv.measure.race import SETTLE_SECONDS, torch_threads
 
     x, labels, threads = facts.pop("x"), facts.pop("labels"), facts["threads"]
     batches = sorted({b for b in args.batch or [1] if b <= len(x)})
@@ -187,6 +187,7 @@ def _measure(subjects: list[Subject], facts: dict[str, Any], engines: list[str],
             },
             rounds=args.rounds or 25,
             seconds=None if args.rounds else SECONDS,
+            settle_seconds=SETTLE_SECONDS,
         )
     for row in rows:
         row["latency"] = {

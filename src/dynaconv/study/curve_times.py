@@ -15,6 +15,7 @@ from dynaconv.measure.race import (
     EAGER,
     FORCED,
     OURS,
+    SETTLE_SECONDS,
     channels_last,
     compile_for,
     eager_outputs,
@@ -96,6 +97,7 @@ def _race(
         {f"{engine}: {name}": call for (name, engine), call in calls.items()},
         rounds=timing.rounds,
         seconds=timing.seconds,
+        settle_seconds=SETTLE_SECONDS,
     )
     found: dict[str, dict[str, Any]] = {}
     for name, engine in calls:
