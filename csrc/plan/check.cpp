@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kMostTaps = 512;
 constexpr int64_t kMostElements = int64_t{1} << 40;
 constexpr int32_t kMostChannels = 1 << 24;
+constexpr int32_t kMostHidden = 1 << 20;  // of a router, whose layers lie in a thread's scratch
 
 struct Checker {
   const PlanData& data;
@@ -166,6 +167,25 @@ struct Checker {
     return numbers(s.aux[0], outputs + rank * rank) && numbers(s.out, fusion_floats(outputs, rank, reduce.in_channels)) && no_mask(s) &&
            no_second(s);
   }
+  // One of a router's layers, from `inputs` channels in all on a grid of its own size.
+  bool layer(const Conv& c, const Value& in, int32_t inputs) {
+    if (!weights(c) || c.groups != 1 || c.in_channels != inputs || c.out_channels > kMostHidden || c.kernel[0] != in.height ||
+        c.kernel[1] != in.width || c.padding[0] || c.padding[1])
+      return fail("the layers of a router do not fit");
+    return geometry(c, in.height, in.width, 1, 1);
+  }
+  bool router(const Step& s, const Value& in) {
+    if (!conv(s.conv[0]) || !conv(s.conv[2])) return false;
+    const Conv& squeeze = data.convs[s.conv[0]];
+    const Value one{0, 1, 1, 1, 1, kFloat32, -1, 0, 0};
+    if (!float_value(s.in, "in") || !float_value(s.out, "out") || !layer(squeeze, in, in.channels) ||
+        !layer(data.convs[s.conv[2]], one, squeeze.out_channels))
+      return false;
+    if (s.conv[1] >= 0 && (!layer(data.convs[s.conv[1]], one, squeeze.out_channels) ||
+                           data.convs[s.conv[1]].out_channels != squeeze.out_channels))
+      return fail("the gate of a router has other channels than what it scales");
+    return numbers(s.out, data.convs[s.conv[2]].out_channels) && no_mask(s) && no_second(s);
+  }
   // The expansion of an inverted residual: static, or folded for each image.
   bool expansion(const Step& s, const Conv& expand) {
     if (!weights(expand) || !pointwise(expand) || expand.groups != 1) return fail("the expansion does not fit its block");
@@ -312,6 +332,7 @@ struct Checker {
                ((s.ints[2] >= 0 && s.ints[3] >= 0) || fail("a copy goes back"));
       case kDynamicConv: return dynamic(s, in, out);
       case kChannelFusion: return fusion(s, in, out);
+      case kRouter: return router(s, in);
       default: return fail("a step is of an unknown kind");
     }
   }

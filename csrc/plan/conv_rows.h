@@ -8,6 +8,7 @@
 #include "run.h"
 
 constexpr int64_t kMostTiles = 48;  // of a table
+constexpr int64_t kFetchBytes = 256 << 10;  // weights beyond this do not wait in the L2 cache for the next run
 
 // Blocks of rows times groups of panels.
 struct Cut {

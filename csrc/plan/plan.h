@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 3;
+constexpr int kPlanAbi = 4;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -101,6 +101,8 @@ enum Kind : int32_t {
   kFusionFactors, // what the coefficients of a 1x1 kChannelFusion come to, for steps that fold its kernel themselves: out is one
                   // row [N, 1, 1, n] of the outputs' scale, padded to panels of 32, then Q's bias and each row of Q [in_channels]
                   // [rank] = conv[1] times the matrix, padded to 16. aux[0] and ints[4] as there; in = -1
+  kRouter,        // out = act2(conv[2](h)) of h = act0(conv[0](in)), or of h * act1(conv[1](h)) where conv[1] is given. conv[0]
+                  // reads all of in at once, so that each image has one row; the others are linear layers. float32
   kKinds
 };
 

@@ -194,6 +194,8 @@ void step_copy(Worker&, const Step&);
 void step_dynamic_conv(Worker&, const Step&);
 void step_channel_fusion(Worker&, const Step&);
 void step_fusion_factors(Worker&, const Step&);
+void step_router(Worker&, const Step&);
+StepFunction function_of(int kind);
 
 // Bytes of scratch that a thread needs for a step.
 int64_t scratch_conv(const Plan&, const Step&);
@@ -206,9 +208,14 @@ int64_t shared_dynamic(const Plan&, const Step&, int64_t images);
 int64_t scratch_fusion(const Plan&, const Step&);
 int64_t shared_fusion(const Plan&, const Step&, int64_t images);
 int64_t scratch_factors(const Plan&, const Step&);
+int64_t scratch_router(const Plan&, const Step&);
+int64_t shared_router(const Plan&, const Step&, int64_t images);
 int64_t scratch_gate(const Plan&, const Step&);
 int64_t scratch_dilate(const Plan&, const Step&);
 int64_t shared_gate(const Plan&, const Step&, int64_t images);
+// The most of all steps: of a thread, and of what all threads share during a step that takes so many images.
+int64_t scratch_bytes(const Plan& plan);
+int64_t shared_bytes(const Plan& plan, int64_t images, int threads);
 // The weights of a gate once more, as columns of a product, where that is the faster way.
 void pack_gate(const Plan&, const Step&, Region& panel);
 

@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t kCacheBytes = 384 << 10;  // of a block's activations, or of its weights: both fit the L2 cache
 // A Winograd tile costs 16 products and its transforms, an output position 9 products.
 constexpr double kTilePositions = 2.3;
-constexpr int64_t kFetchBytes = 256 << 10;  // weights beyond this do not wait in the L2 cache for the next run
 constexpr int64_t kNearBytes = 4 << 20;    // maps that are larger come from further away than fetching them ahead costs
 constexpr double kTaskMacs = 4e5;          // of the smallest task that is worth sharing
 

@@ -194,17 +194,18 @@ class Factored {
     const int64_t depth = shape_.taps * shape_.channels;
     const Cut c = cut(rows_.all, run_.value(step_.in).stride * 4, shape_.panels, depth * kPanel * 4,
                       double(depth + fusion_.rank) * std::min<int64_t>(kPanel, shape_.outputs), worker_.threads);
+    const bool heavy = shape_.panels * depth * kPanel * 4 > kFetchBytes;
     worker_.share(c.tasks(), [&](int64_t task) {
       const int64_t block = task % c.row_blocks, group = task / c.row_blocks;
       const int64_t first = c.first_row(block), count = c.first_row(block + 1) - first;
       if (count <= 0) return;
       const RowTable table = place_.table(table_, rows_.list, first, count);
       for (int64_t panel = c.first_panel(group); panel < c.first_panel(group + 1); ++panel)
-        for (int64_t tile = 0; tile < table.tiles; ++tile) expand_tile(table, tile, panel, first + table.first_of(tile));
+        for (int64_t tile = 0; tile < table.tiles; ++tile) expand_tile(table, tile, panel, first + table.first_of(tile), heavy);
     });
   }
 
-  void expand_tile(const RowTable& table, int64_t tile, int64_t panel, int64_t first) const {
+  void expand_tile(const RowTable& table, int64_t tile, int64_t panel, int64_t first, bool heavy) const {
     const int rows = table.rows_of(tile);
     const int64_t column = shape_.first_output(panel);
     void *sums[kMaxRows], *outs[kMaxRows];
@@ -225,7 +226,9 @@ class Factored {
     call.out = sums;
     call.residual = nullptr;
     call.columns = kPanel;
+    if (heavy) fetch_ahead(call, tile, table.tiles, shape_.taps * shape_.channels * kPanel * 4);
     gemm_tile(kFloat32, rows, kPanel)(call);
+    call.ahead[0] = call.ahead[1] = 0;
     scale_sums(first, rows, panel);
     call.taps = latent;
     call.taps_count = 1;

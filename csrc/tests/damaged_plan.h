@@ -78,7 +78,7 @@ class DamagedPlan {
     };
     for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
       const bool alone = step->kind == kInverted && (step->conv[2] < 0 || step->ints[0]);
-      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFusionFactors || step->kind == kChannelFusion || alone, gates = step->kind == kGate;
+      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFusionFactors || step->kind == kChannelFusion || step->kind == kRouter || alone, gates = step->kind == kGate;
       if (mixes || step->kind == kThreshold || (step->kind == kAvgPool && single[step->out])) keep(step->in);
       if (mixes || gates || step->kind == kMaskValue) keep(step->out);
       for (const int32_t id : step->aux) keep(id);
@@ -175,7 +175,7 @@ class DamagedPlan {
       else if (s.kind == kLayerNorm) need.cover(c.in_channels, c.in_channels);
       else if (s.kind == kDepthwise || (s.kind == kInverted && i == 1)) columns(need, c, bfloat16);
       else if (s.kind == kStem && bfloat16) need.cover(up(c.out_channels, 32) * c.kernel[0] * up(double(c.kernel[1]) * c.in_channels, 2) / 2, up(c.out_channels, 32));
-      else if (s.kind == kConv || s.kind == kStem || s.kind == kInverted) panels(need, c, bfloat16, 0);
+      else if (s.kind == kConv || s.kind == kStem || s.kind == kInverted || s.kind == kRouter) panels(need, c, bfloat16, 0);
     }
   }
   const float* memory(Source& source, double floats) {

@@ -201,8 +201,22 @@ class RandomPlan {
     step.final_activation = acts[3];
     return middle;
   }
-  // Numbers for each image from the mean of a value, through a convolution.
+  // Numbers for each image from all positions of a value, through a few layers.
+  int32_t routed(int32_t of, int32_t count) {
+    const Size in = size(of);
+    const int32_t width = s_.pick({1, 4, 9, 33, 40, 100}), taps = in.h * in.w;
+    const int32_t first = b.place(b.packed(weights(width, int64_t{in.c} * taps), s_.noise(width), width, 1, in.c, taps, kFloat32), in.c, in.h, 1, 0, 1);
+    b.convs[first].kernel[1] = in.w;
+    const int32_t gate = s_.chance(60) ? conv(width, width, 1, {1, 1, 0, 1}) : -1, last = conv(width, count, 1, {1, 1, 0, 1});
+    const int32_t made = make({1, 1, count}), acts[2] = {activation(), activation()};
+    Step& step = b.step(kRouter, of, made, first);
+    step.conv[1] = gate, step.conv[2] = last;
+    step.activation[0] = acts[0], step.activation[1] = acts[1], step.activation[2] = kSigmoid;
+    return made;
+  }
+  // The same from the mean of a value, through a convolution or more.
   int32_t from_mean(int32_t of, int32_t count) {
+    if (s_.chance(20)) return routed(of, count);
     const int32_t c = size(of).c, mean = make({1, 1, c}), made = make({1, 1, count}), how = conv(c, count, 1, {1, 1, 0, 1});
     b.step(kMean, of, mean);
     b.step(kConv, mean, made, how).activation[0] = kSigmoid;

@@ -166,6 +166,7 @@ class SlowPlan {
       case kInverted: inverted(s, p, want, scale); break;
       case kChannelFusion: fusion(s, p, want, scale); break;
       case kFusionFactors: factors(s, p.image, want, scale); break;
+      case kRouter: router(s, p.image, want, scale); break;
       case kMaxPool: case kAvgPool: pool(s, p, want); break;
       case kMean: mean(s, p.image, want); break;
       case kAdd: case kMultiply:
@@ -309,6 +310,37 @@ class SlowPlan {
                  scalar(s.aux[0], image, outputs + m * rank + l);
         scale = std::max(scale, std::fabs(want[(outputs + 31) / 32 * 32 + (1 + k) * row + l] = sum));
       }
+  }
+
+  // A linear layer of a router, of all positions of `x`.
+  std::vector<double> layer(const Step& s, int i, const std::vector<double>& x, double& scale) const {
+    const Conv& c = conv(s.conv[i]);
+    std::vector<double> y(c.out_channels);
+    const auto taps = static_cast<int64_t>(x.size()) / c.in_channels;
+    for (int64_t o = 0; o < c.out_channels; ++o) {
+      double sum = bias(c, o), size = std::fabs(sum);
+      for (int64_t t = 0; t < taps; ++t)
+        for (int64_t k = 0; k < c.in_channels; ++k) {
+          const double term = x[t * c.in_channels + k] * weight(c, o, k, t);
+          sum += term, size += std::fabs(term);
+        }
+      scale = std::max(scale, size);
+      y[o] = activated(sum, s.activation[i]);
+    }
+    return y;
+  }
+  void router(const Step& s, int64_t image, double* want, double& scale) const {
+    const Value& in = value(s.in);
+    std::vector<double> x;
+    for (int64_t q = 0; q < int64_t{in.height} * in.width; ++q)
+      for (int64_t c = 0; c < in.channels; ++c) x.push_back(at(s.in, image, q / in.width, q % in.width, c));
+    std::vector<double> hidden = layer(s, 0, x, scale);
+    if (s.conv[1] >= 0) {
+      const std::vector<double> gates = layer(s, 1, hidden, scale);
+      for (size_t i = 0; i < hidden.size(); ++i) hidden[i] *= gates[i];
+    }
+    const std::vector<double> y = layer(s, 2, hidden, scale);
+    std::copy(y.begin(), y.end(), want);
   }
 
   void fusion(const Step& s, const Place& p, double* want, double& scale) {

@@ -145,3 +145,44 @@ def test_expansions_that_something_looks_at_before_they_are_projected(
     assert torch.equal(again(x), fast(x))
     with exact_convolutions():
         check(poisoned(model, x), model, x)
+
+
+class Excitation(nn.Module):
+    """A linear layer of all positions, times a gate of itself or not, and another one."""
+
+    def __init__(self, gated: bool, size: tuple[int, int], hidden: int) -> None:
+        super().__init__()
+        self.stem, self.squeeze = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(20, hidden, size)
+        self.gate = nn.Conv2d(hidden, hidden, 1, bias=False) if gated else None
+        self.excite = nn.Conv2d(hidden, 20, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        hidden = nn.functional.silu(
+            self.squeeze(nn.functional.adaptive_avg_pool2d(x, self.squeeze.kernel_size))
+        )
+        if self.gate is not None:
+            hidden = hidden * nn.functional.hardsigmoid(self.gate(hidden))
+        return x * torch.sigmoid(self.excite(hidden))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "hidden"), [((1, 1), 5), ((2, 2), 33), ((1, 3), 40)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_layers_behind_a_mean_are_one_step(
+    backend: str, size: tuple[int, int], hidden: int, gated: bool, tmp_path
+) -> None:
+    torch.manual_seed(0)
+    model = Excitation(gated, size, hidden).eval()
+    fast = dc.compile(model, (torch.randn(1, 3, 9, 8),), backend=backend, measure=False)
+    kinds = [step.kind for step in fast.plan.raw.steps]
+    assert kinds.count("router") == 1 and kinds.count("conv") + kinds.count("stem") == 1
+    for n in (1, 3, 17):
+        x = torch.randn(n, 3, 9, 8)
+        with torch.no_grad():
+            expected = model(x)
+        assert (fast(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    again = dc.engine.load(fast.save(tmp_path / "model.plan"), backend=backend)
+    assert torch.equal(again(x), fast(x))
+    with exact_convolutions():
+        check(poisoned(model, x), model, x)

@@ -10,7 +10,7 @@ from dynaconv.engine import pack
 from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
-from dynaconv.engine.lower_mixed import lower_expanded, lower_mixed
+from dynaconv.engine.lower_mixed import lower_expanded, lower_mixed, lower_router
 from dynaconv.engine.masks import partial_grid
 from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
 
@@ -226,6 +226,9 @@ class Lowering:
 
     def _expanded(self, node: Node) -> None:
         lower_expanded(self, node)
+
+    def _router(self, node: Node) -> None:
+        lower_router(self, node)
 
     def _closed_rows(self, node: Node, in2: int, out: int, final: str, grid: int) -> None:
         """What becomes of the rows that the masked convolution leaves alone."""

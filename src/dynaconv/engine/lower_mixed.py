@@ -1,4 +1,4 @@
-"""Steps of convolutions with a kernel for each image: mixed from experts, or with channels fused."""
+"""Steps of convolutions with a kernel for each image (mixed from experts, or with channels fused), and of routers."""
 
 from __future__ import annotations
 
@@ -57,6 +57,17 @@ def lower_expanded(lowering: Lowering, node: Node) -> None:
         aux[1] = lowering.result(node.attrs["mean"])
     acts = [expand.attrs["act"], depthwise.attrs["act"], "none"]
     lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, aux=aux, ints=ints)
+
+
+def lower_router(lowering: Lowering, node: Node) -> None:
+    """The step of a router, or of squeeze and excite."""
+    source, out, parts = lowering.value(node.x), lowering.result(node), node.attrs["parts"]
+    convs = [-1 if part is None else lowering.packed(part, "conv")[0] for part in parts]
+    for index in convs:
+        if index >= 0:
+            lowering.plan.convs[index].winograd = None
+    acts = ["none" if part is None else part.attrs["act"] for part in parts]
+    lowering.step("router", node, input=source, out=out, conv=convs, activation=acts)
 
 
 def _factors(lowering: Lowering, node: Node, expand: Node, reduce: int) -> int:

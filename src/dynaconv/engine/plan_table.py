@@ -78,6 +78,8 @@ def _choice(step: Step, measured: bool) -> tuple[str, str]:
         return "mask", "decides where to compute"
     if step.kind == "fusion_factors":
         return "dense", "what the next step folds into the weights of each image"
+    if step.kind == "router":
+        return "dense", "small layers behind a mean, in one step"
     if _is_unprojected(step):
         return "dense", "what projects looks at all positions first" if step.aux[1] >= 0 else "no mask"
     if step.grid < 0:

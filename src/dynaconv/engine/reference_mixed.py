@@ -64,6 +64,20 @@ def fusion_factors(run: Run, step: Step) -> None:
     run.value(step.out).copy_(torch.cat([scale, rows.flatten(1)], 1)[:, None, None])
 
 
+@step_kind("router")
+def router(run: Run, step: Step) -> None:
+    """act2(linear2(h)), where h = act0(linear0(in)), times act1(linear1(h)) where there is such a layer."""
+    hidden = _layer(run, step, 0, run.planes(step.input))
+    if step.conv[1] >= 0:
+        hidden = hidden * _layer(run, step, 1, hidden)
+    run.write(step, _layer(run, step, 2, hidden))
+
+
+def _layer(run: Run, step: Step, place: int, x: Tensor) -> Tensor:
+    index = step.conv[place]
+    return APPLY[step.activation[place]](convolve(x, run.conv(index), *run.weight(index), (1, 1)))
+
+
 def _fusion_parts(run: Run, step: Step) -> tuple[Tensor, ...]:
     """Q [L, I] and its shift, P [O, L] and its offset, scale [N, O] and matrix [N, L, L] of a channel fusion."""
     (q, shift), (p, offset) = (run.weight(step.conv[i]) for i in (1, 2))

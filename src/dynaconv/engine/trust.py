@@ -23,6 +23,7 @@ _FORMS = {
     "layer_norm": ("norm",),
     "dynamic_conv": ("experts", "expert_biases"),
     "fusion_factors": ("none", "reduction"),
+    "router": ("conv", "conv", "conv"),
 }
 # Folded to a kernel for each image, and factored.
 _FUSIONS = (("experts", "reduction", "expansion"), ("conv", "conv", "expansion"))

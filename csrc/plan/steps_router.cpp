@@ -1,0 +1,138 @@
+// The small network behind a mean: a router, or the two layers of squeeze and excite.
+//
+// Its layers are too small to be shared one by one: every thread computes the hidden layer for itself where that takes no
+// longer than meeting the others would, and a part of the outputs. Up to kMaxRows images go together, so that weights are
+// read once for them.
+
+#include <algorithm>
+
+#include "../kernels/gemm.h"
+#include "../kernels/rowwise.h"
+#include "run.h"
+
+namespace {
+
+constexpr double kOwnMacs = 64e3;  // of a hidden layer that every thread computes for itself
+constexpr int64_t kAhead = 4096;   // bytes of weights from those in use to those that are fetched
+
+int64_t panels_of(const Conv& conv) { return (conv.out_channels + kPanel - 1) / kPanel; }
+
+class Router {
+ public:
+  Router(Worker& worker, const Step& step)
+      : worker_(worker), run_(worker.run), step_(step), in_(run_.value(step.in)), out_(run_.value(step.out)),
+        squeeze_(run_.conv(step.conv[0])), last_(run_.conv(step.conv[2])), images_(run_.call.images),
+        groups_((images_ + kMaxRows - 1) / kMaxRows), row_(panels_of(squeeze_) * kPanel),
+        taps_(reinterpret_cast<const void**>(worker.scratch)),
+        hidden_(reinterpret_cast<float*>(worker.scratch + taps_bytes(squeeze_))), gates_(hidden_ + kMaxRows * row_) {}
+
+  static int64_t taps_bytes(const Conv& squeeze) {
+    const int64_t taps = int64_t{squeeze.kernel[0]} * squeeze.kernel[1];
+    return (taps * kMaxRows * int64_t{sizeof(void*)} + 63) / 64 * 64;
+  }
+  static int64_t scratch_bytes(const Conv& squeeze) {
+    return taps_bytes(squeeze) + 2 * kMaxRows * panels_of(squeeze) * kPanel * int64_t{sizeof(float)};
+  }
+
+  void run() {
+    shares_ = worker_.threads > 1 && panels_of(squeeze_) > 1 && squeeze_macs() > kOwnMacs;
+    if (shares_) {
+      const int64_t panels = panels_of(squeeze_);
+      worker_.share(groups_ * panels, [&](int64_t task) {
+        const int64_t group = task / panels;
+        squeeze(group, task % panels, task % panels + 1, shared(group));
+      });
+      worker_.barrier();
+    }
+    const int64_t panels = panels_of(last_), blocks = std::min<int64_t>(panels, 4 * worker_.threads);
+    worker_.share(groups_ * blocks, [&](int64_t task) {
+      const int64_t group = task / blocks, block = task % blocks;
+      take_hidden(group);
+      layer(last_, group, hidden_, panels * block / blocks, panels * (block + 1) / blocks, step_.activation[2],
+            reinterpret_cast<float*>(run_.data(step_.out)) + group * kMaxRows * out_.stride, out_.stride);
+    });
+  }
+
+ private:
+  double squeeze_macs() const {
+    return double(images_) * in_.height * in_.width * squeeze_.in_channels * squeeze_.out_channels;
+  }
+  int rows(int64_t group) const { return static_cast<int>(std::min<int64_t>(kMaxRows, images_ - group * kMaxRows)); }
+  float* shared(int64_t group) const { return reinterpret_cast<float*>(worker_.shared) + group * kMaxRows * row_; }
+
+  // Columns beyond the outputs hold anything.
+  void multiply(TileCall& call, const Conv& conv, int64_t group, int64_t first, int64_t last, float* to, int64_t step) const {
+    const int64_t depth = call.taps_count * call.channels;
+    void* outs[kMaxRows];
+    for (int r = 0; r < rows(group); ++r) outs[r] = to + r * step;
+    call.out = outs;
+    call.ahead[0] = call.ahead[1] = kAhead;
+    for (int64_t panel = first; panel < last; ++panel) {
+      call.weight = static_cast<const float*>(conv.weight) + panel * depth * kPanel;
+      call.bias = conv.bias + panel * kPanel;
+      call.column = panel * kPanel;
+      call.columns = static_cast<int>(std::min<int64_t>(kPanel, conv.out_channels - panel * kPanel));
+      gemm_tile(kFloat32, rows(group), call.columns)(call);
+    }
+  }
+  // The panels [first, last) of the hidden layer.
+  void squeeze(int64_t group, int64_t first, int64_t last, float* to) const {
+    const int64_t taps = int64_t{in_.height} * in_.width;
+    const auto* from = reinterpret_cast<const float*>(run_.data(step_.in)) + group * kMaxRows * taps * in_.stride;
+    for (int64_t r = 0; r < rows(group); ++r)
+      for (int64_t t = 0; t < taps; ++t) taps_[t * kMaxRows + r] = from + (r * taps + t) * in_.stride;
+    TileCall call{};
+    call.taps = taps_;
+    call.taps_count = static_cast<int>(taps);
+    call.channels = squeeze_.in_channels;
+    call.activation = step_.activation[0];
+    multiply(call, squeeze_, group, first, last, to, row_);
+  }
+  void layer(const Conv& conv, int64_t group, const float* from, int64_t first, int64_t last, int activation, float* to,
+             int64_t step) const {
+    for (int r = 0; r < rows(group); ++r) taps_[r] = from + r * row_;
+    TileCall call{};
+    call.taps = taps_;
+    call.taps_count = 1;
+    call.channels = conv.in_channels;
+    call.activation = activation;
+    multiply(call, conv, group, first, last, to, step);
+  }
+  // The hidden layer of some images, times its gate.
+  void take_hidden(int64_t group) {
+    if (group == ready_) return;
+    ready_ = group;
+    const int64_t width = squeeze_.out_channels;
+    if (shares_)
+      for (int r = 0; r < rows(group); ++r) std::copy_n(shared(group) + r * row_, width, hidden_ + r * row_);
+    else squeeze(group, 0, panels_of(squeeze_), hidden_);
+    if (step_.conv[1] < 0) return;
+    const Conv& gate = run_.conv(step_.conv[1]);
+    layer(gate, group, hidden_, 0, panels_of(gate), step_.activation[1], gates_, row_);
+    for (int r = 0; r < rows(group); ++r)
+      row_kernels(kFloat32).pair(Pairing::kMultiply, hidden_ + r * row_, gates_ + r * row_, false, width, kNone,
+                                 hidden_ + r * row_);
+  }
+
+  Worker& worker_;
+  const Run& run_;
+  const Step& step_;
+  const Value &in_, &out_;
+  const Conv &squeeze_, &last_;
+  const int64_t images_, groups_, row_;
+  const void** const taps_;
+  float *const hidden_, *const gates_;
+  int64_t ready_ = -1;  // whose hidden layer is there
+  bool shares_ = false;
+};
+
+}  // namespace
+
+int64_t scratch_router(const Plan& plan, const Step& step) { return Router::scratch_bytes(plan.convs[step.conv[0]]); }
+
+int64_t shared_router(const Plan& plan, const Step& step, int64_t images) {
+  const int64_t rows = (images + kMaxRows - 1) / kMaxRows * kMaxRows;
+  return rows * panels_of(plan.convs[step.conv[0]]) * kPanel * int64_t{sizeof(float)};
+}
+
+void step_router(Worker& worker, const Step& step) { Router(worker, step).run(); }
