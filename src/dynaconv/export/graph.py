@@ -48,10 +48,12 @@ def _result_type(op: str, inputs: tuple[Any, ...]) -> Any:
     """The type of what an operation makes: that of its first input, apart from those that make sizes or places."""
     import onnx_ir as ir
 
-    if op in ("Shape", "NonZero"):
+    if op in ("Shape", "NonZero", "CumSum"):
         return ir.DataType.INT64
-    if op == "Equal":
+    if op in ("Equal", "GreaterOrEqual", "Less"):
         return ir.DataType.BOOL
+    if op == "Where":
+        return inputs[1].dtype
     # Casts are written to float only.
     return ir.DataType.FLOAT if op in ("ConstantOfShape", "Cast") else inputs[0].dtype
 
@@ -78,7 +80,8 @@ class Writer:
         if shape is not None:
             y.shape = ir.Shape([d if isinstance(d, int) else getattr(d, "value", d) for d in shape])
         if y.type is None:
-            y.type = ir.TensorType(_result_type(op, inputs))
+            filled = attributes.get("value") if op == "ConstantOfShape" else None
+            y.type = ir.TensorType(_result_type(op, inputs) if filled is None else filled.dtype)
         return y
 
     def constant(self, array: Any, name: str = "constant") -> Any:

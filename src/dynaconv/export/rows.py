@@ -21,7 +21,7 @@ from dynaconv.export.branches import (
 )
 from dynaconv.export.gates import GateLogits, find_gates, write_gate
 from dynaconv.export.graph import Writer, constant
-from dynaconv.export.stages import Listed, run_stage
+from dynaconv.export.stages import Listed, row_shape, run_stage
 from dynaconv.export.tables import Grid
 
 
@@ -42,6 +42,9 @@ class Rows:
         self.ends = {branch.result.producer(): branch for branch in branches}
         self.inner = {node for branch in branches for node in branch.inner}
         self.gates = {gate.node: gate for gate in find_gates(graph)}
+        # Projections whose only reader is the addition of a branch; rows that still lack their bias -> the bias.
+        self.shortcuts = {conv for conv in map(_shortcut_conv, branches) if conv is not None}
+        self.without_bias: dict[Any, Any] = {}
         # Of values that something on rows has made: their rows. Of others: rows that were made of the map.
         self.native: dict[Any, Any] = {}
         self.turned: dict[Any, Any] = {}
@@ -159,13 +162,14 @@ class Rows:
         """act(shortcut + what the branch gave, at its places)."""
         if branch.shortcut is None:
             channels = branch.stages[-1].weight.shape[0]
-            count = tables.length(self.write, tables.multiply(self.write, *grid))
-            shape = self.write("Concat", count, self.write.integers(channels), axis=0)
-            return self.write("ScatterND", self.write("ConstantOfShape", shape), x.places, x.rows)
+            zeros = self.write("ConstantOfShape", row_shape(self.write, grid, channels))
+            return self.write("ScatterND", zeros, x.places, x.rows)
         self._project_shortcut(branch)
         shortcut = self.rows(branch.shortcut)
         # Faster than gathering the shortcut's rows, adding, and writing back.
         y = self.write("ScatterND", shortcut, x.places, x.rows, reduction="add")
+        if shortcut in self.without_bias:
+            y = self.write("Add", y, self.without_bias[shortcut])
         return y if branch.act is None else self._apply(Pointwise(branch.act), y)
 
     def _project_shortcut(self, branch: Branch) -> None:
@@ -224,8 +228,14 @@ class Rows:
             )  # fmt: skip
             x = self.write("Reshape", kept, self.write.integers(-1, channels))
         weight = self.write.constant(stage.weight[:, :, 0, 0].T, f"{node.inputs[1].name}.rows")
-        bias = [] if stage.bias is None else [self.write.constant(stage.bias)]
-        self.keep(node.outputs[0], self.write("Gemm", x, weight, *bias), self._behind(stage, inside))
+        bias = None if stage.bias is None else self.write.constant(stage.bias)
+        if bias is None or node in self.shortcuts:
+            # ONNX Runtime writes a product's bias into all rows first, with one thread; that takes as long again.
+            y = self.write("MatMul", x, weight)
+            self.without_bias |= {} if bias is None else {y: bias}
+        else:
+            y = self.write("Gemm", x, weight, bias)
+        self.keep(node.outputs[0], y, self._behind(stage, inside))
 
     def _average(self, node: Any) -> None:
         value, y = node.inputs[0], node.outputs[0]
@@ -254,6 +264,13 @@ def apply_pointwise(write: Writer, step: Pointwise, rows: Any) -> Any:
         return write(node.op_type, rows, *node.inputs[1:], **attributes)
     vector = write.constant(constant(node.inputs[place]).reshape(-1))
     return write(node.op_type, *((vector, rows) if place == 0 else (rows, vector)))
+
+
+def _shortcut_conv(branch: Branch) -> Any:
+    """The projection that makes a branch's shortcut and nothing else."""
+    conv = None if branch.shortcut is None else branch.shortcut.producer()
+    alone = conv is not None and len(branch.shortcut.uses()) == 1 and not branch.shortcut.is_graph_output()
+    return conv if alone and _projects(conv) else None
 
 
 def _projects(node: Any) -> bool:

@@ -34,9 +34,9 @@ def run_stage(
     if stage.pointwise:
         taps = x.rows if isinstance(x, Listed) else write("GatherND", x, places)
     else:
-        whole, grid = _padded(lowering, stage, x, inside)
-        key = ("taps", stage.kernel, stage.stride, stage.dilation, *grid.key, *outside.key)
-        table = lowering.once(key, lambda: tables.tap_table(write, stage, grid, outside))
+        whole = _with_zeros(lowering, stage, x, inside)
+        key = ("taps", stage.kernel, stage.stride, stage.dilation, stage.pads, *inside.key, *outside.key)
+        table = lowering.once(key, lambda: tables.tap_table(write, stage, inside, outside))
         taps = write("Gather", whole, write("GatherND", table, places), axis=0)
     y = _product(write, stage, taps)
     for step in stage.after:
@@ -49,27 +49,21 @@ def run_stage(
     return y
 
 
-def _padded(lowering: Any, stage: Stage, x: Any, inside: Grid) -> tuple[Any, Grid]:
-    """The input map as rows with its frame of zeros, and its grid."""
-    write, pads, channels = lowering.write, stage.pads, stage.weight.shape[1] * stage.groups
-    grid = lowering.once(("frame", pads, *inside.key), lambda: tables.padded(write, inside, pads))
+def _with_zeros(lowering: Any, stage: Stage, x: Any, grid: Grid) -> Any:
+    """The input map as rows, and where windows reach beyond the image, a row of zeros behind them."""
+    write, channels, frame = lowering.write, stage.weight.shape[1] * stage.groups, any(stage.pads)
     if not isinstance(x, Listed):
-        if not any(pads):
-            return x, grid
-        whole = write("Reshape", x, tables.shape_of(write, inside, channels))
-        whole = write("Pad", whole, write.integers(0, pads[0], pads[1], 0, 0, pads[2], pads[3], 0))
-        return write("Reshape", whole, write.integers(-1, channels)), grid
-    places = x.places
-    if any(pads):
-        key = ("place", pads, *inside.key)
-        table = lowering.once(key, lambda: tables.place_table(write, grid, inside, pads))
-        places = write("GatherND", table, places)
-    shape = lowering.once(("zeros", channels, *grid.key), lambda: _row_shape(write, grid, channels))
-    return write("ScatterND", write("ConstantOfShape", shape), places, x.rows), grid
+        zero = write.constant(np.zeros((1, channels), np.float32)) if frame else None
+        return write("Concat", x, zero, axis=0) if frame else x
+    shape = lowering.once(
+        ("zeros", channels, frame, *grid.key), lambda: row_shape(write, grid, channels, frame)
+    )
+    return write("ScatterND", write("ConstantOfShape", shape), x.places, x.rows)
 
 
-def _row_shape(write: Any, grid: Grid, channels: int) -> Any:
-    count = tables.length(write, tables.multiply(write, *grid))
+def row_shape(write: Any, grid: Grid, channels: int, more: int = 0) -> Any:
+    """The shape [N * h * w + more, channels] as a value."""
+    count = tables.add(write, tables.length(write, tables.multiply(write, *grid)), int(more))
     return write("Concat", count, write.integers(channels), axis=0)
 
 

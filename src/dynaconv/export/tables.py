@@ -1,4 +1,4 @@
-"""Index lists of masks, and tables that say where in a padded map the taps of a convolution lie.
+"""Index lists of masks, and tables that say which rows the taps of a convolution read.
 
 A map is held as rows, [N * h * w, C]: one row a position, images one after the other.
 """
@@ -11,6 +11,9 @@ import numpy as np
 
 from dynaconv.export.branches import Stage
 from dynaconv.export.graph import Writer, ir_tensor
+
+# Behind every row of any map.
+OUTSIDE = 2**40
 
 
 class Grid(NamedTuple):
@@ -65,13 +68,6 @@ def add(write: Writer, size: Any, amount: int) -> Any:
     return size if amount == 0 else write("Add", size, write.integers(amount))
 
 
-def padded(write: Writer, grid: Grid, pads: tuple[int, int, int, int]) -> Grid:
-    """The grid with its frame of zeros."""
-    return Grid(
-        grid.batch, add(write, grid.height, pads[0] + pads[2]), add(write, grid.width, pads[1] + pads[3])
-    )
-
-
 def output_grid(write: Writer, stage: Stage, grid: Grid) -> Grid:
     """The grid of a convolution's output."""
     sizes = []
@@ -99,53 +95,66 @@ def members(write: Writer, image: Any, batch: Any) -> Any:
 
 
 def tap_table(write: Writer, stage: Stage, grid: Grid, out: Grid) -> Any:
-    """Rows of the padded input map that each output position reads: [N * h * w, taps] int64.
+    """Rows of the input map that each output position reads: [N * h * w, taps] int64.
+
+    A tap outside the image reads the row behind the last one, which holds zeros.
 
     Args:
-        grid: the padded input map. out: the convolution's output.
+        grid: the input map. out: the convolution's output.
     """
-    rows, columns = (np.arange(k) * d for k, d in zip(stage.kernel, stage.dilation, strict=True))
-    rows, columns = (a.reshape(-1) for a in np.meshgrid(rows, columns, indexing="ij"))
-    return _table(write, grid, out, stage.stride, rows, columns)
-
-
-def place_table(write: Writer, grid: Grid, inside: Grid, pads: tuple[int, int, int, int]) -> Any:
-    """Rows of the padded map at which the positions of the map lie: [N * h * w, 1] int64."""
-    return _table(write, grid, inside, (1, 1), np.array([pads[0]]), np.array([pads[1]]))
-
-
-def _table(
-    write: Writer, grid: Grid, out: Grid, stride: tuple[int, int], rows: np.ndarray, columns: np.ndarray
-) -> Any:
+    axes = [
+        _axis(write, *sizes, stage.stride[i], stage.pads[i], np.arange(stage.kernel[i]) * stage.dilation[i])
+        for i, sizes in enumerate(((grid.height, out.height), (grid.width, out.width)))
+    ]
     if grid.fixed and out.fixed:
-        y, x = np.arange(out.height) * stride[0], np.arange(out.width) * stride[1]
-        first = (y[:, None] * grid.width + x).reshape(-1, 1)
-        image = write.constant((first + rows * grid.width + columns)[None].astype(np.int64))
+        (y, y_inside), (x, x_inside) = axes
+        rows = y[:, None, :, None] * grid.width + x[None, :, None, :]
+        image = np.where(y_inside[:, None, :, None] & x_inside[None, :, None, :], rows, OUTSIDE)
+        image = write.constant(image.reshape(1, out.height * out.width, -1))
     else:
-        width = length(write, grid.width)
-        y = write("Mul", _count(write, out.height), write("Mul", write.integers(stride[0]), width))
-        x = write("Mul", _count(write, out.width), write.integers(stride[1]))
-        first = write(
-            "Add", write("Unsqueeze", y, write.integers(1)), write("Unsqueeze", x, write.integers(0))
-        )
-        taps = write(
-            "Add",
-            write("Mul", write.constant(rows.astype(np.int64)), width),
-            write.constant(columns.astype(np.int64)),
-        )
-        image = write("Add", write("Reshape", first, write.integers(1, -1, 1)), taps)
-    start = write("Mul", _count(write, grid.batch), length(write, multiply(write, grid.height, grid.width)))
-    start = write("Reshape", start, write.integers(-1, 1, 1))
-    return write("Reshape", write("Add", start, image), write.integers(-1, len(rows)))
+        image = _free_table(write, axes, grid.width, int(np.prod(stage.kernel)))
+    area = length(write, multiply(write, grid.height, grid.width))
+    start = write("Reshape", write("Mul", _count(write, grid.batch), area), write.integers(-1, 1, 1))
+    table = write("Add", start, image)
+    if any(stage.pads):
+        table = write("Min", table, length(write, multiply(write, *grid)))
+    return write("Reshape", table, write.integers(-1, int(np.prod(stage.kernel))))
+
+
+def _axis(write: Writer, size: Any, out: Any, stride: int, pad: int, offsets: np.ndarray) -> tuple[Any, Any]:
+    """Along one axis: what each output position reads, [out, k], and which of that lies in the image."""
+    if isinstance(size, int) and isinstance(out, int):
+        at = np.arange(out)[:, None] * stride - pad + offsets
+        return at, (at >= 0) & (at < size)
+    first = write("Unsqueeze", write("Mul", _count(write, out), write.integers(stride)), write.integers(1))
+    at = write("Add", first, write.constant((offsets - pad).astype(np.int64)))
+    inside = write("GreaterOrEqual", at, write.integers(0)), write("Less", at, length(write, size))
+    return at, write("And", *inside)
+
+
+def _free_table(write: Writer, axes: list[tuple[Any, Any]], width: Any, taps: int) -> Any:
+    """`tap_table` of one image, [1, h * w, taps], where sizes are free."""
+    places = write.integers(1, 3), write.integers(0, 2)
+    (y, y_inside), (x, x_inside) = (
+        [write("Unsqueeze", _value(write, part), place) for part in axis]
+        for axis, place in zip(axes, places, strict=True)
+    )
+    rows = write("Add", write("Mul", y, length(write, width)), x)
+    rows = write("Where", write("And", y_inside, x_inside), rows, write.integers(OUTSIDE))
+    return write("Reshape", rows, write.integers(1, -1, taps))
+
+
+def _value(write: Writer, part: Any) -> Any:
+    return write.constant(part) if isinstance(part, np.ndarray) else part
 
 
 def _count(write: Writer, size: Any) -> Any:
     """0, 1, ..., size - 1."""
     if isinstance(size, int):
         return write.constant(np.arange(size))
-    # ONNX Runtime 1.31 refuses a Range up to a size that it knows before it runs.
-    ones = write("ConstantOfShape", size, value=ir_tensor(np.ones(1, np.float32)))
-    return write("Reshape", write("NonZero", ones), write.integers(-1))
+    # A sum, because runtimes fold it where they know the size; ONNX Runtime 1.31 refuses such a Range.
+    ones = write("ConstantOfShape", size, value=ir_tensor(np.ones(1, np.int64)))
+    return write("CumSum", ones, write.constant(np.array(0)), exclusive=1)
 
 
 def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
