@@ -74,13 +74,23 @@ DYNACONV_INLINE void pair_row(Pairing op, const T* a, const T* b, bool single, i
   for (; c + kLanes <= channels; c += kLanes) {
     const Vector right = single ? broadcast<Vector>(get(b)) : load<Vector>(b + c);
     const Vector left = load<Vector>(a + c);
-    const Vector joined = op == Pairing::kAdd ? left + right : left * right;
+    const Vector joined = op == Pairing::kMultiply ? left * right : op == Pairing::kAdd ? left + right : left - right;
     store<Vector>(out + c, activate<Vector>(joined, activation));
   }
   for (; c < channels; ++c) {
     const float left = get(a + c), right = get(single ? b : b + c);
-    put(out + c, activate_scalar(op == Pairing::kAdd ? left + right : left * right, activation));
+    const float joined = op == Pairing::kMultiply ? left * right : op == Pairing::kAdd ? left + right : left - right;
+    put(out + c, activate_scalar(joined, activation));
   }
+}
+
+template <typename Vector, typename T>
+DYNACONV_INLINE void weighted_row(const T* a, const T* b, float weight, int64_t channels, int activation, T* out) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes)
+    store<Vector>(out + c, activate<Vector>(Vector(load<Vector>(a + c) + load<Vector>(b + c) * weight), activation));
+  for (; c < channels; ++c) put(out + c, activate_scalar(get(a + c) + get(b + c) * weight, activation));
 }
 
 template <typename Vector, typename From, typename To>
@@ -265,6 +275,10 @@ const T* in(const void* pointer) {
                           void* out) {                                                                                 \
     pair_row<VECTOR>(op, in<T>(a), in<T>(b), single, channels, activation, static_cast<T*>(out));                      \
   }                                                                                                                    \
+  TARGET void weighted_##NAME(const void* a, const void* b, float weight, int64_t channels, int activation,            \
+                              void* out) {                                                                             \
+    weighted_row<VECTOR>(in<T>(a), in<T>(b), weight, channels, activation, static_cast<T*>(out));                      \
+  }                                                                                                                    \
   TARGET void activate_##NAME(const void* from, int64_t channels, int activation, void* out) {                         \
     activate_row<VECTOR>(in<T>(from), channels, activation, static_cast<T*>(out));                                     \
   }                                                                                                                    \
@@ -290,9 +304,9 @@ const T* in(const void* pointer) {
                                 int64_t stride) {                                                                      \
     interleave_rows(planes, plane, count, channels, static_cast<T*>(rows), stride);                                    \
   }                                                                                                                    \
-  constexpr RowKernels kRows_##NAME = {max_##NAME,      average_##NAME, pair_##NAME,      activate_##NAME,             \
-                                       from_float_##NAME, to_float_##NAME, sum_##NAME,    normalize_##NAME,            \
-                                       dots_##NAME,     interleave_##NAME};
+  constexpr RowKernels kRows_##NAME = {max_##NAME,      average_##NAME,    pair_##NAME,    weighted_##NAME,             \
+                                       activate_##NAME, from_float_##NAME, to_float_##NAME, sum_##NAME,                \
+                                       normalize_##NAME, dots_##NAME,      interleave_##NAME};
 
 DYNACONV_ROWS(plain, , float4, float)
 #ifdef DYNACONV_X86

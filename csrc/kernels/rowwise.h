@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-enum class Pairing { kAdd, kMultiply };
+enum class Pairing { kAdd, kSubtract, kMultiply };
 
 struct RowKernels {
   // out[c] = max over taps t of taps[t][c]; no taps: -inf.
@@ -13,6 +13,8 @@ struct RowKernels {
   void (*average)(const void* const* taps, int taps_count, int64_t channels, float scale, void* out);
   // out[c] = activation(a[c] op b[c]), or of b[0] alone when `single`.
   void (*pair)(Pairing op, const void* a, const void* b, bool single, int64_t channels, int activation, void* out);
+  // out[c] = activation(a[c] + weight * b[c]).
+  void (*weighted)(const void* a, const void* b, float weight, int64_t channels, int activation, void* out);
   void (*activate)(const void* in, int64_t channels, int activation, void* out);
   // Likewise from float32 rows, and to them.
   void (*from_float)(const float* in, int64_t channels, int activation, void* out);

@@ -247,6 +247,8 @@ struct Checker {
     if (!c.weight || !c.bias || c.in_channels != in.channels || c.groups != 1 || out.channels != 1 ||
         out.dtype != kFloat32 || out.stride != 1)
       return fail("a gate does not fit its input");
+    if (s.ints[1] && (!s.ints[0] || c.stride[0] != 1 || c.stride[1] != 1 || int64_t{c.kernel[0]} * c.kernel[1] > 15))
+      return fail("a bias for each tap is for squeeze gates of few taps at stride 1");
     if (s.ints[0] && (!float_value(s.aux[0], "a gate's sums") || at(s.aux[0]).height != in.height ||
                       at(s.aux[0]).width != 1 || at(s.aux[0]).stride != 1))
       return fail("a squeeze gate needs room for one sum a line");
@@ -257,8 +259,17 @@ struct Checker {
     const Value &a = at(s.in), &b = at(s.in2), &out = at(s.out);
     if (!same_grid(a, out) || a.channels != out.channels) return fail("operands of a sum or product do not fit");
     if (a.dtype != out.dtype || b.dtype != out.dtype) return fail("operands of a sum or product differ in dtype");
+    if (s.aux[0] >= 0) {
+      const Value& weight = at(s.aux[0]);
+      if (s.kind != kAdd || s.ints[0] || !same_grid(b, out) || b.channels != out.channels)
+        return fail("a weighted sum is of two maps of one size");
+      return lone(weight) && same_grid(weight, out);
+    }
     const bool grid_fits = (b.height == out.height && b.width == out.width) || b.height * b.width == 1;
     return (grid_fits && (b.channels == out.channels || b.channels == 1)) || fail("operands of a sum or product do not fit");
+  }
+  bool lone(const Value& v) {
+    return (v.channels == 1 && v.stride == 1 && v.dtype == kFloat32) || fail("one number a position must be dense float32");
   }
   bool norm(const Step& s, const Value& in) {
     if (!conv(s.conv[0])) return false;
@@ -297,7 +308,8 @@ struct Checker {
     if (!value(s.in, "in")) return false;
     const Value& in = at(s.in);
     if (s.kind == kThreshold)
-      return lies_on(s.grid, in) && float_value(s.in, "logits") && (in.stride == 1 || fail("logits have one channel"));
+      return lies_on(s.grid, in) && float_value(s.in, "logits") && (in.stride == 1 || fail("logits have one channel")) &&
+             (s.grid2 < 0 || (lies_on(s.grid2, in) && (s.grid2 != s.grid || fail("a mask cannot lie within itself"))));
     if (!value(s.out, "out")) return false;
     const Value& out = at(s.out);
     switch (s.kind) {
@@ -319,7 +331,9 @@ struct Checker {
         return (in.channels == out.channels || fail("a mean keeps the channels")) && no_second(s) && no_closed(s) &&
                (s.grid < 0 || lies_on(s.grid, in));
       case kAdd: case kMultiply: return pairwise(s) && no_mask(s);
-      case kActivate: return rows_like(s) && no_second(s) && masked(s, out);
+      case kActivate:
+        if (s.ints[0] && !(lone(in) && lone(out) && no_mask(s))) return false;
+        return rows_like(s) && no_second(s) && masked(s, out);
       case kGate: return gate(s) && no_mask(s) && no_second(s);
       case kLayerNorm: return rows_like(s) && same_dtype(in, out) && norm(s, in) && no_mask(s) && no_second(s);
       case kSoftmax:

@@ -77,12 +77,14 @@ enum Kind : int32_t {
   kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
   kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average (bins may share positions); with grid: over open
                   // rows only
-  kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast)
+  kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast); ints[0] = 1: in - in2;
+                  // aux[0] (or -1), one float a position: in + aux[0] * in2, where aux[0] is 0 without looking at in2
   kMultiply,      // out = act(in * in2), broadcast as kAdd
-  kActivate,      // out = act(in)
+  kActivate,      // out = act(in); ints[0] = 1, for dense float32 of one channel: act(in * floats[0] + floats[1])
   kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: convolution only;
-                  // squeeze keeps its sums in aux[0], float32 [N, in.height, 1, 1]
-  kThreshold,     // logits `in` >= floats[0] -> grid `grid`; Call::forced replaces the decision
+                  // squeeze keeps its sums in aux[0], float32 [N, in.height, 1, 1]. ints[1] = 1, squeeze at stride 1: bias[1 + t]
+                  // is added for every tap t that lies inside the map
+  kThreshold,     // logits `in` >= floats[0] -> grid `grid`, within grid2 (or -1); Call::forced replaces the decision
   kDilate,        // grid `grid` -> grid `grid2`: what conv[0] reads for the open rows of `grid`; Call::forced[grid2] replaces it
   kMaskValue,     // grid -> float rows [N, h, w, 1]
   kLayerNorm,     // over channels: weight/bias in conv[0] (weight [C], bias [C]), floats[0] = eps

@@ -74,8 +74,8 @@ void sum_line(const Taps& taps, const float* products, int32_t width, int32_t in
 }
 
 // Products of the rows [first, last) with a packed panel.
-void multiply_rows(const Value& in, const char* base, const void* panel, int64_t columns, int64_t first, int64_t last, float* products) {
-  static constexpr float kNoBias[kPanel] = {};
+void multiply_rows(const Value& in, const char* base, const void* panel, const float* bias, int64_t columns, int64_t first,
+                   int64_t last, float* products) {
   const int64_t row_bytes = in.stride * element_bytes(in.dtype), tiles = (last - first + kMaxRows - 1) / kMaxRows;
   const void* from[kMaxRows];
   void* to[kMaxRows];
@@ -85,7 +85,7 @@ void multiply_rows(const Value& in, const char* base, const void* panel, int64_t
   call.taps_count = 1;
   call.channels = in.channels;
   call.weight = panel;
-  call.bias = kNoBias;
+  call.bias = bias;
   call.columns = static_cast<int>(columns);
   call.float_out = true;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -109,12 +109,15 @@ void gate_products(Worker& worker, const Step& step, const void* panel) {
   float* const logits = reinterpret_cast<float*>(run.data(step.out));
   // One sum for each line, added up in order afterwards: the same bits whichever thread took the line.
   float* const line_sums = squeeze ? reinterpret_cast<float*>(run.data(step.aux[0])) : nullptr;
+  // Of each tap: what it adds for a position inside of the map, nothing outside.
+  float tap_bias[kPanel] = {};
+  if (step.ints[1]) std::copy_n(conv.bias + 1, taps_count, tap_bias);
   const int64_t lines = run.call.images * in.height;
   const int64_t share = (lines + worker.threads - 1) / worker.threads;
   const int64_t some = std::max<int64_t>(1, std::min(kTaskRows / in.width, share));
   worker.share((lines + some - 1) / some, [&](int64_t task) {
     const int64_t first = task * some, last = std::min(lines, first + some);
-    multiply_rows(in, base, panel, columns, first * in.width, last * in.width, products);
+    multiply_rows(in, base, panel, tap_bias, columns, first * in.width, last * in.width, products);
     for (int64_t line = first; squeeze && line < last; ++line) {
       const float* at = products + line * in.width * columns + taps_count;
       float sum = 0;

@@ -116,6 +116,7 @@ void step_threshold(Worker& worker, const Step& step) {
   const int64_t area = int64_t{grid.height} * grid.width;
   const float* logits = reinterpret_cast<const float*>(run.data(step.in));
   const uint8_t* forced = run.forced(step.grid);
+  const uint8_t* within = step.grid2 >= 0 ? run.context.grids[step.grid2].need : nullptr;
   const float threshold = step.floats[0];
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = state.need + image * area;
@@ -124,6 +125,8 @@ void step_threshold(Worker& worker, const Step& step) {
     } else {
       decide(area, need, logits + image * area, [=](float logit) { return logit >= threshold; });
     }
+    if (within)
+      for (int64_t p = 0; p < area; ++p) need[p] &= within[image * area + p];
     count_image(grid, state, image);
   });
   worker.barrier();

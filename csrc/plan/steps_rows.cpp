@@ -49,12 +49,31 @@ struct Listed {
   int64_t operator[](int64_t index) const { return list ? list[index].row : index; }
 };
 
+// Rows without anything between them are one long row.
+bool is_dense(const Value& v) { return v.stride == v.channels; }
+
 // `count` elements, `take` apart in one row and `put` apart in the other.
 template <typename T>
 void spread(const char* from, int64_t take, int64_t count, char* to, int64_t put) {
   const T* source = reinterpret_cast<const T*>(from);
   T* target = reinterpret_cast<T*>(to);
   for (int64_t i = 0; i < count; ++i) target[i * put] = source[i * take];
+}
+
+// Sums over the units of a halting network: rows of weight 0 are neither read nor, where the sum stays in its place, written.
+void step_weighted_add(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value& out = run.value(step.out);
+  const Rows a = rows_at(run, step.in), b = rows_at(run, step.in2), to = rows_at(run, step.out);
+  const auto* weight = reinterpret_cast<const float*>(run.data(step.aux[0]));
+  const RowKernels& kernels = row_kernels(out.dtype);
+  const bool stays = a.base == to.base && step.activation[0] == kNone;
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      if (weight[row] != 0) kernels.weighted(a[row], b[row], weight[row], out.channels, step.activation[0], to[row]);
+      else if (!stays) kernels.activate(a[row], out.channels, step.activation[0], to[row]);
+    }
+  });
 }
 
 }  // namespace
@@ -117,6 +136,13 @@ void step_mean(Worker& worker, const Step& step) {
   const RowKernels& kernels = row_kernels(in.dtype);
   const int64_t area = int64_t{in.height} * in.width, bins = int64_t{out.height} * out.width;
   const uint8_t* need = step.grid >= 0 ? run.context.grids[step.grid].need : nullptr;
+  if (area == 1 && !need && in.dtype == out.dtype) {
+    const int64_t bytes = in.channels * element_bytes(in.dtype);
+    share_rows(worker, run.call.images * bins, to.bytes, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) std::memcpy(to[row], from[row / bins], bytes);
+    });
+    return;
+  }
   constexpr int64_t kMostChannels = 64;
   // A line of the cache is the least that a task should read of a row.
   const int64_t wide = ceil_of(in.channels, kMostChannels) * bins * run.call.images;
@@ -158,13 +184,23 @@ void step_mean(Worker& worker, const Step& step) {
 
 void step_pairwise(Worker& worker, const Step& step) {
   Run& run = worker.run;
-  const Value &out = run.value(step.out), &second = run.value(step.in2);
+  if (step.aux[0] >= 0) return step_weighted_add(worker, step);
+  const Value &in = run.value(step.in), &out = run.value(step.out), &second = run.value(step.in2);
   const Rows a = rows_at(run, step.in), b = rows_at(run, step.in2), to = rows_at(run, step.out);
   const RowKernels& kernels = row_kernels(out.dtype);
-  const Pairing op = step.kind == kAdd ? Pairing::kAdd : Pairing::kMultiply;
+  const Pairing op = step.kind == kMultiply ? Pairing::kMultiply : step.ints[0] ? Pairing::kSubtract : Pairing::kAdd;
   const bool single = second.channels == 1 && out.channels != 1;
   const int64_t area = int64_t{out.height} * out.width;
   const bool each_image = second.height * second.width == 1 && area != 1;
+  if (is_dense(in) && is_dense(out) && is_dense(second) && !single && (!each_image || out.channels == 1)) {
+    const int64_t chunk = rows_of_chunk(to.bytes), chunks = ceil_of(area, chunk);
+    worker.share(run.call.images * chunks, [&](int64_t task) {
+      const int64_t image = task / chunks, first = task % chunks * chunk, row = image * area + first;
+      kernels.pair(op, a[row], b[each_image ? image : row], each_image, std::min(chunk, area - first) * out.channels,
+                   step.activation[0], to[row]);
+    });
+    return;
+  }
   share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row)
       kernels.pair(op, a[row], b[each_image ? row / area : row], single, out.channels, step.activation[0], to[row]);
@@ -176,6 +212,15 @@ void step_activate(Worker& worker, const Step& step) {
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
   const RowKernels &reads = row_kernels(in.dtype), &writes = row_kernels(out.dtype);
+  if (step.ints[0]) {
+    share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+      const auto* x = reinterpret_cast<const float*>(from[first]);
+      auto* y = reinterpret_cast<float*>(to[first]);
+      for (int64_t i = 0; i < last - first; ++i) y[i] = x[i] * step.floats[0] + step.floats[1];
+      if (step.activation[0] != kNone) reads.activate(y, last - first, step.activation[0], y);
+    });
+    return;
+  }
   const Listed listed(run, step);
   share_rows(worker, listed.count, to.bytes, [&](int64_t first, int64_t last) {
     for (int64_t index = first; index < last; ++index) {

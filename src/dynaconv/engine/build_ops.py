@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from dynaconv.engine.build import Builder, channel_vector, handles
-from dynaconv.engine.ir import Constant, View
+from dynaconv.engine.ir import Constant, Node, View
 
 _ACTIVATIONS = {
     "relu": "relu", "relu6": "relu6", "silu": "silu", "hardswish": "hardswish", "sigmoid": "sigmoid",
@@ -126,32 +126,50 @@ def activation(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | st
     return b.add("act", node, x.node.size, x.layout, {"x": x.node}, act=name)
 
 
-@handles("add", "sub", "mul", "div")
+@handles("add", "sub", "rsub", "mul", "div")
 def arithmetic(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
     """Two maps of one size (or one broadcast), or a map with a constant for each channel."""
     name = node.target._schema.name.removeprefix("aten::")
-    a, c = args[:2]
-    if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") or len(args) > 2:
+    if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") or args[2:] not in ([], [1]):
         return None
+    a, c = args[:2]
+    if name == "rsub":
+        name, a, c = "sub", c, a
     if is_map(a) and is_map(c):
         return _of_two(b, node, name, a, c)
-    if not is_map(a) and name in ("add", "mul"):
-        a, c = c, a
+    one = 1
+    if not is_map(a) and name != "div":
+        # k - x = -x + k
+        a, c, one = c, a, -1 if name == "sub" else 1
+        name = "add" if name == "sub" else name
     if not is_map(a):
         return None
-    vector = channel_vector(a, c)
-    if vector is None or b.map_size(node, a.layout) != a.node.size:
+    vector, size = channel_vector(a, c), b.map_size(node, a.layout)
+    if vector is None:
         return None
-    one, zero = torch.ones_like(vector), torch.zeros_like(vector)
+    if size != a.node.size:
+        if size is None or a.node.size != (1, 1, 1) or size[2] != 1 or a.layout != "nchw":
+            return None
+        # Every position of the average of a single one is that one.
+        a = b.add("mean", node, size, "nchw", {"x": a.node})
+    zero = torch.zeros_like(vector)
     scale, shift = {
-        "add": (one, vector), "sub": (one, -vector), "mul": (vector, zero), "div": (1 / vector, zero)
+        "add": (zero + one, vector), "sub": (zero + 1, -vector), "mul": (vector, zero), "div": (1 / vector, zero)
     }[name]  # fmt: skip
+    if bool((scale == 1).all()) and bool((shift == 0).all()):
+        return a
     return b.add("affine", node, a.node.size, a.layout, {"x": a.node}, scale=scale, shift=shift)
 
 
 def _of_two(b: Builder, node: fx.Node, name: str, a: View, c: View) -> View | str | None:
+    if name == "sub":
+        same = a.node.size == c.node.size == b.map_size(node, a.layout) and a.layout == c.layout
+        inputs = {"x": a.node, "y": c.node}
+        return b.add("sub", node, a.node.size, a.layout, inputs, act="none") if same else None
     if name not in ("add", "mul"):
         return None
+    if name == "mul" and a.node.is_grid and c.node.is_grid and a.node.size == c.node.size:
+        return _both(b, a, c)
     # Masks and vectors may be written first.
     size = b.map_size(node, a.layout)
     if c.node.size == size and a.node.size != size or (a.node.is_grid and not c.node.is_grid):
@@ -164,6 +182,18 @@ def _of_two(b: Builder, node: fx.Node, name: str, a: View, c: View) -> View | st
     if size != a.node.size or not fits or not same_layout or (c.node.size == (1, 1, 1) and channels > 1):
         return None
     return b.add(name, node, size, a.layout, {"x": a.node, "y": c.node}, act="none")
+
+
+def _both(b: Builder, a: View, c: View) -> View | None:
+    """Positions that two masks leave open: the decision of the one, within the other."""
+    if a.node.op != "threshold" or "within" in a.node.inputs:
+        a, c = c, a
+    if a.node.op != "threshold" or "within" in a.node.inputs:
+        return None
+    # The decision is still that of the gate that made it.
+    both = Node("threshold", {"x": a.node.x, "within": c.node}, a.node.size, dict(a.node.attrs), a.node.layer)
+    b.nodes.append(both)
+    return View(both, a.layout)
 
 
 @handles("max_pool2d", "max_pool2d_with_indices")

@@ -77,14 +77,6 @@ def same(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | Constant
     return x if isinstance(x, (View, Constant)) else None
 
 
-@handles("expand")
-def expand(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
-    """To the same shape."""
-    x = args[0]
-    same_shape = isinstance(x, View) and b.shape(node) is not None and b.shape(node) == b.shape(node.args[0])
-    return x if same_shape else None
-
-
 @handles("to", "_to_copy", "type_as")
 def cast(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     """To float32: nothing for a float, and a mask for a comparison with a threshold."""

@@ -11,6 +11,7 @@ from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.engine import (  # noqa: F401  handlers register themselves
     arena,
+    build_constants,
     build_masks,
     build_ops,
     build_parts,
@@ -23,12 +24,19 @@ from dynaconv.engine.compiled import CompiledModel, choose_backend
 from dynaconv.engine.expansions import fuse_expansions
 from dynaconv.engine.export import Exported, export
 from dynaconv.engine.fold import fold
-from dynaconv.engine.fuse import fuse_activations, fuse_gates, fuse_residuals, fuse_silu
+from dynaconv.engine.fuse import (
+    fuse_activations,
+    fuse_gates,
+    fuse_residuals,
+    fuse_silu,
+    fuse_weighted_sums,
+)
 from dynaconv.engine.inverted import fuse_inverted
 from dynaconv.engine.ir import Graph
 from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
 from dynaconv.engine.measure import measure_plan
+from dynaconv.engine.narrow import drop_channels
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
@@ -39,10 +47,12 @@ PASSES = (
     fuse_scales,
     fuse_hard_sigmoids,
     push_scales,
+    drop_channels,
     fold,
     fuse_silu,
     fuse_activations,
     fuse_gates,
+    fuse_weighted_sums,
     recognise_masks,
     fuse_residuals,
     place_shortcuts,

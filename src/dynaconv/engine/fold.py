@@ -18,7 +18,11 @@ def fold(graph: Graph) -> None:
             elif source.op == "conv" and len(users[source]) == 1 and source.attrs["act"] == "none":
                 _into_conv(graph, source, node)
     for node in graph.nodes:
-        if node.op == "affine":
+        if node.op == "affine" and node.size[2] == 1:
+            # Rows of one number: lines of them are as good as channels.
+            node.op = "scale"
+            node.attrs = {k: float(node.attrs[k]) for k in ("scale", "shift")} | {"act": "none"}
+        elif node.op == "affine":
             _as_depthwise(node)
     graph.tidy()
 

@@ -6,7 +6,7 @@ from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Graph, Node
 
 # Steps with an activation of their own.
-_WITH_ACTIVATION = ("conv", "add", "mul")
+_WITH_ACTIVATION = ("conv", "add", "sub", "mul", "scale", "weighted_add")
 _NON_NEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid")
 
 
@@ -63,6 +63,23 @@ def fuse_residuals(graph: Graph) -> None:
     graph.tidy()
 
 
+def fuse_weighted_sums(graph: Graph) -> None:
+    """a + w * b with one number w for each position, as sums over the units of a halting network have it."""
+    for node in list(graph.nodes):
+        users = graph.users()
+        if node.op != "add" or node.size[2] == 1 or node.x.size != node.inputs["y"].size:
+            continue
+        for product, other in ((node.inputs["y"], node.x), (node.x, node.inputs["y"])):
+            if product.op != "mul" or len(users[product]) != 1 or product.attrs["act"] != "none":
+                continue
+            weight = product.inputs["y"]
+            if weight.size == (*node.size[:2], 1) and not weight.is_grid and other is not product:
+                node.op = "weighted_add"
+                node.inputs = {"x": other, "y": product.x, "weight": weight}
+                break
+    graph.tidy()
+
+
 def can_take_residual(node: Node, users: dict[Node, list[Node]]) -> bool:
     """A convolution that nobody else reads, with nothing added yet."""
     return node.op == "conv" and len(users[node]) == 1 and not {"residual", "grid"} & set(node.inputs)
@@ -91,7 +108,11 @@ def fuse_gates(graph: Graph) -> None:
 
 def _fuse_squeeze(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> None:
     conv, linear = node.x, node.inputs["y"]
-    if conv.op != "conv" or linear.op != "conv" or linear.x.op != "mean" or linear.x.x is not conv.x:
+    if conv.op != "conv" or linear.op != "conv" or linear.x.op != "mean":
+        return
+    norm = conv.x if _is_norm(conv.x) and len(users[conv.x]) == 1 else None
+    source = conv.x if norm is None else norm.x
+    if linear.x.x is not source:
         return
     if linear.x.size[:2] != (1, 1) or conv.is_mixed or linear.is_mixed:
         return
@@ -99,15 +120,29 @@ def _fuse_squeeze(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> No
     fits = weight.shape[0] == 1 and tuple(weight.shape[2:]) == (3, 3) and conv.attrs["padding"] == (1, 1)
     plain = conv.attrs["dilation"] == (1, 1) and conv.attrs["groups"] == 1
     stride = conv.attrs["stride"]
+    plain = plain and (norm is None or stride == (1, 1))
     if not (fits and plain and stride[0] == stride[1] and conv.attrs["act"] == linear.attrs["act"] == "none"):
         return
     if any(len(users[n]) != 1 for n in (conv, linear, linear.x)) or node.attrs.get("act", "none") != "none":
         return
-    node.op, node.inputs = "gate", {"x": conv.x}
+    node.op, node.inputs = "gate", {"x": source}
     node.attrs = {
         **conv.attrs, "squeeze": True, "linear": linear.attrs["weight"].reshape(-1),
         "bias": zero_bias(conv) + zero_bias(linear),
     }  # fmt: skip
+    if norm is not None:
+        # The padding lies behind the norm, so its shift counts only for taps inside of the map.
+        scale, shift = norm.attrs["weight"].reshape(1, -1, 1, 1), zero_bias(norm).reshape(1, -1, 1, 1)
+        node.attrs |= {"weight": weight * scale, "tap_bias": (weight * shift).sum(1).reshape(-1)}
+
+
+def _is_norm(node: Node) -> bool:
+    """A scale and shift for each channel, and nothing else."""
+    if node.op != "conv" or node.is_mixed or {"residual", "grid"} & set(node.inputs):
+        return False
+    weight, attrs = node.attrs["weight"], node.attrs
+    each = attrs["groups"] == weight.shape[0] == node.x.size[2] and tuple(weight.shape[1:]) == (1, 1, 1)
+    return each and attrs["act"] == "none" and attrs["stride"] == (1, 1) and node.size == node.x.size
 
 
 def _is_pointwise_gate(node: Node, users: dict[Node, list[Node]]) -> bool:

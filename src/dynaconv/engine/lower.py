@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from dynaconv.engine import pack
 from dynaconv.engine.aten import encode, is_known, slot_ref, target_text
 from dynaconv.engine.fold import zero_bias
@@ -241,15 +243,20 @@ class Lowering:
     def _may_overwrite(self, node: Node) -> bool:
         """The result may take the residual's place: nobody reads it later, nor does the convolution itself."""
         residual = node.inputs.get("residual")
-        if residual is None or residual.is_grid or residual not in self.values:
+        if residual is None or not self._is_last_reader(node, residual):
             return False
         values = self.plan.values
-        value = values[self.values[residual]]
+        storage = values[self.values[residual]].storage
+        return node.x not in self.values or values[self.values[node.x]].storage != storage
+
+    def _is_last_reader(self, node: Node, source: Node) -> bool:
+        """Nobody reads this operand later, and its memory is its own."""
+        if source.is_grid or source not in self.values:
+            return False
+        value = self.plan.values[self.values[source]]
         if value.external >= 0 or value.storage in self.shared:
             return False
-        if any(u is None or self.place[u] > self.place[node] for u in self.users[residual]):
-            return False
-        return node.x not in self.values or values[self.values[node.x]].storage != value.storage
+        return all(u is not None and self.place[u] <= self.place[node] for u in self.users[source])
 
     def _form(self, node: Node) -> str:
         weight, groups = node.attrs["weight"], node.attrs["groups"]
@@ -307,16 +314,32 @@ class Lowering:
         acts = [node.attrs["act"], "none", "none"]
         self.step("activate", node, input=source, out=self.result(node), activation=acts)
 
-    def _pairwise(self, node: Node, kind: str) -> None:
+    def _pairwise(self, node: Node, kind: str, share: int = -1, **fields: Any) -> None:
         first, second = self.value(node.x), self.value(node.inputs["y"])
         acts = [node.attrs.get("act", "none"), "none", "none"]
-        self.step(kind, node, input=first, input2=second, out=self.result(node), activation=acts)
+        out = self.result(node, share)
+        self.step(kind, node, input=first, input2=second, out=out, activation=acts, **fields)
 
     def _add(self, node: Node) -> None:
         self._pairwise(node, "add")
 
+    def _sub(self, node: Node) -> None:
+        self._pairwise(node, "add", ints=[1] + [0] * 7)
+
     def _mul(self, node: Node) -> None:
         self._pairwise(node, "multiply")
+
+    def _weighted_add(self, node: Node) -> None:
+        weight = self.value(node.inputs["weight"])
+        total = node.x
+        share = self.value(total) if self._is_last_reader(node, total) else -1
+        self._pairwise(node, "add", share, aux=[weight, -1, -1, -1])
+
+    def _scale(self, node: Node) -> None:
+        source, attrs = self.value(node.x), node.attrs
+        floats, acts = [attrs["scale"], attrs["shift"], 0.0, 0.0], [attrs["act"], "none", "none"]
+        out, ints = self.result(node), [1] + [0] * 7
+        self.step("activate", node, input=source, out=out, activation=acts, ints=ints, floats=floats)
 
     def _layer_norm(self, node: Node) -> None:
         c, source = node.size[2], self.value(node.x)
@@ -358,7 +381,10 @@ class Lowering:
         packed = pack.pack_gate(weight, node.attrs.get("linear"), node.attrs["bias"])
         geometry = (node.attrs[k] for k in ("stride", "padding", "dilation"))
         conv = Conv("gate", weight.shape[1], 1, 1, tuple(weight.shape[2:]), *geometry, *packed)
-        ints, aux = [int(node.attrs["squeeze"])] + [0] * 7, [-1] * 4
+        tap_bias = node.attrs.get("tap_bias")
+        if tap_bias is not None:
+            conv.bias = torch.cat([conv.bias, tap_bias])
+        ints, aux = [int(node.attrs["squeeze"]), int(tap_bias is not None)] + [0] * 6, [-1] * 4
         if node.attrs["squeeze"]:
             # One sum for each line of the map.
             aux[0] = self.room((self.plan.values[source].height, 1, 1), f"{node.layer} sums")
@@ -375,7 +401,8 @@ class Lowering:
         logits = self.value(node.x)
         grid = self._grid(node, node.attrs.get("gate", ""))
         floats = [float(node.attrs["threshold"]), 0.0, 0.0, 0.0]
-        self.step("threshold", node, input=logits, grid=grid, floats=floats)
+        within = self.grids[node.inputs["within"]] if "within" in node.inputs else -1
+        self.step("threshold", node, input=logits, grid=grid, grid2=within, floats=floats)
         if node.attrs.get("gate") is not None:
             budgets = node.attrs.get("budgets", [])
             about = node.attrs.get("scope", "position"), node.attrs.get("dial", True)

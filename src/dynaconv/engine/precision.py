@@ -65,6 +65,7 @@ class _Change:
         always = {a for s in steps for a in s.aux if a >= 0} | {
             s.out for s in steps if s.kind in _WRITES_FLOAT
         }
+        always |= self._numbers()
         # Values computed in place have one precision.
         floats = {values[i].storage for i in always if i >= 0}
         decisions = self._decisions()
@@ -75,6 +76,16 @@ class _Change:
         for value in values:
             if value.external < 0 and value.storage in halves:
                 _halve(value, widths[value.storage])
+
+    def _numbers(self) -> set[int]:
+        """Values of one number a position that are added up, such as halting scores: 8 bits do not tell 0.99 from 1."""
+        values, found = self.plan.values, set()
+        for step in reversed(self.plan.steps):
+            sums = step.kind in ("add", "multiply") and values[step.out].channels == 1
+            spreads = step.kind == "mean" and step.out in found
+            if sums or spreads or (step.kind == "activate" and step.ints[0]):
+                found |= {i for i in (step.input, step.input2, step.out) if i >= 0}
+        return found
 
     def _decisions(self) -> set[int]:
         """Values that only lead to masks or to routing weights."""

@@ -237,9 +237,13 @@ def mean(run: Run, step: Step) -> None:
 
 @step_kind("add")
 def add(run: Run, step: Step) -> None:
-    """out = act(in + in2), in2 broadcast over positions or channels."""
-    y = run.planes(step.input) + run.planes(step.input2)
-    run.write(step, APPLY[step.activation[0]](y))
+    """out = act(in + in2), in2 broadcast over positions or channels; ints[0]: minus; aux[0]: in2 times it first."""
+    y, second = run.planes(step.input), run.planes(step.input2)
+    if step.aux[0] >= 0:
+        weight = run.planes(step.aux[0])
+        # What is not wanted may hold anything.
+        second = torch.where(weight == 0, 0.0, weight * second)
+    run.write(step, APPLY[step.activation[0]](y - second if step.ints[0] else y + second))
 
 
 @step_kind("multiply")
@@ -251,16 +255,21 @@ def multiply(run: Run, step: Step) -> None:
 
 @step_kind("activate")
 def activate(run: Run, step: Step) -> None:
-    """out = act(in)."""
-    run.write(step, APPLY[step.activation[0]](run.planes(step.input)))
+    """out = act(in), or with ints[0] act(in * floats[0] + floats[1])."""
+    x = run.planes(step.input)
+    x = x * step.floats[0] + step.floats[1] if step.ints[0] else x
+    run.write(step, APPLY[step.activation[0]](x))
 
 
 @step_kind("gate")
 def gate(run: Run, step: Step) -> None:
-    """Logits [N, h, w, 1]; ints[0] = 1 adds the weighted average over the grid."""
+    """Logits [N, h, w, 1]; ints[0] = 1 adds the weighted average over the grid, ints[1] = 1 a bias of taps inside."""
     c, x = run.conv(step.conv[0]), run.planes(step.input)
     weight, linear, bias = pack.unpack_gate(c, bool(step.ints[0]))
     z = F.conv2d(x, weight, bias, c.stride, c.padding)
+    if step.ints[1]:
+        taps = c.bias[1:].reshape(1, 1, *c.kernel)
+        z = z + F.conv2d(torch.ones_like(x[:, :1]), taps, None, c.stride, c.padding)
     if linear is not None:
         z = z + (x.mean((2, 3)) @ linear)[:, None, None, None]
     run.write(step, z)
@@ -268,9 +277,9 @@ def gate(run: Run, step: Step) -> None:
 
 @step_kind("threshold")
 def threshold(run: Run, step: Step) -> None:
-    """A logit opens its row when it is at least the threshold; NaN leaves it closed."""
-    mask = run.value(step.input)[..., 0].float() >= step.floats[0]
-    run.masks[step.grid] = run.forced.get(step.grid, mask)
+    """A logit opens its row when it is at least the threshold, within grid2 if there is one; NaN leaves it closed."""
+    mask = run.forced.get(step.grid, run.value(step.input)[..., 0].float() >= step.floats[0])
+    run.masks[step.grid] = mask & run.masks[step.grid2] if step.grid2 >= 0 else mask
 
 
 @step_kind("dilate")

@@ -63,8 +63,8 @@ def _expected(
         return [("weight", conv.weight, (conv.in_channels,)), ("bias", conv.bias, (conv.in_channels,))]
     taps = conv.kernel[0] * conv.kernel[1]
     if conv.form == "gate":
-        rows = taps + int(step.ints[0] != 0)
-        return [("weight", conv.weight, (rows, conv.in_channels)), ("bias", conv.bias, (1,))]
+        rows, biases = taps + int(step.ints[0] != 0), 1 + taps * int(step.ints[1] != 0)
+        return [("weight", conv.weight, (rows, conv.in_channels)), ("bias", conv.bias, (biases,))]
     if conv.form in ("experts", "expert_biases"):
         weight, bias = expected_shapes(conv, step.ints[0])
     elif conv.form == "reduction":
