@@ -268,6 +268,35 @@ struct Checker {
     const bool grid_fits = (b.height == out.height && b.width == out.width) || b.height * b.width == 1;
     return (grid_fits && (b.channels == out.channels || b.channels == 1)) || fail("operands of a sum or product do not fit");
   }
+  // Decisions about the channels of a 1x1 grid.
+  bool of_channels(int32_t id, const Value& v) {
+    return id >= 0 && v.height * v.width == 1 && v.channels > 1 && data.grids[id].height == 1 && data.grids[id].width == v.channels;
+  }
+  bool narrow(const Step& s, const Value& in, const Value& out) {
+    if (!grid(s.grid) || !conv(s.conv[0])) return false;
+    const Grid& g = data.grids[s.grid];
+    const Conv& c = data.convs[s.conv[0]];
+    Step plain = s;
+    plain.kind = s.ints[0];
+    plain.grid = -1;
+    if (s.ints[0] == kInverted) {
+      plain.ints[0] = 0;
+      const bool whole = !s.ints[1] && !s.ints[2] && s.grid2 == -1 && !s.closed && s.conv[0] >= 0 && s.conv[2] >= 0;
+      if (!whole || in.dtype != kFloat32 || g.height != 1) return fail("open channels of an inverted residual are its hidden ones");
+      return inverted(plain) && same_dtype(in, out) &&
+             (data.convs[s.conv[1]].out_channels % g.width == 0 || fail("the groups of a decision about channels do not fit"));
+    }
+    if ((s.ints[0] != kConv && s.ints[0] != kDepthwise) || g.height != 1 || s.grid2 != -1 || !(s.ints[1] || s.ints[2]) || s.closed)
+      return fail("open channels are those of a convolution");
+    if (in.dtype != kFloat32 || out.dtype != kFloat32) return fail("open channels are computed in float32");
+    if (!convolution(plain, s.conv[0], in, out) || !residual(s, out) || !winograd(plain, in, out)) return false;
+    if ((s.ints[1] && in.channels % g.width) || (s.ints[2] && out.channels % g.width) || (s.ints[2] && s.in2 != -1))
+      return fail("the groups of a decision about channels do not fit");
+    const bool depthwise = c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
+    if (depthwise != (s.ints[0] == kDepthwise) || (c.groups > 1 && !(s.ints[1] && s.ints[2] && c.groups % g.width == 0)))
+      return fail("a convolution in groups opens and closes whole ones");
+    return !depthwise || !c.winograd || fail("Winograd weights are for one group");
+  }
   bool lone(const Value& v) {
     return (v.channels == 1 && v.stride == 1 && v.dtype == kFloat32) || fail("one number a position must be dense float32");
   }
@@ -303,10 +332,13 @@ struct Checker {
     if (s.kind == kDilate) return dilation(s);
     if (s.kind == kFusionFactors) return factors(s);
     if (s.kind == kMaskValue)
-      return value(s.out, "out") && lies_on(s.grid, at(s.out)) && float_value(s.out, "a mask's value") &&
-             (at(s.out).stride == 1 || fail("a mask's value has one channel"));
+      return value(s.out, "out") && float_value(s.out, "a mask's value") &&
+             (of_channels(s.grid, at(s.out)) ||
+              (lies_on(s.grid, at(s.out)) && (at(s.out).stride == 1 || fail("a mask's value has one channel"))));
     if (!value(s.in, "in")) return false;
     const Value& in = at(s.in);
+    if (s.kind == kThreshold)
+      if (of_channels(s.grid, in)) return float_value(s.in, "logits") && (s.grid2 < 0 || fail("channels lie within no other mask"));
     if (s.kind == kThreshold)
       return lies_on(s.grid, in) && float_value(s.in, "logits") && (in.stride == 1 || fail("logits have one channel")) &&
              (s.grid2 < 0 || (lies_on(s.grid2, in) && (s.grid2 != s.grid || fail("a mask cannot lie within itself"))));
@@ -344,6 +376,7 @@ struct Checker {
                ((s.ints[0] >= 0 && s.ints[1] >= 0 && s.ints[0] < out.channels && s.ints[1] < in.channels) ||
                 fail("a copy starts outside of the channels")) &&
                ((s.ints[2] >= 0 && s.ints[3] >= 0) || fail("a copy goes back"));
+      case kNarrow: return narrow(s, in, out);
       case kDynamicConv: return dynamic(s, in, out);
       case kChannelFusion: return fusion(s, in, out);
       case kRouter: return router(s, in);

@@ -12,7 +12,7 @@ namespace {
 // Operands whose place the result of a step may take, since every element is read before it is written by whoever does so.
 bool may_replace(const Step& step, int32_t id) {
   switch (step.kind) {
-    case kConv: case kDepthwise: case kInverted: case kDynamicConv: case kChannelFusion:
+    case kConv: case kDepthwise: case kInverted: case kDynamicConv: case kChannelFusion: case kNarrow:
       return id == step.in2 && id != step.in;
     case kAdd: case kMultiply: return id == step.in || id == step.in2;
     case kActivate: case kLayerNorm: case kSoftmax: return id == step.in;

@@ -9,7 +9,7 @@ StepFunction function_of(int kind) {
       step_layout,  step_conv,      step_stem,     step_depthwise, step_inverted,   step_pool,    step_pool,
       step_mean,    step_pairwise,  step_pairwise, step_activate,  step_gate,       step_threshold, step_dilate,
       step_mask_value, step_layer_norm, step_softmax, step_copy,   step_dynamic_conv, step_channel_fusion,
-      step_fusion_factors, step_router};
+      step_fusion_factors, step_router, step_narrow};
   return kFunctions[kind];
 }
 
@@ -27,6 +27,7 @@ int64_t scratch_bytes(const Plan& plan) {
       case kChannelFusion: bytes = scratch_fusion(plan, step); break;
       case kFusionFactors: bytes = scratch_factors(plan, step); break;
       case kRouter: bytes = scratch_router(plan, step); break;
+      case kNarrow: bytes = scratch_narrow(plan, step); break;
       default: break;
     }
     most = std::max(most, bytes);
@@ -42,6 +43,7 @@ int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
     if (step.kind == kGate) most = std::max(most, shared_gate(plan, step, images));
     if (step.kind == kDynamicConv) most = std::max(most, shared_dynamic(plan, step, images));
     if (step.kind == kChannelFusion) most = std::max(most, shared_fusion(plan, step, images));
+    if (step.kind == kNarrow) most = std::max(most, shared_narrow(plan, step, images, threads));
     if (step.kind == kRouter) most = std::max(most, shared_router(plan, step, images));
   }
   return most;

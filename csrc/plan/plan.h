@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 4;
+constexpr int kPlanAbi = 5;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -84,9 +84,10 @@ enum Kind : int32_t {
   kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: convolution only;
                   // squeeze keeps its sums in aux[0], float32 [N, in.height, 1, 1]. ints[1] = 1, squeeze at stride 1: bias[1 + t]
                   // is added for every tap t that lies inside the map
-  kThreshold,     // logits `in` >= floats[0] -> grid `grid`, within grid2 (or -1); Call::forced replaces the decision
+  kThreshold,     // logits `in` >= floats[0] -> grid `grid`, within grid2 (or -1); Call::forced replaces the decision. Logits
+                  // of G channels on a 1x1 grid decide about the 1 x G positions of their grid
   kDilate,        // grid `grid` -> grid `grid2`: what conv[0] reads for the open rows of `grid`; Call::forced[grid2] replaces it
-  kMaskValue,     // grid -> float rows [N, h, w, 1]
+  kMaskValue,     // grid -> float rows [N, h, w, 1]; a grid of 1 x G positions also [N, 1, 1, G]
   kLayerNorm,     // over channels: weight/bias in conv[0] (weight [C], bias [C]), floats[0] = eps
   kSoftmax,       // over channels in groups of ints[0], of in * floats[0]
   kCopy,          // channels ints[1], ints[1] + ints[3], .. of in into channels ints[0], ints[0] + ints[2], .. of out, as many
@@ -105,6 +106,9 @@ enum Kind : int32_t {
                   // [rank] = conv[1] times the matrix, padded to 16. aux[0] and ints[4] as there; in = -1
   kRouter,        // out = act2(conv[2](h)) of h = act0(conv[0](in)), or of h * act1(conv[1](h)) where conv[1] is given. conv[0]
                   // reads all of in at once, so that each image has one row; the others are linear layers. float32
+  kNarrow,        // the step of kind ints[0] (kConv, kDepthwise, kInverted; float32) of each image's open channels: `grid` (1 x G) decides
+                  // about G groups of the inputs (ints[1] = 1), the outputs (ints[2] = 1) or both, or of kInverted's hidden
+                  // channels. Open channels lie first in the rows
   kKinds
 };
 

@@ -48,7 +48,7 @@ int64_t most_images(const Plan& plan) {
 // Whether a step reads the list of open positions of `grid`; the others look at its bytes.
 bool walks_open(const Step& step) {
   switch (step.kind) {
-    case kDepthwise: case kInverted: case kMean: case kThreshold: case kDilate: case kMaskValue: return false;
+    case kDepthwise: case kInverted: case kMean: case kThreshold: case kDilate: case kMaskValue: case kNarrow: return false;
     default: return !step.closed;
   }
 }

@@ -196,6 +196,7 @@ void step_channel_fusion(Worker&, const Step&);
 void step_fusion_factors(Worker&, const Step&);
 void step_router(Worker&, const Step&);
 StepFunction function_of(int kind);
+void step_narrow(Worker&, const Step&);
 
 // Bytes of scratch that a thread needs for a step.
 int64_t scratch_conv(const Plan&, const Step&);
@@ -210,6 +211,8 @@ int64_t shared_fusion(const Plan&, const Step&, int64_t images);
 int64_t scratch_factors(const Plan&, const Step&);
 int64_t scratch_router(const Plan&, const Step&);
 int64_t shared_router(const Plan&, const Step&, int64_t images);
+int64_t scratch_narrow(const Plan&, const Step&);
+int64_t shared_narrow(const Plan&, const Step&, int64_t images, int threads);
 int64_t scratch_gate(const Plan&, const Step&);
 int64_t scratch_dilate(const Plan&, const Step&);
 int64_t shared_gate(const Plan&, const Step&, int64_t images);

@@ -44,7 +44,7 @@ class Survey {
   Size size(int32_t i) const {
     const Step& step = plan_.steps[i];
     // Experts are read once for a whole batch.
-    if (step.kind == kDynamicConv) return Size::kOther;
+    if (step.kind == kDynamicConv || step.kind == kNarrow) return Size::kOther;
     const int64_t maps = bytes(i), weights = weight_bytes(plan_, step);
     if (maps * images_ > plan_.limits.batch && double(weights) <= kWeightShare * double(maps)) return Size::kLarge;
     return weights <= kLightBytes ? Size::kLight : Size::kOther;

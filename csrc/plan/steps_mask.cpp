@@ -115,6 +115,9 @@ void step_threshold(Worker& worker, const Step& step) {
   GridState& state = run.context.grids[step.grid];
   const int64_t area = int64_t{grid.height} * grid.width;
   const float* logits = reinterpret_cast<const float*>(run.data(step.in));
+  // Decisions about channels have one row of logits an image.
+  const Value& in = run.value(step.in);
+  const int64_t step_of_image = int64_t{in.height} * in.width * in.stride;
   const uint8_t* forced = run.forced(step.grid);
   const uint8_t* within = step.grid2 >= 0 ? run.context.grids[step.grid2].need : nullptr;
   const float threshold = step.floats[0];
@@ -123,7 +126,7 @@ void step_threshold(Worker& worker, const Step& step) {
     if (forced) {
       decide(area, need, forced + image * area, [](uint8_t f) { return f != 0; });
     } else {
-      decide(area, need, logits + image * area, [=](float logit) { return logit >= threshold; });
+      decide(area, need, logits + image * step_of_image, [=](float logit) { return logit >= threshold; });
     }
     if (within)
       for (int64_t p = 0; p < area; ++p) need[p] &= within[image * area + p];
@@ -157,8 +160,11 @@ void step_mask_value(Worker& worker, const Step& step) {
   Run& run = worker.run;
   const GridState& state = run.context.grids[step.grid];
   float* values = reinterpret_cast<float*>(run.data(step.out));
-  const int64_t area = run.rows(step.out) / run.call.images;
+  const Value& out = run.value(step.out);
+  const int64_t step_of_image = int64_t{out.height} * out.width * out.stride;
+  const Grid& grid = run.plan.grids[step.grid];
+  const int64_t area = int64_t{grid.height} * grid.width;
   worker.share(run.call.images, [&](int64_t image) {
-    for (int64_t p = image * area; p < (image + 1) * area; ++p) values[p] = state.need[p];
+    for (int64_t p = 0; p < area; ++p) values[image * step_of_image + p] = state.need[image * area + p];
   });
 }

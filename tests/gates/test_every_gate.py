@@ -120,17 +120,17 @@ def test_compiled_and_exported(kind: str, tmp_path) -> None:
     assert_agree(exported(x).detach(), want, "network")
     fast = dc.compile(model, (x,), measure=False)
     assert_agree(fast(x), want, "network")
-    assert (fast.plan.aten == []) == (kind not in ("channels", "random"))
+    assert (fast.plan.aten == []) == (kind != "random")
     assert all(step.reason for step in fast.plan.raw.aten)
     fast.save(tmp_path / "plan")
     assert_agree(dc.engine.load(tmp_path / "plan")(x), want, "network")
-    if kind in ("channels", "narrow"):
+    if kind == "narrow":
         with force_masks(model, 0.5), pytest.raises(ValueError, match="cannot follow them"):
             fast(x)
     else:
         with force_masks(model, 0.5):
             assert_agree(fast(x), run(model, x), "network")
-    if kind in ("sact", "act", "channels", "narrow"):
+    if kind in ("sact", "act", "narrow"):
         with pytest.raises(ValueError, match=r"compiled in; call dc\.set_budget_"):
             fast.set_budget(0.5)
     else:

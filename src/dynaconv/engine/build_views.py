@@ -10,7 +10,7 @@ from torch import fx
 from dynaconv.engine.build import GETITEM, Builder, handles
 from dynaconv.engine.build_ops import is_map
 from dynaconv.engine.build_parts import GROUPED, SHUFFLED, channel_slice, regrouped, shuffled
-from dynaconv.engine.ir import Constant, View
+from dynaconv.engine.ir import Constant, Node, View
 
 
 @handles("permute")
@@ -89,6 +89,9 @@ def cast(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     if source.dtype != torch.bool or bits is None:
         return None
     logits, threshold = bits
+    if logits.node.size[2] > 1:
+        size = logits.node.size
+        return b.add("open_channels", node, size, logits.layout, {"x": logits.node}, threshold=threshold)
     return b.add("threshold", node, logits.node.size, "nchw", {"x": logits.node}, threshold=threshold)
 
 
@@ -99,18 +102,26 @@ def greater_equal(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View |
     result = b.aten(node, "a comparison that is no mask has no kernel")
     if isinstance(threshold, Constant) and threshold.tensor.numel() == 1:
         threshold = float(threshold.tensor)
-    if is_map(x, "nchw") and x.node.size[2] == 1 and isinstance(threshold, (int, float)):
+    one = is_map(x, "nchw") and 1 in (x.node.size[2], x.node.size[0] * x.node.size[1])
+    if one and isinstance(threshold, (int, float)):
         result.node.attrs["comparison"] = (x, float(threshold))
     return result
 
 
 @handles("repeat_interleave", "upsample_nearest2d")
 def upsample(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
-    """Of a mask: one decision for several positions."""
+    """Of a mask: one decision for several positions, or for several channels."""
     x, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim")
     size = b.map_size(node, "nchw")
     if node.target._schema.name != "aten::repeat_interleave" or not isinstance(args[1], int):
         return None
+    if is_map(x, "nchw") and x.node.op == "threshold" and x.node.size == (1, 1, 1) and dim == 1:
+        # One decision for all channels.
+        one = Node("open_channels", {"x": x.node.x}, x.node.size, dict(x.node.attrs), x.node.layer)
+        b.nodes.append(one)
+        x = View(one, "nchw")
+    if is_map(x, "nchw") and x.node.op == "open_channels" and size is not None and dim == 1:
+        return b.add("repeat", node, size, "nchw", {"x": x.node}, times=args[1])
     if not is_map(x, "nchw") or not x.node.is_grid or size is None or dim not in (2, 3, -1, -2):
         return None
     factors = list(x.node.attrs.get("factors", (1, 1)))

@@ -36,7 +36,7 @@ from dynaconv.engine.ir import Graph
 from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
 from dynaconv.engine.measure import measure_plan
-from dynaconv.engine.narrow import drop_channels
+from dynaconv.engine.narrow import drop_channels, skip_channels
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
@@ -53,6 +53,7 @@ PASSES = (
     fuse_activations,
     fuse_gates,
     fuse_weighted_sums,
+    skip_channels,
     recognise_masks,
     fuse_residuals,
     place_shortcuts,
@@ -144,7 +145,7 @@ def name_gates(graph: Graph, model: nn.Module) -> None:
     """Tell the masks which gate of the model decides them, and its table of budgets."""
     known = {f"{name}.gate".removeprefix("."): (name, gate) for name, gate in gates(model).items()}
     for node in graph.nodes:
-        if node.op == "threshold" and node.layer in known:
+        if node.op in ("threshold", "open_channels") and node.layer in known:
             node.attrs["gate"], gate = known[node.layer]
             node.attrs["budgets"] = gate.budget_table.tolist()
             node.attrs |= {"scope": gate.scope, "dial": gate.dial}

@@ -123,8 +123,15 @@ def _fuse_squeeze(graph: Graph, node: Node, users: dict[Node, list[Node]]) -> No
     plain = plain and (norm is None or stride == (1, 1))
     if not (fits and plain and stride[0] == stride[1] and conv.attrs["act"] == linear.attrs["act"] == "none"):
         return
-    if any(len(users[n]) != 1 for n in (conv, linear, linear.x)) or node.attrs.get("act", "none") != "none":
+    if any(len(users[n]) != 1 for n in (conv, linear, linear.x)):
         return
+    act = node.attrs.get("act", "none")
+    if act != "none":
+        # A gate's step has no activation: a halting score is one of its logits.
+        gate = Node("gate", {}, node.size, {}, conv.layer)
+        graph.insert_after(node, gate)
+        node.op, node.inputs, node.attrs = "act", {"x": gate}, {"act": act}
+        node = gate
     node.op, node.inputs = "gate", {"x": source}
     node.attrs = {
         **conv.attrs, "squeeze": True, "linear": linear.attrs["weight"].reshape(-1),

@@ -18,7 +18,7 @@ def fuse_inverted(graph: Graph) -> None:
         expand, depthwise, _ = parts
         first = depthwise if expand is None else expand
         node = Node("inverted", {"x": first.x}, project.size, {"parts": parts}, project.layer)
-        for role in ("residual", "grid"):
+        for role in ("residual", "grid", "channels"):
             if role in project.inputs:
                 node.inputs[role] = project.inputs[role]
         if "grid" in node.inputs:
@@ -45,6 +45,11 @@ def _parts(project: Node, users: dict[Node, list[Node]]) -> tuple[Node | None, N
         fits = expand is not None and depthwise.inputs.get("grid") is grid and "grid" in expand.inputs
     else:
         fits = grid is None and all("grid" not in n.inputs for n in (depthwise, expand) if n is not None)
+    # A gate closes hidden channels everywhere or nowhere, and those of an expansion.
+    deciders = {n.inputs.get("channels") for n in (expand, depthwise, project) if n is not None}
+    sides = "open_out" in project.attrs or (expand is not None and "open_in" in expand.attrs)
+    if len(deciders) > 1 or (deciders != {None} and (expand is None or sides)):
+        return None
     first = depthwise if expand is None else expand
     partial = "grid" in first.x.inputs and not first.x.attrs.get("masked")
     return (expand, depthwise, project) if fits and not partial and first.x.op != "input" else None

@@ -14,7 +14,19 @@ from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Constant, Graph, Node, Ref, View
 from dynaconv.engine.lower_mixed import lower_expanded, lower_mixed, lower_router
 from dynaconv.engine.masks import partial_grid
-from dynaconv.engine.plan import NEVER, AtenStep, Conv, External, GateInfo, Grid, Plan, Segment, Step, Value
+from dynaconv.engine.plan import (
+    KINDS,
+    NEVER,
+    AtenStep,
+    Conv,
+    External,
+    GateInfo,
+    Grid,
+    Plan,
+    Segment,
+    Step,
+    Value,
+)
 
 # Open share above which a needed but not masked convolution computes every row, until it is measured.
 RUN_ALL_ABOVE = 0.75
@@ -125,7 +137,7 @@ class Lowering:
     def value(self, node: Node) -> int:
         """Rows that hold a node's value, for a native reader."""
         if node not in self.values:
-            if node.is_grid:
+            if node.is_grid or node.op == "open_channels":
                 out = self.result(node)
                 self.step("mask_value", node, grid=self.grids[node], out=out)
             else:
@@ -169,7 +181,12 @@ class Lowering:
             lower_mixed(self, node)
             return
         form = self._form(node)
-        self.convolution(form, node, lambda: self.packed(node, form))
+        if "channels" not in node.inputs:
+            self.convolution(form, node, lambda: self.packed(node, form))
+            return
+        ints = _narrowed(form, *(int(node.attrs.get(side, False)) for side in ("open_in", "open_out")))
+        grid = self.grids[node.inputs["channels"]]
+        self.convolution("narrow", node, lambda: self.packed(node, form), grid=grid, ints=ints)
 
     def convolution(
         self, kind: str, node: Node, convs: Callable[[], list[int]], *, tiles: bool = False, **fields: Any
@@ -221,8 +238,14 @@ class Lowering:
         if grid is not None:
             fields = {"grid": self.grids[grid], "grid2": self.grids[node.inputs["grid2"]]}
             self._closed_rows(node, in2, out, final, fields["grid"])
+        kind = "inverted"
+        if "channels" in node.inputs:
+            kind, fields = (
+                "narrow",
+                {"grid": self.grids[node.inputs["channels"]], "ints": _narrowed(kind, 0, 0)},
+            )
         self.step(
-            "inverted", node, input=source, input2=in2, out=out, conv=convs, activation=acts,
+            kind, node, input=source, input2=in2, out=out, conv=convs, activation=acts,
             final_activation=final, **fields,
         )  # fmt: skip
 
@@ -403,12 +426,33 @@ class Lowering:
         floats = [float(node.attrs["threshold"]), 0.0, 0.0, 0.0]
         within = self.grids[node.inputs["within"]] if "within" in node.inputs else -1
         self.step("threshold", node, input=logits, grid=grid, grid2=within, floats=floats)
-        if node.attrs.get("gate") is not None:
-            budgets = node.attrs.get("budgets", [])
-            about = node.attrs.get("scope", "position"), node.attrs.get("dial", True)
-            step = len(self.plan.steps) - 1
-            self.plan.gates.append(GateInfo(node.attrs["gate"], grid, step, budgets, *about))
+        self._tell_gate(node, grid)
         self._mask_out(node)
+
+    def _tell_gate(self, node: Node, grid: int) -> None:
+        """The last step is the decision of a gate that the network names."""
+        if node.attrs.get("gate") is None:
+            return
+        budgets = node.attrs.get("budgets", [])
+        about = node.attrs.get("scope", "position"), node.attrs.get("dial", True)
+        step = len(self.plan.steps) - 1
+        self.plan.gates.append(GateInfo(node.attrs["gate"], grid, step, budgets, *about))
+
+    def _open_channels(self, node: Node) -> None:
+        """A mask of 1 x channels positions."""
+        logits = self.value(node.x)
+        self.plan.grids.append(Grid(1, node.size[2], gate=node.attrs.get("gate", "")))
+        self.grids[node] = grid = len(self.plan.grids) - 1
+        self.step(
+            "threshold", node, input=logits, grid=grid, floats=[float(node.attrs["threshold"]), 0.0, 0.0, 0.0]
+        )
+        self._tell_gate(node, grid)
+        self._mask_out(node)
+
+    def _repeat(self, node: Node) -> None:
+        source, times, out = self.value(node.x), node.attrs["times"], self.result(node)
+        for i in range(times):
+            self.step("copy", node, input=source, out=out, ints=[i, 0, times] + [0] * 5)
 
     def _upsample(self, node: Node) -> None:
         factors, size = node.attrs["factors"], node.size
@@ -485,6 +529,11 @@ class Lowering:
         for slot, i in last.items():
             if slot not in keep:
                 self.plan.aten[i].frees.append(slot)
+
+
+def _narrowed(kind: str, ins: int, outs: int) -> list[int]:
+    """What a step of this kind does of open channels: on which sides of its convolution they are decided."""
+    return [KINDS.index(kind), ins, outs] + [0] * 5
 
 
 def _map(arg: Any, change: Callable[[Any], Any]) -> Any:

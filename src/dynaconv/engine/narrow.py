@@ -1,4 +1,7 @@
-"""The pass that cuts out channels which are times zero for every image: a narrowed network runs as the narrower one."""
+"""Passes about closed channels: cut out where they are closed for every image, skipped where a gate decides for each.
+
+Source of the decisions: LAUDNet's channel mode, arXiv 2308.15949.
+"""
 
 from __future__ import annotations
 
@@ -92,3 +95,49 @@ def _cut(graph: Graph, node: Node, closed: _Closed) -> None:
             reader.attrs["weight"] = reader.attrs["weight"][:, keep]
     if bool((node.attrs["scale"] == 1).all()):
         graph.replace(node, node.x)
+
+
+def skip_channels(graph: Graph) -> None:
+    """Let convolutions compute and read only the channels that a gate opens for an image (`channels` and the sides).
+
+    What is times the gate's decision between two convolutions is then that of the open channels, side by side.
+    """
+    users = graph.users()
+    for decision in [node for node in graph.nodes if node.op == "open_channels"]:
+        products = _products(decision, users)
+        if not products or not all(_skips(product, products, users) for product in products):
+            continue
+        for product in products:
+            for conv, side in ((product.x, "open_out"), *((reader, "open_in") for reader in users[product])):
+                conv.inputs["channels"] = decision
+                conv.attrs[side] = True
+            graph.replace(product, product.x)
+    graph.tidy()
+
+
+def _products(decision: Node, users: dict[Node, list[Node]]) -> set[Node]:
+    """Maps times the decision; none where something else reads it, too."""
+    found: set[Node] = set()
+    for repeated in users[decision]:
+        if repeated is None or repeated.op != "repeat":
+            return set()
+        for product in users[repeated]:
+            if product is None or product.op != "mul" or product.inputs["y"] is not repeated:
+                return set()
+            found.add(product)
+    return found
+
+
+def _skips(product: Node, products: set[Node], users: dict[Node, list[Node]]) -> bool:
+    maker, readers = product.x, users[product]
+    if not all(_is_static(node) for node in (maker, *readers)) or product.attrs["act"] != "none":
+        return False
+    if len(users[maker]) != 1 or maker.x.op == "input" or {"residual", "channels"} & set(maker.inputs):
+        return False
+    # A convolution in groups reads what is closed where its results are.
+    if maker.attrs["groups"] > 1 and maker.x not in products:
+        return False
+    return all(
+        reader.attrs["groups"] == 1 or (len(users[reader]) == 1 and users[reader][0] in products)
+        for reader in readers
+    )

@@ -21,7 +21,7 @@ ACTIVATIONS = (
 KINDS = (
     "layout", "conv", "stem", "depthwise", "inverted", "max_pool", "avg_pool", "mean", "add", "multiply",
     "activate", "gate", "threshold", "dilate", "mask_value", "layer_norm", "softmax", "copy", "dynamic_conv",
-    "channel_fusion", "fusion_factors", "router",
+    "channel_fusion", "fusion_factors", "router", "narrow",
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16")
 NEVER = 2.0

@@ -82,6 +82,8 @@ def _choice(step: Step, measured: bool) -> tuple[str, str]:
         return "dense", "small layers behind a mean, in one step"
     if _is_unprojected(step):
         return "dense", "what projects looks at all positions first" if step.aux[1] >= 0 else "no mask"
+    if step.kind == "narrow":
+        return "sparse", "closed channels of each image are not computed"
     if step.grid < 0:
         return "dense", "no mask"
     if step.closed:

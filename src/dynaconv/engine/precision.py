@@ -16,7 +16,7 @@ FLOAT, HALF = "float32", "bfloat16"
 _ALIASING_BYTES, _PADDING = 2048, 32
 # Kinds that read either precision and write either.
 _FREE = ("layout", "stem", "activate", "mean")
-_MIXED = ("dynamic_conv", "channel_fusion")
+_MIXED = ("dynamic_conv", "channel_fusion", "narrow")
 _FLOAT_ONLY = ("threshold", "softmax", *_MIXED)
 _WRITES_FLOAT = ("gate", "mask_value", "softmax", *_MIXED)
 # What may stand between a mean and the decision that follows from it.

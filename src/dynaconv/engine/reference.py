@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynaconv.engine import pack, pack_fusion
-from dynaconv.engine.plan import Conv, Plan, Step
+from dynaconv.engine.plan import KINDS, Conv, Plan, Step
 from dynaconv.ops.mask_ops import reference as mask_ops
 
 APPLY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -150,6 +150,43 @@ def conv(run: Run, step: Step) -> None:
     run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
 
 
+@step_kind("narrow")
+def narrow(run: Run, step: Step) -> None:
+    """The step of kind ints[0] of each image's open channels, which lie first in the rows that it reads and writes."""
+    open_ = run.masks[step.grid][:, 0]
+    if KINDS[step.ints[0]] == "inverted":
+        _narrow_inverted(run, step, open_)
+        return
+    weight, bias = run.weight(step.conv[0])
+    conv, size, groups = run.conv(step.conv[0]), run.plan.values[step.out].size, open_.shape[1]
+    x, out = run.planes(step.input), run.value(step.out)
+    whole = torch.zeros(run.n, conv.in_channels, *x.shape[2:])
+    for i in range(run.n):
+        ins = _open_indices(open_[i], conv.in_channels // groups) if step.ints[1] else slice(None)
+        outs = _open_indices(open_[i], conv.out_channels // groups) if step.ints[2] else slice(None)
+        count = int(open_[i].sum()) * (conv.in_channels // groups) if step.ints[1] else conv.in_channels
+        whole[i, ins] = x[i, :count]
+        y = APPLY[step.activation[0]](convolve(whole[i : i + 1], conv, weight, bias, size))[:, outs]
+        y = y if step.input2 < 0 else y + run.planes(step.input2)[i : i + 1]
+        out[i, ..., : y.shape[1]] = APPLY[step.final_activation](y)[0].permute(1, 2, 0).to(out.dtype)
+
+
+def _narrow_inverted(run: Run, step: Step, open_: Tensor) -> None:
+    x, size = run.planes(step.input), run.plan.values[step.out].size
+    width = run.conv(step.conv[1]).out_channels // open_.shape[1]
+    mask = open_.repeat_interleave(width, 1)[:, :, None, None].float()
+    for i, (index, act) in enumerate(zip(step.conv, step.activation, strict=True)):
+        grid = tuple(x.shape[2:]) if i == 0 else size
+        x = APPLY[act](convolve(x, run.conv(index), *run.weight(index), grid))
+        x = x if i == 2 else x * mask
+    y = finish(run, step, x)
+    run.value(step.out).copy_(y.permute(0, 2, 3, 1))
+
+
+def _open_indices(open_: Tensor, width: int) -> Tensor:
+    return open_.repeat_interleave(width).nonzero().flatten()
+
+
 @step_kind("stem")
 def stem(run: Run, step: Step) -> None:
     """As conv, from the image."""
@@ -278,7 +315,8 @@ def gate(run: Run, step: Step) -> None:
 @step_kind("threshold")
 def threshold(run: Run, step: Step) -> None:
     """A logit opens its row when it is at least the threshold, within grid2 if there is one; NaN leaves it closed."""
-    mask = run.forced.get(step.grid, run.value(step.input)[..., 0].float() >= step.floats[0])
+    logits, grid = run.value(step.input).float(), run.plan.grids[step.grid]
+    mask = run.forced.get(step.grid, logits.reshape(-1, grid.height, grid.width) >= step.floats[0])
     run.masks[step.grid] = mask & run.masks[step.grid2] if step.grid2 >= 0 else mask
 
 
@@ -295,7 +333,8 @@ def dilate(run: Run, step: Step) -> None:
 @step_kind("mask_value")
 def mask_value(run: Run, step: Step) -> None:
     """A mask as rows of 0 and 1."""
-    run.value(step.out).copy_(run.masks[step.grid][..., None])
+    out = run.value(step.out)
+    out.copy_(run.masks[step.grid].reshape(out.shape))
 
 
 @step_kind("layer_norm")

@@ -39,7 +39,7 @@ def _is_linear(node: Node) -> bool:
     if (
         node.op != "conv"
         or node.is_mixed
-        or {"grid", "residual"} & set(node.inputs)
+        or {"grid", "residual", "channels"} & set(node.inputs)
         or "closed_act" in node.attrs
     ):
         return False

@@ -11,7 +11,7 @@ from dynaconv import _checks
 from dynaconv.engine import pack
 from dynaconv.engine.pack_experts import expected_shapes
 from dynaconv.engine.pack_fusion import expansion_shapes, reduction_shapes
-from dynaconv.engine.plan import Conv, Plan, Step
+from dynaconv.engine.plan import KINDS, Conv, Plan, Step
 
 # How the weights of each convolution of a step must be packed; kinds that are not listed read none.
 _FORMS = {
@@ -35,6 +35,8 @@ def check_weights(plan: Plan) -> None:
         forms = _FORMS.get(step.kind, ())
         if step.kind == "channel_fusion":
             forms = _FUSIONS[1 if step.ints[3] else 0]
+        if step.kind == "narrow":
+            forms = _FORMS.get(KINDS[step.ints[0]], ())
         if step.kind == "inverted" and step.ints[0]:
             forms = ("conv", "depthwise", "expansion")
         for index, form in zip(step.conv, forms, strict=False):
