@@ -46,6 +46,16 @@ def test_targets_are_met_here_and_on_held_out_images(model) -> None:
     assert dc.calibrated_targets(model) == [0.3, 0.5, 0.7]
 
 
+def test_logits_far_from_zero_are_calibrated_too(model) -> None:
+    for gate in dc.gates(model).values():
+        with torch.no_grad():
+            for parameter in gate.parameters():
+                parameter.mul_(20.0)
+    report = dc.calibrate_(model, images(64, 1), targets=(0.2, 0.9), spacing=1.0)
+    assert min(abs(row["threshold"]) for row in report.rows) > 20
+    assert all(abs(row["error"]) <= 1e-3 for row in report.rows)
+
+
 def test_calibration_survives_saving_copying_and_state_dicts(model, tmp_path) -> None:
     dc.calibrate_(model, images(16, 1), targets=(0.4, 0.6))
     thresholds = [dc.set_budget_(model, t) for t in (0.4, 0.5, 0.6)]

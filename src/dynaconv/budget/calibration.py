@@ -20,8 +20,9 @@ from dynaconv._table import format_table
 from dynaconv.convert import gates
 from dynaconv.cost.masks import collect_masks
 
-BRACKET = 20.0
-MAX_PASSES = 15
+# Logits of trained halting units reach a hundred.
+BRACKET = 1000.0
+MAX_PASSES = 20
 
 
 @dataclass
