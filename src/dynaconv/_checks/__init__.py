@@ -147,6 +147,7 @@ from dynaconv._checks.report import (
     report_unknown_format,
 )
 from dynaconv._checks.study import (
+    study_busy,
     study_damaged,
     study_few_budgets,
     study_foreign_folder,
@@ -321,6 +322,7 @@ __all__ = [
     "report_unknown_format",
     "routing",
     "sample_kernels",
+    "study_busy",
     "study_damaged",
     "study_few_budgets",
     "study_foreign_folder",

@@ -46,6 +46,15 @@ def study_other_study(path: object, found: object, study: str) -> ValueError:
     )
 
 
+def study_busy(path: object, holder: str) -> ValueError:
+    """Error for a folder in which another process works."""
+    who = f"process {holder}" if holder else "another process"
+    return ValueError(
+        f"{who} is working in the study folder {str(path)!r}, and two would mix their results; wait until it has "
+        "finished or stop it (what it has finished stays), or name another folder with --out"
+    )
+
+
 def study_other_settings(path: object, key: str, there: object, here: object) -> ValueError:
     """Error for a study that is continued with other settings."""
     return ValueError(

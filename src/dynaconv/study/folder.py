@@ -12,6 +12,7 @@ from typing import Any
 from dynaconv import _checks
 from dynaconv._files import atomic_write_bytes, atomic_write_text
 from dynaconv._version import __version__
+from dynaconv.study.lock import LOCK, FolderLock
 
 FORMAT = 1
 MARKER = "study.json"
@@ -26,6 +27,7 @@ class StudyFolder:
 
     def __init__(self, path: str | Path, study: str) -> None:
         self.path, self.study = Path(path), study
+        self.lock: FolderLock | None = None
 
     def check(self) -> dict[str, Any]:
         """What study.json says, {} for a folder that is new or empty; writes nothing.
@@ -37,7 +39,7 @@ class StudyFolder:
             raise _checks.cli_not_a_folder(self.path, self.path)
         marker = self.path / MARKER
         if not marker.is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir()):
                 raise _checks.study_foreign_folder(self.path, self.study)
             return {}
         found = read_json(marker)
@@ -48,7 +50,12 @@ class StudyFolder:
         return found
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Write study.json."""
+        """Write study.json, and keep other processes out for as long as this object lives.
+
+        Raises:
+            ValueError: another process works in the folder.
+        """
+        self.lock = self.lock or FolderLock(self.path)
         self.write_json(
             MARKER,
             {"format": FORMAT, "study": self.study, "version": __version__, "settings": dict(settings)},
