@@ -165,6 +165,7 @@ int dynaconv_plan_run(void* plan, void* context, const Call* call, char* error, 
 // A whole forward in one call: acquire, run, release. 2: no context for so many images.
 int dynaconv_plan_forward(void* plan, const Call* call, char* error, int64_t error_size);
 int64_t dynaconv_plan_memory(void* plan);                  // bytes held by all contexts
+int32_t dynaconv_plan_abi();                               // kPlanAbi of this library
 // For tests, before the first acquire: maps of a batch beyond `batch` bytes take windows of at most `window` bytes, in
 // stretches of at least `steps` (stages.h).
 void dynaconv_plan_limits(void* plan, int64_t batch, int64_t window, int32_t steps);

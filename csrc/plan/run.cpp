@@ -352,6 +352,8 @@ void* dynaconv_plan_value(void* handle, void* context, int32_t value) {
   return own.values.data() + v.offset * own.batch.images + v.first * element_bytes(v.dtype);
 }
 
+int32_t dynaconv_plan_abi() { return kPlanAbi; }
+
 int64_t dynaconv_plan_memory(void* handle) {
   Plan& plan = *static_cast<Plan*>(handle);
   const std::lock_guard<std::mutex> lock(plan.mutex);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from dynaconv.engine.execute import Program
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.plan_table import PlanTable
 from dynaconv.engine.straight import Decisions, Straight
+from dynaconv.ops import _native
 from dynaconv.testing.masks import ForcedMask
 
 BACKENDS = ("auto", "cpu", "triton", "eager")
@@ -76,6 +78,11 @@ class CompiledModel:
         source: nn.Module | None = None,
     ) -> None:  # fmt: skip
         self.backend, self.backend_reason = choose_backend(backend, getattr(torch, plan.dtype))
+        if self.backend_reason == _native.STALE:
+            # Somebody built the kernels and expects their speed.
+            warnings.warn(
+                f"{_native.STALE}; until then plans run on PyTorch operations, slowly", stacklevel=3
+            )
         self.threads = threads
         self._program = Program(plan, self.backend)
         self._out_spec = out_spec

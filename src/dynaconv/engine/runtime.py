@@ -10,19 +10,21 @@ from torch import Tensor
 
 from dynaconv import _checks
 from dynaconv.engine.plan import Plan
-from dynaconv.engine.structures import BYTE, Call, PlanData, plan_data
+from dynaconv.engine.structures import BYTE, PLAN_ABI, Call, PlanData, plan_data
 from dynaconv.ops import _native
 
 _TEXT = 512
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels with the plan functions declared, or None."""
+    """The compiled kernels with the plan functions declared, or None where they are missing or of another version."""
     loaded, _ = _native.load()
-    if loaded is None or not hasattr(loaded, "dynaconv_plan_forward"):
+    if loaded is None or not hasattr(loaded, "dynaconv_plan_abi"):
         return None
     if loaded.dynaconv_plan_create.restype is ctypes.c_void_p:
         return loaded
+    if loaded.dynaconv_plan_abi() != PLAN_ABI:
+        return None
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     loaded.dynaconv_plan_create.argtypes = [ctypes.POINTER(PlanData), ctypes.c_char_p, i64]
     loaded.dynaconv_plan_create.restype = pointer
@@ -48,7 +50,7 @@ def missing() -> str | None:
     loaded, reason = _native.load()
     if loaded is None:
         return reason
-    return None if library() else "the compiled kernels are from another version; run `make setup`"
+    return None if library() else _native.STALE
 
 
 def missing_bfloat16() -> str | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 ABI = 5
 LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libdynaconv_kernels.so"
 OPERATORS = LIBRARY.with_name("libdynaconv_ops.so")
+STALE = "the compiled kernels are from another version; run `make setup`, or install dynaconv again"
 MARKER = b"dynaconv operators, version 1"
 # The order is that of `Activation` in csrc/plan/plan.h.
 ACTIVATIONS = (
@@ -42,7 +43,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"the compiled kernels do not load: {error}"
     if library.dynaconv_abi() != ABI:
-        return None, "the compiled kernels are from another version; run `make setup`"
+        return None, STALE
     library.dynaconv_isa.restype = ctypes.c_char_p
     return library, library.dynaconv_isa().decode()
 
