@@ -44,8 +44,13 @@ def ort():
     pytest.importorskip("onnxruntime")
     from dynaconv.export.runtimes import load
 
+    loaded = {}
+
     def run(path, *inputs, **named):
+        key = path, path.stat().st_mtime_ns
+        if key not in loaded:
+            loaded[key] = load("ort", path, 1)
         feed = {f"input_{i}" if i else "images": np.asarray(x) for i, x in enumerate(inputs)}
-        return load("ort", path, 1)(feed | {name: np.asarray(v, np.float32) for name, v in named.items()})
+        return loaded[key](feed | {name: np.asarray(v, np.float32) for name, v in named.items()})
 
     return run

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from tests.convert.families import BLOCKS as FAMILY_BLOCKS
+from tests.convert.families import timm_block, timm_se
 from tests.convert.networks import _BLOCKS, randomise_norms
 from torch import Tensor, nn
 
@@ -15,13 +16,38 @@ import dynaconv as dc
 from dynaconv.testing import MaskInputs, forced
 
 SIZE = (3, 13, 11)
+SIZES = {"hourglass": (3, 32, 32)}
+
+
+def _timm_layer(name: str) -> type[nn.Module]:
+    from dynaconv.integrations.timm import import_timm
+
+    import_timm()
+    from timm import layers
+
+    return getattr(layers, name)
+
+
+MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "regnet": lambda: timm_block("regnet.Bottleneck", 8, 8, bottle_ratio=1, group_size=4, se_ratio=0.25),
+    "mobilenetv3": lambda: timm_block(
+        "_efficientnet_blocks.InvertedResidual", 6, 6, exp_ratio=2.0, act_layer=nn.Hardswish, se_layer=timm_se
+    ),
+    "preact": lambda: timm_block(
+        "resnetv2.PreActBottleneck",
+        8,
+        conv_layer=_timm_layer("StdConv2d"),
+        norm_layer=_timm_layer("BatchNormAct2d"),
+    ),
+    "norm-free": lambda: timm_block("nfnet.NormFreeBlock", 8, 8, group_size=2, reg=False, act_layer=nn.ReLU),
+}
 
 
 def _chain(*kinds: str, **options) -> nn.Module:
     """A stem, masked blocks of several kinds with something dense between them, and a head."""
     parts, channels = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()], 6
     for kind in kinds:
-        block = (_BLOCKS | FAMILY_BLOCKS)[kind]()
+        block = (_BLOCKS | FAMILY_BLOCKS | MORE_BLOCKS)[kind]()
         first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
         inside = 8 if kind == "shuffle" else first.in_channels
         parts += [nn.Conv2d(channels, inside, 1), nn.ReLU(), block]
@@ -30,6 +56,13 @@ def _chain(*kinds: str, **options) -> nn.Module:
     model = nn.Sequential(*parts)
     randomise_norms(model)
     dc.dynamize_(model, dc.SpatialMasking(preset="paper", **options))
+    return model
+
+
+def _hourglass() -> nn.Module:
+    model = dc.create_model("hourglass1_scenes", width=8, depth=1, image_size=32)
+    randomise_norms(model)
+    dc.dynamize_(model, dc.SpatialMasking(preset="paper"))
     return model
 
 
@@ -47,6 +80,9 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
     "torchvision strided": lambda: _chain("bottleneck_s2", "bottleneck", "shuffle"),
     "timm blocks": lambda: _chain("timm_basic", "timm_inverted", "inverted with se", "convnext"),
     "timm strided": lambda: _chain("bottleneck with se", "blurred"),
+    "timm mobile": lambda: _chain("regnet", "mobilenetv3", "edge with se"),
+    "timm residual": lambda: _chain("preact", "norm-free"),
+    "hourglass": _hourglass,
     "layer_gate": lambda: _cifar(dc.LayerGate()),
     "halting": lambda: _cifar({"layer1": dc.Halting()}, 14),
 }

@@ -6,11 +6,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tests.export.networks import KERNELS, MASKED, SIZE, example, masked, needed
+from tests.export.networks import KERNELS, MASKED, SIZE, SIZES, example, masked, needed
 
 import dynaconv as dc
 
-CASES = [(1, 0.3), (3, 0.0), (3, 1.0), (8, 0.3)]
+# The forwards of others tie torch.export to one size.
+FREE = ("basic", "torchvision blocks", "torchvision strided", "timm residual", "halting")
+CASES = [(n, density) for n in (1, 3, 8) for density in (0.0, 0.3, 1.0)]
 
 
 def agree(got, expected) -> None:
@@ -24,24 +26,23 @@ def test_every_family(name, tmp_path, ort, trace_once) -> None:
     if needed(name) and find_spec(needed(name)) is None:
         pytest.skip(f"{needed(name)} is not installed")
     model, given = masked(name)
-    # Forwards of these tie torch.export to one size.
-    free = name not in ("layer_gate", "timm blocks", "timm strided")
+    size = SIZES.get(name, SIZE)
     for lowering in ("sparse", "dense"):
         path = tmp_path / f"{lowering}.onnx"
         done = dc.export.onnx(
             given,
-            example(model, 2, 0.5),
+            example(model, 2, 0.5, size),
             path,
             lowering=lowering,
             dial=None,
             report=(),
             check=False,
-            dynamic_size=free,
+            dynamic_size=name in FREE,
         )
         assert set(done.blocks.values()) == {lowering}
-        sizes = [(n, d, SIZE) for n, d in CASES] + ([(2, 0.3, (3, 20, 9))] if free else [])
-        for n, density, size in sizes:
-            inputs = example(model, n, density, size)
+        sizes = [(n, d, size) for n, d in CASES] + ([(2, 0.3, (3, 20, 9))] if name in FREE else [])
+        for n, density, shape in sizes:
+            inputs = example(model, n, density, shape)
             with torch.no_grad():
                 agree(ort(path, *inputs)["output"], given(*inputs))
 
