@@ -99,7 +99,9 @@ def test_a_threshold_for_each_gate(model, tmp_path, ort, trace_once) -> None:
     assert list(fixed.inputs) == ["images"] and list(fixed.outputs) == ["output"]
 
 
-def test_auto_follows_the_densities(tmp_path, trace_once) -> None:
+def test_auto_follows_the_densities(tmp_path, trace_once, monkeypatch) -> None:
+    from dynaconv.export import choose
+
     model = dc.create_model("resnet8_cifar", num_classes=5)
     dc.dynamize_(model, dc.SpatialMasking())
     model.eval()
@@ -107,6 +109,11 @@ def test_auto_follows_the_densities(tmp_path, trace_once) -> None:
     for density, kind in ((0.0, "sparse"), (1.0, "dense")):
         done = dc.export.onnx(model, (x,), tmp_path / "m.onnx", densities=density, check=False)
         assert done.blocks["layer1.0"] == kind and done.densities["layer1.0"] == density
+    assert {"product", "gathered", "written", "copied"} <= set(choose.measured_costs())
+    with monkeypatch.context() as patch:
+        patch.setattr(choose, "measured_costs", lambda: {"block": 1.0})
+        done = dc.export.onnx(model, (x,), tmp_path / "m.onnx", densities=0.0, check=False)
+        assert set(done.blocks.values()) == {"dense"}
     # A calibrated network brings its own, at the thresholds that are set.
     for i, gate in enumerate(dc.gates(model).values()):
         gate.budget_table = torch.tensor([[0.3, 1.0, 1.0, 0.1 * i], [0.6, -1.0, 1.0, 0.5]])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,23 @@ from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
 from dynaconv.export.branches import Branch
 
-# Estimates, not measured on the machine that will run the file, in multiply-adds of a dense convolution that take as
-# long: a multiply-add of a depthwise convolution; one gathered and multiplied number of a sparse depthwise one; one
-# number gathered for a product; one written back; the small operations of a block.
-DEPTHWISE, SPARSE_DEPTHWISE, GATHERED, WRITTEN, OVERHEAD = 6.0, 60.0, 12.0, 30.0, 6e6
+# Nanoseconds in ONNX Runtime of what is counted below; `benchmarks/lowering_costs.py --write` measures them.
+COSTS = Path(__file__).with_name("costs.json")
+# Sparse has to be expected this much faster: a block alone among dense ones also turns layouts, and batches fall out of
+# caches.
+MARGIN = 0.85
+
+
+@functools.lru_cache(maxsize=1)
+def measured_costs() -> dict[str, float]:
+    """Name of an amount -> nanoseconds."""
+    return json.loads(COSTS.read_text())["ns"]
+
+
+def nanoseconds(amounts: Mapping[str, float], costs: Mapping[str, float] | None = None) -> float:
+    """What these amounts cost together."""
+    costs = measured_costs() if costs is None else costs
+    return sum(costs.get(name, 0.0) * amount for name, amount in amounts.items())
 
 
 def measure_densities(
@@ -61,36 +77,41 @@ def _decided(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, float]:
 
 
 def choose_sparse(branches: list[Branch], densities: Mapping[str, float]) -> list[Branch]:
-    """Those branches that the cost model expects to be faster sparse at their densities."""
+    """Those branches that the cost model expects to be faster sparse at their densities, for a single image."""
     chosen = []
     for branch in branches:
-        density = densities.get(branch.name, 1.0)
-        if sparse_cost(branch, density) < dense_cost(branch):
+        sparse = nanoseconds(sparse_amounts(branch, densities.get(branch.name, 1.0)))
+        if sparse < MARGIN * nanoseconds(dense_amounts(branch)):
             chosen.append(branch)
     return chosen
 
 
-def dense_cost(branch: Branch) -> float:
-    """Of computing everywhere, for one image, in multiply-adds of a dense convolution."""
-    total = 0.0
-    for stage, (_, outside) in zip(branch.stages, _positions(branch), strict=True):
-        total += outside * stage.weight.size * (DEPTHWISE if stage.depthwise else 1.0)
-    last = branch.stages[-1].weight.shape[0] * _positions(branch)[-1][1]
-    return total + WRITTEN * last
+def dense_amounts(branch: Branch) -> dict[str, float]:
+    """Of one image computed everywhere: multiply-adds, and numbers that are multiplied by the mask and added."""
+    found = {"product": 0.0, "depthwise": 0.0}
+    for stage, outside in zip(branch.stages, _positions(branch), strict=True):
+        found["depthwise" if stage.depthwise else "product"] += outside * stage.weight.size
+    return found | {"masked": float(branch.stages[-1].weight.shape[0] * _positions(branch)[-1])}
 
 
-def sparse_cost(branch: Branch, density: float) -> float:
-    """Of computing open positions, for one image: products, gathering, writing back."""
-    total, shares = OVERHEAD, _shares(branch, density)
-    for stage, share, (_, outside) in zip(branch.stages, shares, _positions(branch), strict=True):
-        rows, outputs = share * outside, stage.weight.shape[0]
-        taps = int(np.prod(stage.kernel)) * stage.weight.shape[1] * stage.groups
-        if stage.depthwise:
-            total += rows * taps * SPARSE_DEPTHWISE
-        else:
-            total += rows * (stage.weight.size + (0 if stage.pointwise else GATHERED * taps))
-        total += WRITTEN * rows * outputs
-    return total
+def sparse_amounts(branch: Branch, density: float) -> dict[str, float]:
+    """Of one image at open positions: multiply-adds, numbers that are gathered, of rows written and of maps copied.
+
+    block: 1, the small operations, which many images share.
+    """
+    found = dict.fromkeys(("sparse_product", "sparse_depthwise", "gathered", "written", "copied"), 0.0)
+    shares, positions = _shares(branch, density), _positions(branch)
+    for i, (stage, share, outside) in enumerate(zip(branch.stages, shares, positions, strict=True)):
+        rows = share * outside
+        inputs = stage.weight.shape[1] * stage.groups
+        found["sparse_depthwise" if stage.depthwise else "sparse_product"] += rows * stage.weight.size
+        if i == 0 or not stage.pointwise:
+            found["gathered"] += rows * inputs * int(np.prod(stage.kernel))
+        found["written"] += rows * stage.weight.shape[0]
+        if i > 0 and not stage.pointwise:
+            found["copied"] += positions[i - 1] * inputs
+    found["copied"] += positions[-1] * branch.stages[-1].weight.shape[0]
+    return found | {"block": 1.0}
 
 
 def _shares(branch: Branch, density: float) -> list[float]:
@@ -104,13 +125,9 @@ def _shares(branch: Branch, density: float) -> list[float]:
     return shares
 
 
-def _positions(branch: Branch) -> list[tuple[int, int]]:
-    """(positions of the input, positions of the output) of each convolution; free sizes count as 28 x 28."""
-    found = []
-    for stage in branch.stages:
-        sizes = [_area(value) for value in (stage.conv.inputs[0], stage.conv.outputs[0])]
-        found.append((sizes[0], sizes[1]))
-    return found
+def _positions(branch: Branch) -> list[int]:
+    """Positions of each convolution's output; free sizes count as 28 x 28."""
+    return [_area(stage.conv.outputs[0]) for stage in branch.stages]
 
 
 def _area(value: Any) -> int:
@@ -118,4 +135,4 @@ def _area(value: Any) -> int:
     return h * w
 
 
-__all__ = ["choose_sparse", "dense_cost", "measure_densities", "sparse_cost"]
+__all__ = ["choose_sparse", "dense_amounts", "measure_densities", "nanoseconds", "sparse_amounts"]
