@@ -5,7 +5,8 @@
     python benchmarks/lowering_costs.py --folder FILES    keep the exported files there, and use those that lie there
 
 Each network is a chain of three equal blocks with forced blob masks. Nanoseconds of the amounts that
-`dynaconv.export.choose` counts (and of what gates read, which is the same in both) are fitted to its times by least squares of relative errors, none below zero.
+`dynaconv.export.choose` counts, and of what gates read, the same in both lowerings, are fitted to its times by
+least squares of relative errors, none below zero.
 """
 
 from __future__ import annotations
