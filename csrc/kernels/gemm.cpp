@@ -115,6 +115,32 @@ DYNACONV_INLINE void deep(const float* const (&from)[Rows], int64_t k, const flo
   }
 }
 
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&sums)[Rows][Columns]) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const float* from[Rows];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    const float* const scale = blend.scale[row + r] + column;
+    from[r] = static_cast<const float*>(blend.taps[row + r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c)
+      sums[r][c] = sums[r][c] * load<Vector>(scale + c * kLanes) + load<Vector>(blend.bias + column + c * kLanes);
+  }
+  const float* weight = blend.weight + column;
+  for (int64_t k = 0; k < blend.channels; ++k, weight += kPanel) {
+    Vector w[Columns];
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const float value = from[r][k];
+#pragma GCC unroll 4
+      for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+    }
+  }
+}
+
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end) {
@@ -155,6 +181,7 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
       }
     }
   }
+  if (call.blend) blended<Vector, Rows, Columns>(*call.blend, row, column, sums);
   const int width = call.columns - column < Columns * kLanes ? call.columns - column : Columns * kLanes;
   if (width == Columns * kLanes && is_clamp(call.activation) && is_clamp(call.final_activation)) {
     if (only_a_floor(call)) return finish_clamped<Vector, Rows, Columns, true>(call, sums, row, column);
@@ -254,7 +281,7 @@ DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
   constexpr bool kAndHalf = Rows <= Most && sizeof(Vector) == 2 * sizeof(Half);
   for (int column = 0; column < call.columns;) {
     const int left = call.columns - column;
-    if (left > kLanes + kLanes / 2) {
+    if (left > kLanes + kLanes / 2 || (call.blend && left > kLanes)) {
       all_rows<Vector, Most, Rows, 2>(call, column, end);
       column += 2 * kLanes;
     } else if (kAndHalf && left > kLanes) {

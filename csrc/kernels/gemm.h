@@ -17,6 +17,18 @@ struct NextRows {
   const void* const* residual;  // [kMaxRows]; null: there is none, it is near, or the result takes its place
   int64_t column;               // of the next tile, elements
   int rows;                     // of the next tile
+  const char* later;            // what a later step reads: kLaterBytes of it for every 64 bytes of a tap's channels, or null
+};
+constexpr int64_t kLaterBytes = 1024;
+
+// What becomes of the sums of a tile before its activation: sums[r][c] * scale[r][c] + bias[c] + the sum over channels k of
+// taps[r][k] * weight[k][c].
+struct Blend {
+  const float* const* scale;  // [kMaxRows], at column 0 of the tile
+  const void* const* taps;    // [kMaxRows]
+  int64_t channels;
+  const float* weight;        // [channels][kPanel]
+  const float* bias;          // [kPanel]
 };
 
 // For r < rows and c < columns, with sum over taps t and channels k of taps[t * kMaxRows + r][k] * weight[t * channels + k][c]:
@@ -37,6 +49,32 @@ struct TileCall {
   bool float_out;               // of a bfloat16 tile: out and residual are float32
   int64_t ahead[2];             // bytes from the weights in use to those that are fetched meanwhile, for either line
   NextRows next;
+  const Blend* blend;           // float32: null where the sums stay as they are
+};
+
+// Weights of the steps after this one, in the order in which a thread will read them. Its tiles bring them into its L2 cache:
+// a router reads many weights and multiplies little, so that it would wait for them.
+class Upcoming {
+ public:
+  void add(const void* from, int64_t bytes) {
+    if (count_ == kMost || bytes <= 0) return;
+    const auto* const start = static_cast<const char*>(from);
+    parts_[count_++] = {start, start + bytes};
+  }
+  // The share of a tile that has its taps and channels.
+  void give(TileCall& call, int64_t element) {
+    while (first_ < count_ && parts_[first_].at >= parts_[first_].end) ++first_;
+    call.next.later = first_ < count_ ? parts_[first_].at : nullptr;
+    if (first_ < count_) parts_[first_].at += call.taps_count * ((call.channels * element + 63) / 64) * kLaterBytes;
+  }
+
+ private:
+  struct Part {
+    const char *at, *end;
+  };
+  static constexpr int kMost = 6;
+  Part parts_[kMost];
+  int first_ = 0, count_ = 0;
 };
 
 // Of activations that are clamps: nothing has a ceiling, and nothing happens before a residual is added. That is what most

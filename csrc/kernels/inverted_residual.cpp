@@ -13,6 +13,7 @@
 #include "isa.h"
 #include "mask_bytes.h"
 #include "mixing.h"
+#include "pixel_sums.h"
 
 namespace {
 
@@ -139,7 +140,7 @@ TileCall panel_call(const T* weight, const float* bias, int64_t depth, int64_t p
 enum class Fetch { kNothing, kInputs, kResults };
 
 // The tiles [from, to).
-void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall call, bool residual, Fetch fetch) {
+void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall call, bool residual, Fetch fetch, Upcoming* upcoming) {
   call.next.column = call.column;
   int64_t first = list.start(from);
   for (int64_t tile = from; tile < to; ++tile) {
@@ -151,100 +152,10 @@ void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall ca
     call.next.rows = more ? static_cast<int>(list.start(tile + 2) - last) : 0;
     call.next.taps = more && fetch == Fetch::kInputs ? list.from + last : nullptr;
     call.next.out = more && fetch == Fetch::kResults ? list.to + last : nullptr;
+    if (upcoming) upcoming->give(call, dtype == kBfloat16 ? 2 : 4);
     gemm_tile(dtype, static_cast<int>(last - first), call.columns)(call);
     first = last;
   }
-}
-
-// One output pixel whose sums several threads hold.
-struct Join {
-  const float* sums;  // [parts] of them, `part` apart; rounded up to whole panels
-  int64_t part, parts;
-  const float* bias;
-  int64_t channels;
-  int activation, final_activation;
-};
-
-template <typename Vector>
-DYNACONV_INLINE Vector joined(const Join& join, int64_t c) {
-  Vector sum = load<Vector>(join.bias + c);
-  for (int64_t p = 0; p < join.parts; ++p) sum += load<Vector>(join.sums + p * join.part + c);
-  return activate<Vector>(sum, join.activation);
-}
-
-template <typename Vector>
-DYNACONV_INLINE void join_channels(const Join& join, const float* residual, float* out) {
-  constexpr int64_t kLanes = kLanesOf<Vector>;
-  int64_t c = 0;
-  for (; c + kLanes <= join.channels; c += kLanes) {
-    Vector sum = joined<Vector>(join, c);
-    if (residual) sum += load<Vector>(residual + c);
-    store<Vector>(out + c, activate<Vector>(sum, join.final_activation));
-  }
-  if (c == join.channels) return;
-  const int64_t width = join.channels - c;
-  float block[kLanes] = {};
-  if (residual) std::memcpy(block, residual + c, width * sizeof(float));
-  const Vector sum = joined<Vector>(join, c) + load<Vector>(block);
-  store<Vector>(block, activate<Vector>(sum, join.final_activation));
-  std::memcpy(out + c, block, width * sizeof(float));
-}
-
-void join_plain(const Join& join, const float* residual, float* out) { join_channels<float4>(join, residual, out); }
-#ifdef DYNACONV_X86
-DYNACONV_TARGET_AVX2 void join_avx2(const Join& join, const float* residual, float* out) {
-  join_channels<float8>(join, residual, out);
-}
-DYNACONV_TARGET_AVX512 void join_avx512(const Join& join, const float* residual, float* out) {
-  join_channels<float16>(join, residual, out);
-}
-#endif
-
-void join_pixel(const Join& join, const float* residual, float* out) {
-#ifdef DYNACONV_X86
-  if (best_isa_level() == Isa::kAvx512) return join_avx512(join, residual, out);
-  if (best_isa_level() == Isa::kAvx2) return join_avx2(join, residual, out);
-#endif
-  join_plain(join, residual, out);
-}
-
-// Adds `count` pixels of at most kPanel channels to `sums`, which has room for all.
-template <typename Vector>
-DYNACONV_INLINE void add_channels(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
-  constexpr int64_t kLanes = kLanesOf<Vector>;
-  int64_t c = 0;
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
-    Vector first = load<Vector>(sums + c), second = load<Vector>(sums + c + kLanes);
-    const float* pixel = from + c;
-    for (int64_t i = 0; i < count; ++i, pixel += step) {
-      first += load<Vector>(pixel);
-      second += load<Vector>(pixel + kLanes);
-    }
-    store<Vector>(sums + c, first);
-    store<Vector>(sums + c + kLanes, second);
-  }
-  for (; c < channels; ++c)
-    for (int64_t i = 0; i < count; ++i) sums[c] += from[i * step + c];
-}
-
-void add_pixels_plain(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
-  add_channels<float4>(from, count, step, channels, sums);
-}
-#ifdef DYNACONV_X86
-DYNACONV_TARGET_AVX2 void add_pixels_avx2(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
-  add_channels<float8>(from, count, step, channels, sums);
-}
-DYNACONV_TARGET_AVX512 void add_pixels_avx512(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
-  add_channels<float16>(from, count, step, channels, sums);
-}
-#endif
-
-void add_pixels(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
-#ifdef DYNACONV_X86
-  if (best_isa_level() == Isa::kAvx512) return add_pixels_avx512(from, count, step, channels, sums);
-  if (best_isa_level() == Isa::kAvx2) return add_pixels_avx2(from, count, step, channels, sums);
-#endif
-  add_pixels_plain(from, count, step, channels, sums);
 }
 
 // One image in the hands of one thread.
@@ -304,7 +215,7 @@ class Walk {
       call.channels = depth;
       call.bias = kNoBias;
       call.column = panel * kPanel;
-      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, call, false, Fetch::kNothing);
+      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, call, false, Fetch::kNothing, args_.upcoming);
     }
   }
 
@@ -436,7 +347,7 @@ class Walk {
     call.activation = args_.activation[0];
     // Every panel but the first finds the inputs in the cache.
     const Fetch fetch = panel == 0 ? Fetch::kInputs : Fetch::kNothing;
-    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false, fetch);
+    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false, fetch, args_.upcoming);
   }
 
   void depthwise_panel(int64_t panel, int64_t place, const Span& span) const {
@@ -504,7 +415,8 @@ class Walk {
     call.column = panel * kPanel;
     call.activation = args_.activation[2];
     call.final_activation = args_.final_activation;
-    multiply(scratch_.project, from, to, kDtypeOf<T>, call, args_.residual != nullptr, Fetch::kResults);
+    multiply(scratch_.project, from, to, kDtypeOf<T>, call, args_.residual != nullptr, Fetch::kResults,
+             args_.upcoming);
   }
 
  private:

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "gemm.h"
 #include "vectors.h"
 
 // A low-rank part that is added to the scaled weights of the expansion, other for each image: DCD's channel fusion, arXiv
@@ -52,6 +53,7 @@ struct InvertedArgsOf {
   T* shared;                   // inverted_shared_bytes() for all threads together
   int32_t threads;
   int32_t band;                // output rows of a band, 0: chosen here
+  Upcoming* upcoming;          // of the thread that runs a chunk, or null
 };
 using InvertedArgs = InvertedArgsOf<float>;
 using InvertedArgsBfloat16 = InvertedArgsOf<Bfloat16>;

@@ -82,14 +82,15 @@ DYNACONV_INLINE void mix(const MixCall& call) {
   else mix_counted<Vector, 0, Sums>(call);
 }
 
-// G g G^T with G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1], a vector of outputs at a time.
+// G g G^T with G = [1 0 0; 1 1 1; 1 -1 1; 0 0 1], a vector of outputs at a time. The halves of Winograd's G are left to the
+// transform of the patches, of which there are fewer than weights.
 template <typename Vector, int Images>
 DYNACONV_INLINE void transform(const Vector (&sums)[9][Images], int image, float* out, int64_t point_step) {
   Vector half[4][3];
 #pragma GCC unroll 3
   for (int j = 0; j < 3; ++j) {
     const Vector first = sums[j][image], last = sums[6 + j][image];
-    const Vector outer = (first + last) * 0.5f, inner = sums[3 + j][image] * 0.5f;
+    const Vector outer = first + last, inner = sums[3 + j][image];
     half[0][j] = first;
     half[1][j] = outer + inner;
     half[2][j] = outer - inner;
@@ -97,7 +98,7 @@ DYNACONV_INLINE void transform(const Vector (&sums)[9][Images], int image, float
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i, out += 4 * point_step) {
-    const Vector outer = (half[i][0] + half[i][2]) * 0.5f, inner = half[i][1] * 0.5f;
+    const Vector outer = half[i][0] + half[i][2], inner = half[i][1];
     store<Vector>(out, half[i][0]);
     store<Vector>(out + point_step, Vector(outer + inner));
     store<Vector>(out + 2 * point_step, Vector(outer - inner));

@@ -36,7 +36,8 @@ struct FuseCall {
 struct MixKernels {
   // out[i * image_step + places[row] + c] = mixed[i][row][c].
   void (*mix)(const MixCall& call);
-  // Rows are nine taps of one channel after the other; writes the 16 points of Winograd's G g G^T for channel k:
+  // Rows are nine taps of one channel after the other; writes the 16 points of Winograd's G g G^T for channel k, each of them
+  // twice or four times as large where G has halves (WinogradKernels::input_halved makes up for it):
   // out[i * image_step + point * point_step + k * kPanel + c].
   void (*mix_winograd)(const MixCall& call);
   void (*fuse)(const FuseCall& call);

@@ -16,10 +16,14 @@ DYNACONV_INLINE const void* beyond(const void* from, int64_t bytes) {
 class NextRowsFetch {
  public:
   DYNACONV_INLINE_MEMBER NextRowsFetch(const TileCall& call, int64_t element)
-      : next_(call.next), element_(element), offset_(call.tap_offset * element) {}
+      : next_(call.next), later_(call.next.later), element_(element), offset_(call.tap_offset * element) {}
 
   // Before the products with the bytes [at, at + kBurstBytes) of the channels of a tap.
   DYNACONV_INLINE_MEMBER void burst(int tap, int64_t at) {
+    if (later_) {
+      for (int64_t line = 0; line < kLaterBytes; line += 64) __builtin_prefetch(beyond(later_, line), 0, 2);
+      later_ += kLaterBytes;
+    }
     if (next_.taps)
       for (int r = 0; r < next_.rows; ++r) __builtin_prefetch(beyond(next_.taps[tap * kMaxRows + r], offset_ + at), 0, 3);
     if (next_.out && row_ < next_.rows) results();
@@ -38,6 +42,7 @@ class NextRowsFetch {
   }
 
   const NextRows& next_;
+  const char* later_;
   const int64_t element_, offset_;
   int row_ = 0;
 };

@@ -35,7 +35,20 @@ DYNACONV_INLINE float as_float(Bfloat16 value) { return widened(value); }
 DYNACONV_INLINE void put(float value, float* to) { *to = value; }
 DYNACONV_INLINE void put(float value, Bfloat16* to) { *to = narrowed(value); }
 
-template <typename Vector, typename T>
+// Points in the rows and columns of G that hold halves.
+template <typename Vector>
+DYNACONV_INLINE void halve(Vector (&v)[4][4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const bool row = i == 1 || i == 2, column = j == 1 || j == 2;
+      if (row || column) v[i][j] *= row && column ? 0.25f : 0.5f;
+    }
+  }
+}
+
+template <typename Vector, typename T, bool Halved>
 DYNACONV_INLINE void input(const void* const* patch, int64_t channels, T* transformed, int64_t step) {
   constexpr int kLanes = kLanesOf<Vector>;
   const auto* const* rows = reinterpret_cast<const T* const*>(patch);
@@ -45,12 +58,14 @@ DYNACONV_INLINE void input(const void* const* patch, int64_t channels, T* transf
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) d[p / 4][p % 4] = load<Vector>(rows[p] + c);
     transform_input<Vector>(d, v);
+    if constexpr (Halved) halve<Vector>(v);
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) store<Vector>(transformed + p * step + c, v[p / 4][p % 4]);
   }
   for (; c < channels; ++c) {
     for (int p = 0; p < 16; ++p) d[p / 4][p % 4] = broadcast<Vector>(as_float(rows[p][c]));
     transform_input<Vector>(d, v);
+    if constexpr (Halved) halve<Vector>(v);
     for (int p = 0; p < 16; ++p) put(v[p / 4][p % 4][0], transformed + p * step + c);
   }
 }
@@ -120,7 +135,10 @@ DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int 
 
 #define DYNACONV_WINOGRAD(NAME, TARGET, VECTOR, T)                                                                  \
   TARGET void input_##NAME(const void* const* patch, int64_t channels, void* transformed, int64_t step) {          \
-    input<VECTOR>(patch, channels, static_cast<T*>(transformed), step);                                            \
+    input<VECTOR, T, false>(patch, channels, static_cast<T*>(transformed), step);                                  \
+  }                                                                                                                 \
+  TARGET void input_halved_##NAME(const void* const* patch, int64_t channels, void* transformed, int64_t step) {   \
+    input<VECTOR, T, true>(patch, channels, static_cast<T*>(transformed), step);                                   \
   }                                                                                                                 \
   TARGET void output_##NAME(const float* products, int64_t step, const float* bias, float* sums) {                 \
     output<VECTOR>(products, step, bias, sums);                                                                    \
@@ -134,7 +152,8 @@ DYNACONV_INLINE void finish(const float* sums, int columns, int activation, int 
                                   int final_activation, const void* const* residual, void* const* out) {           \
     finish_panel<VECTOR, T>(products, step, bias, activation, final_activation, residual, out);                    \
   }                                                                                                                 \
-  constexpr WinogradKernels kWinograd_##NAME = {input_##NAME, output_##NAME, finish_##NAME, finish_panel_##NAME};
+  constexpr WinogradKernels kWinograd_##NAME = {input_##NAME, input_halved_##NAME, output_##NAME, finish_##NAME,   \
+                                               finish_panel_##NAME};
 
 DYNACONV_WINOGRAD(plain, , float4, float)
 #ifdef DYNACONV_X86

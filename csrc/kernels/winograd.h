@@ -9,6 +9,8 @@ constexpr int kWinogradPoints = 16;
 struct WinogradKernels {
   // patch[16]: rows of `channels` channels of a 4x4 input patch; writes transformed[point * step + c].
   void (*input)(const void* const* patch, int64_t channels, void* transformed, int64_t step);
+  // The same for weights that were transformed without the halves of G.
+  void (*input_halved)(const void* const* patch, int64_t channels, void* transformed, int64_t step);
   // products[point * step + c] for c < kPanel -> sums of the four outputs, [4][kPanel], bias added.
   void (*output)(const float* products, int64_t step, const float* bias, float* sums);
   // One output row of `columns` channels: out = final_activation(activation(sums) + residual), residual may be null.

@@ -28,9 +28,18 @@ void DynamicTask::chunks(PanelMixer& own, int64_t panel, int64_t first_image, in
       const int64_t point_step = channels * kPanel + (winograd ? kPanel : 0);
       own.mix(panel, image, count, first, channels,
               {scratch_.weights, shape_.panel_floats(shape_.chunk), point_step, winograd}, image == first_image);
+      if (image == first_image) foresee(panel, first + channels);
       f(first, channels, image, count);
     }
   }
+}
+
+// The experts of the chunk from `first` on come from memory while the chunk before it multiplies.
+void DynamicTask::foresee(int64_t panel, int64_t first) const {
+  worker_.upcoming = {};
+  const int64_t row = shape_.taps * shape_.count * kPanel, from = panel * shape_.channels + first;
+  const int64_t end = std::min(from + shape_.chunk, shape_.panels * shape_.channels);
+  worker_.upcoming.add(static_cast<const float*>(conv_.weight) + from * row, (end - from) * row * 4);
 }
 
 void DynamicTask::large_direct() const {
@@ -73,6 +82,7 @@ void DynamicTask::multiply(const ConvRows& place, int64_t panel, int64_t image, 
     const RowTable table = place.table(scratch_.rest, rows_.list, first + from, std::min(most, count - from));
     for (int64_t tile = 0; tile < table.tiles; ++tile) {
       table.point(call, tile);
+      worker_.upcoming.give(call, sizeof(float));
       void* outs[kMaxRows];
       if (sums) {
         for (int r = 0; r < table.rows_of(tile); ++r) outs[r] = sums + (from + table.first_of(tile) + r) * kPanel;
@@ -132,7 +142,7 @@ void DynamicTask::large_winograd() const {
           const int64_t here = tiles_.count(image + i);
           WinogradProducts{shared_ + positions * (images_ * first + (image + i) * channels), here * channels, channels, here,
                            scratch_.weights + i * shape_.panel_floats(shape_.chunk), channels * kPanel + kPanel, channels,
-                           scratch_.sums + (image + i - begin) * image_sums, first > 0}.run();
+                           scratch_.sums + (image + i - begin) * image_sums, first > 0, kFloat32, &worker_.upcoming}.run();
         }
       });
       for (int64_t image = begin; image < end; ++image) {

@@ -135,6 +135,7 @@ void DynamicTask::small_direct() const {
       call.bias = shared_bias(image, panel);
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
+        worker_.upcoming.give(call, sizeof(float));
         gemm_tile(kFloat32, table.rows_of(tile), call.columns)(call);
       }
     }
@@ -155,6 +156,7 @@ void DynamicTask::image_by_image() const {
       call.bias = scratch_.bias;
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
+        worker_.upcoming.give(call, sizeof(float));
         gemm_tile(kFloat32, table.rows_of(tile), call.columns)(call);
       }
     }

@@ -99,6 +99,7 @@ class DynamicTask {
   void transform_inputs() const;
   template <typename F>
   void image_blocks(int64_t floats_of_image, F&& f) const;
+  void foresee(int64_t panel, int64_t first) const;
   template <typename F>
   void chunks(PanelMixer& own, int64_t panel, int64_t first_image, int64_t last_image, int most, bool winograd, F&& f) const;
   void multiply(const ConvRows& place, int64_t panel, int64_t image, const float* weight, int64_t first_channel,

@@ -193,6 +193,7 @@ void work(std::vector<Run>& runs, int id, int threads, char* scratch, char* shar
       const Step& step = run.plan.steps[i];
       worker.step = i;
       worker.phase = 0;
+      worker.upcoming = upcoming_weights(run, i, id, threads);
       function_of(step.kind)(worker, step);
       worker.barrier();
       if (run.call.step_ns && id == 0) {

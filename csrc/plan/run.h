@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/gemm.h"
 #include "plan.h"
 #include "stages.h"
 
@@ -150,6 +151,7 @@ struct Worker {
   char* const shared;        // one for all threads
   const float* const zeros;  // as long as the widest value, all 0 (of any dtype)
   int step = 0, phase = 0;
+  Upcoming upcoming = {};
 
   // Calls f(task) for every task once. Every thread begins with a share of its own, the same part of the tasks in every step:
   // what it wrote in the step before is in its own cache. Who is done helps the others.
@@ -213,6 +215,8 @@ int64_t scratch_router(const Plan&, const Step&);
 int64_t shared_router(const Plan&, const Step&, int64_t images);
 int64_t scratch_narrow(const Plan&, const Step&);
 int64_t shared_narrow(const Plan&, const Step&, int64_t images, int threads);
+// What a thread will read of the routers that follow step `index` closely.
+Upcoming upcoming_weights(const Run&, int32_t index, int id, int threads);
 int64_t scratch_gate(const Plan&, const Step&);
 int64_t scratch_dilate(const Plan&, const Step&);
 int64_t shared_gate(const Plan&, const Step&, int64_t images);

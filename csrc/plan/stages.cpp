@@ -10,7 +10,8 @@
 namespace {
 
 constexpr int64_t kLightBytes = 128 << 10;  // of the weights of a small step that goes along with its neighbours
-constexpr double kWeightShare = 1.5;        // of the weights to the maps of one image; heavier steps take the whole batch
+constexpr double kWeightShare = 1.5;        // of the weights to the maps of one image; heavier steps take the whole batch, so that they
+                                            // read their weights or experts once
 
 constexpr int32_t kNever = std::numeric_limits<int32_t>::max();
 
@@ -29,7 +30,8 @@ int64_t weight_bytes(const Plan& plan, const Step& step) {
     const int64_t panels = (conv.out_channels / conv.groups + kPanel - 1) / kPanel * conv.groups;
     const int64_t taps = conv.winograd ? 16 : int64_t{conv.kernel[0]} * conv.kernel[1];
     const bool single = conv.groups == conv.in_channels && conv.groups > 1;
-    bytes += 4 * taps * (single ? conv.out_channels : panels * kPanel * (conv.in_channels / conv.groups));
+    const int64_t experts = step.kind == kDynamicConv ? std::max(step.ints[0], 1) : 1;
+    bytes += 4 * taps * experts * (single ? conv.out_channels : panels * kPanel * (conv.in_channels / conv.groups));
   }
   return bytes;
 }
@@ -43,8 +45,7 @@ class Survey {
 
   Size size(int32_t i) const {
     const Step& step = plan_.steps[i];
-    // Experts are read once for a whole batch.
-    if (step.kind == kDynamicConv || step.kind == kNarrow) return Size::kOther;
+    if (step.kind == kNarrow) return Size::kOther;
     const int64_t maps = bytes(i), weights = weight_bytes(plan_, step);
     if (maps * images_ > plan_.limits.batch && double(weights) <= kWeightShare * double(maps)) return Size::kLarge;
     return weights <= kLightBytes ? Size::kLight : Size::kOther;

@@ -143,6 +143,7 @@ void step_conv(Worker& worker, const Step& step) {
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
         if (heavy) fetch_ahead(call, tile, table.tiles, panel_bytes);
+        worker.upcoming.give(call, element);
         if (far) look_ahead(call, table, tile, loop, panel, panel == first_panel, panel + 1 == end);
         loop.run(call, table.rows_of(tile), panel);
       }

@@ -6,8 +6,6 @@
 
 #include <cstring>
 
-#include "../kernels/rowwise.h"
-#include "../kernels/winograd.h"
 #include "dynamic_task.h"
 
 namespace {
@@ -33,9 +31,9 @@ struct Fusion {
   int64_t shift() const { return rounded(rank_panels * kPanel); }
   int64_t left() const { return folded && !matrix_first ? channels * rounded(rank) : 0; }
   int64_t prepared() const { return scale() + shift() + left(); }
-  // Floats of a thread: the matrix as panels, and for the factored form projected rows and the sums of a tile.
+  // Floats of a thread: the matrix as panels, and for the factored form projected rows.
   int64_t panels() const { return rank_panels * rank * kPanel; }
-  int64_t scratch() const { return panels() + kMaxRows * (rank_panels + 1) * kPanel; }
+  int64_t scratch() const { return panels() + kMaxRows * rank_panels * kPanel; }
 };
 
 struct Coefficients {
@@ -140,8 +138,7 @@ class Factored {
       : worker_(worker), run_(worker.run), step_(step), fusion_(fusion), shape_(run_.plan, step), rows_(rows_of(run_, step)),
         place_(run_, step, worker.zeros), scale_(reinterpret_cast<float*>(worker.shared)),
         latent_(scale_ + run_.call.images * fusion.scale()), latent_row_(fusion.rank_panels * kPanel),
-        panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + fusion.panels()),
-        sums_(reduced_ + kMaxRows * latent_row_), table_(worker.scratch + rounded(fusion.scratch()) * 4) {}
+        panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + fusion.panels()), table_(worker.scratch + rounded(fusion.scratch()) * 4) {}
 
   void run() const {
     if (rows_.all == 0) return;
@@ -206,60 +203,31 @@ class Factored {
   }
 
   void expand_tile(const RowTable& table, int64_t tile, int64_t panel, int64_t first, bool heavy) const {
-    const int rows = table.rows_of(tile);
-    const int64_t column = shape_.first_output(panel);
-    void *sums[kMaxRows], *outs[kMaxRows];
+    const float* scale[kMaxRows];
     const void* latent[kMaxRows];
-    TileCall call{};
-    table.point(call, tile);
-    for (int r = 0; r < rows; ++r) {
-      sums[r] = sums_ + r * kPanel;
-      outs[r] = static_cast<float*>(call.out[r]) + column;
+    const int64_t column = shape_.first_output(panel), depth = shape_.taps * shape_.channels;
+    for (int r = 0; r < table.rows_of(tile); ++r) {
+      const int64_t image = rows_.list ? rows_.list[first + r].image : (first + r) / rows_.area;
+      scale[r] = scale_ + image * fusion_.scale() + column;
       latent[r] = latent_ + (first + r) * latent_row_;
     }
-    const void* const* shortcut = call.residual;
+    const Blend blend{scale, latent, fusion_.rank, static_cast<const float*>(fusion_.expand.weight) + panel * fusion_.rank * kPanel,
+                      fusion_.expand.bias + panel * kPanel};
+    TileCall call{};
+    table.point(call, tile);
     call.taps_count = static_cast<int>(shape_.taps);
     call.channels = shape_.channels;
     call.tap_offset = panel / shape_.per_group * shape_.channels;
-    call.weight = static_cast<const float*>(fusion_.conv.weight) + panel * shape_.taps * shape_.channels * kPanel;
+    call.weight = static_cast<const float*>(fusion_.conv.weight) + panel * depth * kPanel;
     call.bias = fusion_.conv.bias + panel * kPanel;
-    call.out = sums;
-    call.residual = nullptr;
-    call.columns = kPanel;
-    if (heavy) fetch_ahead(call, tile, table.tiles, shape_.taps * shape_.channels * kPanel * 4);
-    gemm_tile(kFloat32, rows, kPanel)(call);
-    call.ahead[0] = call.ahead[1] = 0;
-    scale_sums(first, rows, panel);
-    call.taps = latent;
-    call.taps_count = 1;
-    call.tap_offset = 0;
-    call.channels = fusion_.rank;
-    call.weight = static_cast<const float*>(fusion_.expand.weight) + panel * fusion_.rank * kPanel;
-    call.bias = fusion_.expand.bias + panel * kPanel;
-    call.residual = sums;
-    if (!shortcut) {
-      call.out = outs;
-      call.columns = shape_.columns(panel);
-      call.final_activation = step_.activation[0];
-      gemm_tile(kFloat32, rows, call.columns)(call);
-      if (step_.final_activation == kNone) return;
-    } else {
-      gemm_tile(kFloat32, rows, kPanel)(call);
-    }
-    for (int r = 0; r < rows; ++r)
-      winograd_kernels().finish(shortcut ? sums_ + r * kPanel : static_cast<float*>(outs[r]), shape_.columns(panel),
-                                shortcut ? step_.activation[0] : kNone, step_.final_activation,
-                                shortcut ? static_cast<const float*>(shortcut[r]) + column : nullptr,
-                                static_cast<float*>(outs[r]));
-  }
-
-  void scale_sums(int64_t first, int rows, int64_t panel) const {
-    for (int r = 0; r < rows; ++r) {
-      const int64_t image = rows_.list ? rows_.list[first + r].image : (first + r) / rows_.area;
-      float* const sums = sums_ + r * kPanel;
-      row_kernels(kFloat32).pair(Pairing::kMultiply, sums, scale_ + image * fusion_.scale() + shape_.first_output(panel), false, kPanel,
-                                 kNone, sums);
-    }
+    call.column = column;
+    call.columns = shape_.columns(panel);
+    call.activation = step_.activation[0];
+    call.final_activation = step_.final_activation;
+    call.blend = &blend;
+    worker_.upcoming.give(call, sizeof(float));
+    if (heavy) fetch_ahead(call, tile, table.tiles, depth * kPanel * 4);
+    gemm_tile(kFloat32, table.rows_of(tile), call.columns)(call);
   }
 
   Worker& worker_;
@@ -271,7 +239,7 @@ class Factored {
   const ConvRows place_;
   float *const scale_, *const latent_;
   const int64_t latent_row_;
-  float *const panels_, *const reduced_, *const sums_;
+  float *const panels_, *const reduced_;
   char* const table_;
 };
 

@@ -68,6 +68,7 @@ void run_inverted(Worker& worker, const Step& step) {
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;
   args.zeros = reinterpret_cast<const T*>(worker.zeros);
   args.threads = worker.threads;
+  args.upcoming = &worker.upcoming;
   args.shared = reinterpret_cast<T*>(worker.shared);
   const int phases = inverted_phases(args);
   for (int phase = 0; phase < phases; ++phase) {

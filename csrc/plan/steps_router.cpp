@@ -17,6 +17,17 @@ constexpr int64_t kAhead = 4096;   // bytes of weights from those in use to thos
 
 int64_t panels_of(const Conv& conv) { return (conv.out_channels + kPanel - 1) / kPanel; }
 
+int64_t panel_bytes(const Conv& conv) {
+  return int64_t{conv.kernel[0]} * conv.kernel[1] * conv.in_channels * kPanel * int64_t{sizeof(float)};
+}
+int64_t blocks_of(const Conv& last, int threads) { return std::min<int64_t>(panels_of(last), int64_t{4} * threads); }
+
+// All threads together compute the hidden layer.
+bool is_shared(const Conv& squeeze, int64_t images, int threads) {
+  const double macs = double(images) * squeeze.kernel[0] * squeeze.kernel[1] * squeeze.in_channels * squeeze.out_channels;
+  return threads > 1 && panels_of(squeeze) > 1 && macs > kOwnMacs;
+}
+
 class Router {
  public:
   Router(Worker& worker, const Step& step)
@@ -35,7 +46,7 @@ class Router {
   }
 
   void run() {
-    shares_ = worker_.threads > 1 && panels_of(squeeze_) > 1 && squeeze_macs() > kOwnMacs;
+    shares_ = is_shared(squeeze_, images_, worker_.threads);
     if (shares_) {
       const int64_t panels = panels_of(squeeze_);
       worker_.share(groups_ * panels, [&](int64_t task) {
@@ -44,7 +55,7 @@ class Router {
       });
       worker_.barrier();
     }
-    const int64_t panels = panels_of(last_), blocks = std::min<int64_t>(panels, 4 * worker_.threads);
+    const int64_t panels = panels_of(last_), blocks = blocks_of(last_, worker_.threads);
     worker_.share(groups_ * blocks, [&](int64_t task) {
       const int64_t group = task / blocks, block = task % blocks;
       take_hidden(group);
@@ -54,9 +65,6 @@ class Router {
   }
 
  private:
-  double squeeze_macs() const {
-    return double(images_) * in_.height * in_.width * squeeze_.in_channels * squeeze_.out_channels;
-  }
   int rows(int64_t group) const { return static_cast<int>(std::min<int64_t>(kMaxRows, images_ - group * kMaxRows)); }
   float* shared(int64_t group) const { return reinterpret_cast<float*>(worker_.shared) + group * kMaxRows * row_; }
 
@@ -133,6 +141,36 @@ int64_t scratch_router(const Plan& plan, const Step& step) { return Router::scra
 int64_t shared_router(const Plan& plan, const Step& step, int64_t images) {
   const int64_t rows = (images + kMaxRows - 1) / kMaxRows * kMaxRows;
   return rows * panels_of(plan.convs[step.conv[0]]) * kPanel * int64_t{sizeof(float)};
+}
+
+namespace {
+
+// The panels [first, last) of a layer.
+void foresee(Upcoming& upcoming, const Conv& conv, int64_t first, int64_t last) {
+  upcoming.add(static_cast<const char*>(conv.weight) + first * panel_bytes(conv), (last - first) * panel_bytes(conv));
+}
+
+bool is_light(int kind) {
+  return kind == kMean || kind == kDepthwise || kind == kMultiply || kind == kActivate || kind == kFusionFactors;
+}
+
+}  // namespace
+
+Upcoming upcoming_weights(const Run& run, int32_t index, int id, int threads) {
+  Upcoming upcoming;
+  for (int32_t i = index + 1; i < run.last; ++i) {
+    const Step& step = run.plan.steps[i];
+    if (step.kind != kRouter && !is_light(step.kind)) break;
+    if (step.kind != kRouter) continue;
+    const Conv &squeeze = run.conv(step.conv[0]), &last = run.conv(step.conv[2]);
+    const int64_t hidden = panels_of(squeeze), panels = panels_of(last), blocks = blocks_of(last, threads);
+    const bool shared = is_shared(squeeze, run.call.images, threads);
+    foresee(upcoming, squeeze, shared ? hidden * id / threads : 0, shared ? hidden * (id + 1) / threads : hidden);
+    if (step.conv[1] >= 0) foresee(upcoming, run.conv(step.conv[1]), 0, panels_of(run.conv(step.conv[1])));
+    foresee(upcoming, last, panels * (blocks * id / threads) / blocks, panels * (blocks * (id + 1) / threads) / blocks);
+    break;
+  }
+  return upcoming;
 }
 
 void step_router(Worker& worker, const Step& step) { Router(worker, step).run(); }

@@ -57,7 +57,9 @@ class WinogradTiles {
         patch[4 * i + j] = there ? source_ + (row * in_.stride + first) * element_ : zeros_;
       }
     }
-    kernels_.input(patch, channels, out, step);
+    // Weights that are mixed lack the halves of G.
+    if (step_.kind == kConv) kernels_.input(patch, channels, out, step);
+    else kernels_.input_halved(patch, channels, out, step);
   }
 
   // The four outputs of a tile for one panel, from products[point * step + c].
@@ -108,6 +110,7 @@ struct WinogradProducts {
   float* products;           // [points][count][kPanel]
   bool add;                  // to what is there
   int dtype = kFloat32;      // of transformed tiles and weights
+  Upcoming* upcoming = nullptr;
 
   void run() const {
     for (int64_t first = 0; first < count; first += kMostWinogradTiles)
@@ -143,6 +146,7 @@ struct WinogradProducts {
         call.out = outs + tile * kMaxRows;
         call.residual = add ? call.out : nullptr;
         fetch_ahead(call, tile, tiles, weight_step * element);
+        if (upcoming) upcoming->give(call, element);
         gemm_tile(dtype, static_cast<int>(rows * (tile + 1) / tiles - rows * tile / tiles), kPanel)(call);
       }
     }
