@@ -33,6 +33,7 @@ MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenetv3": lambda: timm_block(
         "_efficientnet_blocks.InvertedResidual", 6, 6, exp_ratio=2.0, act_layer=nn.Hardswish, se_layer=timm_se
     ),
+    "eca": lambda: timm_block("resnet.BasicBlock", 8, 8, attn_layer=_timm_layer("EcaModule")),
     "preact": lambda: timm_block(
         "resnetv2.PreActBottleneck",
         8,
@@ -79,7 +80,7 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
     "torchvision blocks": lambda: _chain("bottleneck", "bottleneck_groups", "inverted", unit="conv1x1"),
     "torchvision strided": lambda: _chain("bottleneck_s2", "bottleneck", "shuffle"),
     "timm blocks": lambda: _chain("timm_basic", "timm_inverted", "inverted with se", "convnext"),
-    "timm strided": lambda: _chain("bottleneck with se", "blurred"),
+    "timm strided": lambda: _chain("bottleneck with se", "blurred", "eca"),
     "timm mobile": lambda: _chain("regnet", "mobilenetv3", "edge with se"),
     "timm residual": lambda: _chain("preact", "norm-free"),
     "hourglass": _hourglass,

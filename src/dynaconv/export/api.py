@@ -156,6 +156,7 @@ def _tidy(traced: Traced) -> None:
     clean.fold_norms(traced.graph)
     clean.transpose_weights(traced.graph)
     clean.average_pools(traced.graph)
+    clean.drop_expands(traced.graph)
     clean.drop_unused(traced.model)
 
 

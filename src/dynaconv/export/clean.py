@@ -96,6 +96,24 @@ def average_pools(graph: Any) -> None:
         node.outputs[0].replace_all_uses_with(y, replace_graph_outputs=True)
 
 
+def drop_expands(graph: Any) -> None:
+    """Products broadcast by themselves what is spread to the shape of their other factor first (ECA attention)."""
+    for node in graph:
+        if node.op_type != "Mul":
+            continue
+        for i, value in enumerate(node.inputs):
+            spread, other = value.producer(), node.inputs[1 - i]
+            if spread is not None and spread.op_type == "Expand" and _spans(other, spread.inputs[0]):
+                node.replace_input_with(i, spread.inputs[0])
+
+
+def _spans(value: Any, small: Any) -> bool:
+    """A value has more than one number along the axes on which `small` has one; torch's free sizes are never 1."""
+    if value.shape is None or small.shape is None or len(value.shape) != len(small.shape):
+        return False
+    return all(d != 1 for d, s in zip(value.shape, small.shape, strict=True) if s == 1)
+
+
 def drop_unused(model: Any) -> None:
     """Copies, equal nodes, and nodes and constants that no output needs."""
     import onnx_ir.passes.common as passes
