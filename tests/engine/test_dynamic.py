@@ -186,3 +186,24 @@ def test_layers_behind_a_mean_are_one_step(
     assert torch.equal(again(x), fast(x))
     with exact_convolutions():
         check(poisoned(model, x), model, x)
+
+
+def test_routers_of_one_map_share_its_mean() -> None:
+    torch.manual_seed(0)
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), dnn.DYConv2d(8, 8, 3), dnn.DYConv2d(8, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            return self.a(x) + self.b(x) * nn.functional.adaptive_avg_pool2d(x, 2).sum((2, 3), keepdim=True)
+
+    model, x = Branches().eval(), torch.randn(3, 3, 9, 8)
+    fast = dc.compile(model, (x,), measure=False)
+    sizes = [fast.plan.raw.values[s.out].size for s in fast.plan.raw.steps if s.kind == "mean"]
+    assert sizes.count((1, 1)) == 1
+    with torch.no_grad():
+        expected = model(x)
+    assert (fast(x) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -40,7 +40,7 @@ from dynaconv.engine.narrow import drop_channels, skip_channels
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
-from dynaconv.engine.routers import fuse_routers
+from dynaconv.engine.routers import fuse_routers, share_means
 from dynaconv.engine.scales import fuse_hard_sigmoids, fuse_scales, push_scales
 
 PASSES = (
@@ -130,6 +130,7 @@ def make_plan(
         change(graph)
     if dtype != torch.bfloat16:
         fuse_expansions(graph)
+        share_means(graph)
         fuse_routers(graph)
     plan = lower(graph, exported.fixed_batch, len(exported.inputs))
     plan.fixed_gates = [name for name in gates(model) if name not in {g.name for g in plan.gates if g.dial}]

@@ -1,4 +1,4 @@
-"""The pass that makes one step of the small network behind a mean: a router, or squeeze and excite."""
+"""The passes that make one step of the small network behind a mean, and one mean of equal ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ def fuse_routers(graph: Graph) -> None:
         graph.insert_after(last, node)
         graph.replace(last, node)
         graph.tidy()
+
+
+def share_means(graph: Graph) -> None:
+    """One mean where several routers look at the same map: a block's first convolution and its shortcut's."""
+    known: dict[tuple[Node, Node | None, tuple[int, int, int]], Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "mean":
+            continue
+        first = known.setdefault((node.x, node.inputs.get("grid"), node.size), node)
+        if first is not node:
+            graph.replace(node, first)
+    graph.tidy()
 
 
 def _hidden(node: Node, users: dict[Node, list[Node]]) -> tuple[Node | None, Node | None]:
