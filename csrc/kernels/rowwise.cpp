@@ -119,6 +119,13 @@ DYNACONV_INLINE void sum_rows(const T* rows, int64_t count, int64_t stride, int6
     for (int64_t r = 0; r < count; ++r) part += load<Vector>(rows + r * stride + c);
     store<Vector>(sums + c, Vector(load<Vector>(sums + c) + part));
   }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; c + 4 <= channels; c += 4) {
+      float4 part = {};
+      for (int64_t r = 0; r < count; ++r) part += load<float4>(rows + r * stride + c);
+      store<float4>(sums + c, float4(load<float4>(sums + c) + part));
+    }
+  }
   for (; c < channels; ++c)
     for (int64_t r = 0; r < count; ++r) sums[c] += get(rows + r * stride + c);
 }
