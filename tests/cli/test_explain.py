@@ -112,3 +112,30 @@ def test_what_other_gates_decided_is_shown(cli, kind: str, pictures, tmp_path) -
                 ).all()
     page = (tmp_path / "out" / "explain.html").read_text()
     assert ("drawn as stripes" in page) == (kind in ("channels", "narrow"))
+
+
+@pytest.mark.needs("sklearn")
+def test_keypoints_are_shown_with_what_is_known_of_them(cli, few_scenes, pictures, tmp_path) -> None:
+    torch.manual_seed(0)
+    arch = {"name": "hourglass1_scenes", "width": 8, "depth": 1}
+    model = dc.create_model(**arch).eval()
+    dc.dynamize_(model, dc.SpatialMasking(unit="conv1x1"), input_size=(3, 32, 32))
+    dc.calibrate_(model, [torch.randn(8, 3, 32, 32)], (0.4, 0.7))
+    names = ["top left", "top right", "bottom left", "bottom right", "centre"]
+    facts = {"classes": names, "image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3, "metric": "PCK@0.2"}
+    dc.save(model, tmp_path / "run", arch=arch, metadata={**facts, "dataset": "scenes_keypoints"})
+    found = cli("explain", tmp_path / "run", pictures, "--out", tmp_path / "own", "--json").json["pictures"]
+    assert [p["name"] for p in found[0]["points"]] == names and "right" not in found[0]
+    assert all(-1 <= p[side] <= 33 for row in found for p in row["points"] for side in ("x", "y"))
+    words = ("explain", tmp_path / "run", "test:2", "--out", tmp_path / "out")
+    rows = cli(*words, "--json").json["pictures"]
+    assert all(0 <= row["right"] <= row["known"] == 5 for row in rows)
+    with np.load(tmp_path / "out" / "gallery.npz") as gallery:
+        assert gallery["points"].shape == (2, 2, 5, 2) and gallery["truth"].shape == (2, 5, 4)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    page = (tmp_path / "out" / "explain.html").read_text()
+    assert "rings: where they are" in page and "class 0" not in page
+    cli("explain", tmp_path / "run", "test:2", pictures).complains(
+        "test:2 stands alone: name either image files"
+    )
+    cli("explain", tmp_path / "run", "test:0").complains("test:N")

@@ -152,6 +152,12 @@ def cli_density(option: str, density: float) -> ValueError:
 def cli_no_classes(name: object, metric: str) -> ValueError:
     """Error for a network whose answers are no classes."""
     return ValueError(
-        f"{name} is judged by {metric}, and explain shows what decides between classes; "
-        "use dynaconv eval or dc.collect_masks"
+        f"{name} is judged by {metric}, and explain shows classes and keypoints; use dynaconv eval or dc.collect_masks"
+    )
+
+
+def cli_explain_mixed(word: str) -> ValueError:
+    """Error for pictures of the test split among files."""
+    return ValueError(
+        f"{word} stands alone: name either image files and folders, or test:N for the run's own pictures"
     )

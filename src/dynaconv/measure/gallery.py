@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynaconv.budget import set_budget_
 from dynaconv.cost import collect_masks, ponder_map
 from dynaconv.cost.masks import MaskCollection
-from dynaconv.data import DataBundle
+from dynaconv.data import DataBundle, Keypoints
 
 Gallery = dict[str, np.ndarray]
 
@@ -59,6 +59,8 @@ def gallery_of_images(
     *,
     names: Sequence[str] | None = None,
     labels: Sequence[int] | None = None,
+    task: Keypoints | None = None,
+    truth: Tensor | None = None,
 ) -> Gallery:
     """The same for any pictures.
 
@@ -66,6 +68,8 @@ def gallery_of_images(
         images: [K, 3, H, W], normalised as the network expects; images_uint8: [K, H, W, 3], for drawing.
         targets: budgets; [None] draws a network that is not calibrated, at its trained threshold.
         names: file names; labels: true classes, -1 or None where unknown.
+        task: of a network that answers with heat-maps; then there are also points [T, K, P, 2] (x, y in pixels), and a
+            confidence is the mean height of a picture's heat-maps. truth: [K, P, 4] as `Keypoints` has labels.
     """
     model.eval()
     count = len(images)
@@ -76,12 +80,19 @@ def gallery_of_images(
     }
     if names is not None:
         gallery["names"] = np.asarray([str(n) for n in names])
-    predictions, confidences = [], []
+    if truth is not None:
+        gallery["truth"] = truth.float().numpy()
+    predictions, confidences, points = [], [], []
     for t, target in enumerate(targets):
         set_budget_(model, target)
         with collect_masks(model) as masks:
-            probabilities = model(images.contiguous(memory_format=torch.channels_last)).float().softmax(1)
-        confidence, predicted = probabilities.max(1)
+            outputs = model(images.contiguous(memory_format=torch.channels_last)).float()
+        if task is None:
+            confidence, predicted = outputs.softmax(1).max(1)
+        else:
+            confidence = outputs[:, -1].flatten(2).amax(2).mean(1).clamp(0, 1)
+            predicted = torch.zeros(count, dtype=torch.int64)
+            points.append(task.points(outputs[:, -1]).float().numpy())
         predictions.append(predicted.numpy())
         confidences.append(confidence.numpy())
         gallery["blocks"] = np.asarray(list(masks))
@@ -89,6 +100,8 @@ def gallery_of_images(
         gallery[f"ratio_{t}"] = masks.conditional_ratio().float().numpy()
         for b, name in enumerate(masks):
             gallery[f"masks_{t}_{b}"] = _shown(masks, name).to(torch.uint8).numpy()
+    if points:
+        gallery["points"] = np.stack(points)
     gallery["predictions"] = np.stack(predictions).astype(np.int64)
     gallery["confidence"] = np.stack(confidences).astype(np.float32)
     return gallery

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RIGHT_COLOUR, WRONG_COLOUR = "#1a1e24", "#59626d", "#00704f", "#b3380f"
+TRUE_POINT, FOUND_POINT = "#37e08b", "#ff9a3c"
 DARK = np.array([16, 20, 27], dtype=np.float32)
 VERDICTS = {"right": ("✓", RIGHT_COLOUR), "wrong": ("✗", WRONG_COLOUR), "unknown": ("", INK)}
 
@@ -127,6 +128,26 @@ def _show(axes, gallery: Gallery, k: int, picture: np.ndarray) -> None:
         corner, size = (box[0] - 0.5, box[1] - 0.5), (box[2] - box[0], box[3] - box[1])
         for colour, width in (("black", 2.2), ("white", 1.1)):
             axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=width, clip_on=True))
+    _show_points(axes, gallery, k)
+
+
+def _show_points(axes, gallery: Gallery, k: int) -> None:
+    """Rings where keypoints are, crosses where they were found at the lowest budget, a line between the two."""
+    if gallery.points is None:
+        return
+    found = gallery.points[0][k]
+    known = np.empty((0, 4)) if gallery.truth is None else gallery.truth[k][gallery.truth[k][:, 2] > 0]
+    if gallery.truth is not None:
+        for (x, y), truth in zip(found, gallery.truth[k], strict=True):
+            if truth[2] > 0:
+                axes.plot([x, truth[0]], [y, truth[1]], color="white", lw=1.2)
+    for colour, width in (("black", 2.6), (TRUE_POINT, 1.3)):
+        axes.plot(known[:, 0], known[:, 1], "o", ms=8, mfc="none", mec=colour, mew=width)
+    for colour, width in (("black", 2.8), (FOUND_POINT, 1.5)):
+        axes.plot(found[:, 0], found[:, 1], "x", ms=6, mec=colour, mew=width)
+    height, width = gallery.images.shape[1:3]
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
 
 
 def _answer(figure: Figure, gallery: Gallery, k: int, x: float, y: float) -> None:
@@ -189,6 +210,9 @@ def overlay(gallery: Gallery, index: int) -> Figure:
 
 
 def _overlay_title(gallery: Gallery, index: int) -> str:
+    if gallery.points is not None:
+        rings = "" if gallery.truth is None else ", ○ true"
+        return f"× found{rings} (budget {gallery.targets[0]:g})"
     mark, _ = VERDICTS[gallery.verdict(0, index)]
     said = gallery.class_name(int(gallery.predictions[0, index]))
     sure = f"{100 * gallery.confidence[0, index]:.0f} % sure (budget {gallery.targets[0]:g})"

@@ -75,6 +75,9 @@ def lead(gallery: Gallery) -> str:
     said = []
     for k in range(len(gallery)):
         name = gallery.names[k] if gallery.names else f"Picture {k + 1}"
+        if gallery.points is not None:
+            said.append(f"{name}: {gallery.points.shape[2]} keypoints.")
+            continue
         sure = wording.percent(float(gallery.confidence[0, k]), 0)
         said.append(f"{name}: {gallery.class_name(int(gallery.predictions[0, k]))}, {sure} sure.")
     return " ".join(said)

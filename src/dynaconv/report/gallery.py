@@ -30,7 +30,9 @@ class Gallery:
 
     images: uint8 [K, H, W, 3]; labels: int [K], -1 where unknown; boxes: int [K, 4] x0, y0, x1, y1 or None;
     predictions: int [T, K]; confidence: float [T, K], 0..1; dense_predictions: int [K] or None;
-    masks[t][b]: uint8 [K, h, w] of 0 and 1; ponder[t]: float32 [K, H', W'], 0..B, or None; names: K file names or None.
+    masks[t][b]: uint8 [K, h, w] of 0 and 1; ponder[t]: float32 [K, H', W'], 0..B, or None; names: K file names or None;
+    points: float [T, K, P, 2], keypoints that were found, x and y in pixels, or None; truth: float [K, P, 4], where
+    they are, whether that is known, and the length that errors are measured in, or None.
     """
 
     images: np.ndarray
@@ -45,6 +47,8 @@ class Gallery:
     ponder: tuple[np.ndarray | None, ...]
     names: tuple[str, ...] | None
     classes: tuple[str, ...]
+    points: np.ndarray | None = None
+    truth: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,6 +104,10 @@ def _assemble(path: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ...
         raise _checks.report_gallery_shape(path, "images", "uint8 [K, H, W, 3]", got)
     targets, blocks, count = arrays["targets"].reshape(-1), arrays["blocks"].reshape(-1), len(images)
     expected = {"labels": (count,), "boxes": (count, 4), "dense_predictions": (count,), "names": (count,)}
+    for key, shape in (("points", (len(targets), count, -1, 2)), ("truth", (count, -1, 4))):
+        if key in arrays:
+            of = arrays[key].shape[-2] if arrays[key].ndim == len(shape) else -1
+            expected[key] = tuple(of if n < 0 else n for n in shape)
     expected |= {"predictions": (len(targets), count), "confidence": (len(targets), count)}
     for key, shape in expected.items():
         if key in arrays and arrays[key].shape != shape:
@@ -133,6 +141,8 @@ def _assemble(path: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ...
         ponder=tuple(ponder[t] for t in order),
         names=tuple(str(name) for name in arrays["names"]) if "names" in arrays else None,
         classes=classes,
+        points=arrays["points"].astype(np.float32)[order] if "points" in arrays else None,
+        truth=arrays["truth"].astype(np.float32) if "truth" in arrays else None,
     )
 
 
@@ -213,6 +223,8 @@ def pack(gallery: Gallery) -> tuple[dict, str]:
         "predictions": gallery.predictions.tolist(),
         "confidence": gallery.confidence.round(4).tolist(),
         "dense": None if dense is None else dense.tolist(),
+        "points": None if gallery.points is None else gallery.points.round(2).tolist(),
+        "truth": None if gallery.truth is None else gallery.truth.round(2).tolist(),
         "arrays": {"masks": masks, "ponder": ponder},
         "colours": ponder_colours(),
     }

@@ -77,6 +77,35 @@
       cells(context, plane(data.arrays.masks[t][Number(shown)], k), (v) => (v ? [0, 0, 0, 0] : [16, 20, 27, 215]));
     }
     drawBox(context, k);
+    drawPoints(context, k, t);
+  }
+
+  // Rings where keypoints are, crosses where they were found.
+  function drawPoints(context, k, t) {
+    if (!data.points) return;
+    const sx = context.canvas.width / data.width, sy = context.canvas.height / data.height;
+    const size = Math.max(3, context.canvas.width / 60);
+    const place = (p) => [(p[0] + 0.5) * sx, (p[1] + 0.5) * sy];
+    for (const [style, ring, width] of [["rgba(0,0,0,.8)", "rgba(0,0,0,.8)", 4], ["#ff9a3c", "#37e08b", 2]]) {
+      context.lineWidth = width;
+      data.points[t][k].forEach((found, i) => {
+        const truth = data.truth && data.truth[k][i][2] > 0 ? place(data.truth[k][i]) : null;
+        const [x, y] = place(found);
+        if (truth) {
+          context.strokeStyle = ring;
+          context.beginPath();
+          context.arc(truth[0], truth[1], 1.5 * size, 0, 2 * Math.PI);
+          context.stroke();
+        }
+        context.strokeStyle = style;
+        context.beginPath();
+        context.moveTo(x - size, y - size);
+        context.lineTo(x + size, y + size);
+        context.moveTo(x - size, y + size);
+        context.lineTo(x + size, y - size);
+        context.stroke();
+      });
+    }
   }
 
   function newCanvas(width) {
