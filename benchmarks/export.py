@@ -39,12 +39,13 @@ FLOORS = {("timm:mobilenetv2_100", "auto"): 1 / 1.05}
 def main() -> int:
     """Export, compare, time, show."""
     args = parse()
-    torch.manual_seed(0)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     print(machine_line())
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.networks:
+            # The same weights whichever networks are asked for, so that files that were kept can be used again.
+            torch.manual_seed(0)
             model = settle_norms_(dc.create_model(name), torch.randn(4, *args.input_size))
             files = Files(name, model, args, args.folder or Path(folder))
             for batch in args.batch:
