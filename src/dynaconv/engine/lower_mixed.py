@@ -8,6 +8,7 @@ from dynaconv.engine import pack
 from dynaconv.engine.expansions import folds
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Node
+from dynaconv.engine.lower_convolutions import convolution, packed
 from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.pack_fusion import pack_fusion
 
@@ -20,7 +21,7 @@ _AUX = ("routing", "taps", "scale_in", "scale_out")
 _FACTOR_ROW = 16
 
 
-def lower_mixed(lowering: Lowering, node: Node) -> None:
+def _mixed(lowering: Lowering, node: Node) -> None:
     """The step of such a convolution, with what becomes of the rows that its mask closes."""
     folded = "low_rank" in node.attrs and folds(node)
     if "low_rank" in node.attrs:
@@ -33,17 +34,17 @@ def lower_mixed(lowering: Lowering, node: Node) -> None:
         ints = [node.attrs["experts"].shape[0], int(node.attrs["each_output"]), 0]
     tiles = pack.can_winograd(convs[0]) and (folded or kind == "dynamic_conv")
     ints[2] = int(tiles)
-    lowering.convolution(
-        kind, node, lambda: [lowering.conv_data(c)[0] if c is not None else -1 for c in convs], tiles=tiles, aux=aux,
-        ints=ints + [0] * (8 - len(ints)),
+    convolution(
+        lowering, kind, node, lambda: [lowering.conv_data(c)[0] if c is not None else -1 for c in convs],
+        tiles=tiles, aux=aux, ints=ints + [0] * (8 - len(ints)),
     )  # fmt: skip
 
 
-def lower_expanded(lowering: Lowering, node: Node) -> None:
+def _expanded(lowering: Lowering, node: Node) -> None:
     """The step of an expansion and a depthwise convolution, after the weights of each image where it has such."""
     expand, depthwise = node.attrs["parts"]
     source, aux, ints = lowering.value(node.x), [-1] * 4, [0] * 8
-    middle = lowering.packed(depthwise, "depthwise")[0]
+    middle = packed(lowering, depthwise, "depthwise")[0]
     if expand.is_mixed:
         static, reduce, add = (
             lowering.conv_data(c)[0] for c in pack_fusion(expand.attrs, zero_bias(expand), False)
@@ -51,7 +52,7 @@ def lower_expanded(lowering: Lowering, node: Node) -> None:
         convs, ints[0] = [static, middle, add], 1
         aux[0] = _factors(lowering, node, expand, reduce)
     else:
-        convs = [lowering.packed(expand, "conv")[0], middle, -1]
+        convs = [packed(lowering, expand, "conv")[0], middle, -1]
     out = lowering.result(node)
     if "mean" in node.attrs:
         aux[1] = lowering.result(node.attrs["mean"])
@@ -59,10 +60,10 @@ def lower_expanded(lowering: Lowering, node: Node) -> None:
     lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, aux=aux, ints=ints)
 
 
-def lower_router(lowering: Lowering, node: Node) -> None:
+def _router(lowering: Lowering, node: Node) -> None:
     """The step of a router, or of squeeze and excite."""
     source, out, parts = lowering.value(node.x), lowering.result(node), node.attrs["parts"]
-    convs = [-1 if part is None else lowering.packed(part, "conv")[0] for part in parts]
+    convs = [-1 if part is None else packed(lowering, part, "conv")[0] for part in parts]
     for index in convs:
         if index >= 0:
             lowering.plan.convs[index].winograd = None
@@ -83,3 +84,6 @@ def _factors(lowering: Lowering, node: Node, expand: Node, reduce: int) -> int:
         ints=[0, 0, 0, 0, int(part.gated), 0, 0, 0],
     )  # fmt: skip
     return out
+
+
+EMIT = {"mixed": _mixed, "expanded": _expanded, "router": _router}
