@@ -78,7 +78,9 @@ class DamagedPlan {
     };
     for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
       const bool alone = step->kind == kInverted && (step->conv[2] < 0 || step->ints[0]);
-      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFusionFactors || step->kind == kChannelFusion || step->kind == kRouter || alone, gates = step->kind == kGate;
+      const bool affine = step->kind == kActivate && step->ints[0];
+      if (step->kind == kNarrow) keep(step->in2);
+      const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFusionFactors || step->kind == kChannelFusion || step->kind == kRouter || step->kind == kNarrow || affine || alone, gates = step->kind == kGate;
       if (mixes || step->kind == kThreshold || (step->kind == kAvgPool && single[step->out])) keep(step->in);
       if (mixes || gates || step->kind == kMaskValue) keep(step->out);
       for (const int32_t id : step->aux) keep(id);
@@ -155,27 +157,28 @@ class DamagedPlan {
   }
   void of_step(std::vector<Need>& needs, const Step& s) const {
     const bool bfloat16 = half(s.in) || (s.kind == kStem && half(s.out));
+    const int32_t kind = s.kind == kNarrow ? s.ints[0] : s.kind;
     for (int i = 0; i < 3; ++i) {
       if (!good(s.conv[i])) continue;
       const Conv& c = convs_[s.conv[i]];
       Need& need = needs[s.conv[i]];
       const double taps = double(c.kernel[0]) * c.kernel[1];
-      if (s.kind == kDynamicConv && i == 1 && good(s.conv[0])) {
+      if (kind == kDynamicConv && i == 1 && good(s.conv[0])) {
         const Conv& of = convs_[s.conv[0]];
         if (of.groups > 0) need.cover((up(double(of.out_channels) / of.groups, 32) * of.groups) * std::max(1, s.ints[0]), 0);
-      } else if (s.kind == kDynamicConv) panels(need, c, false, s.ints[0]);
-      else if (s.kind == kFusionFactors && i == 1) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
-      else if (s.kind == kChannelFusion && i == 1 && !s.ints[3]) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
-      else if (s.kind == kChannelFusion && i == 2 && good(s.conv[0]) && convs_[s.conv[0]].groups > 0) {
+      } else if (kind == kDynamicConv) panels(need, c, false, s.ints[0]);
+      else if (kind == kFusionFactors && i == 1) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
+      else if (kind == kChannelFusion && i == 1 && !s.ints[3]) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
+      else if (kind == kChannelFusion && i == 2 && good(s.conv[0]) && convs_[s.conv[0]].groups > 0) {
         // The panels of P follow the groups of the outputs.
         const double groups = convs_[s.conv[0]].groups, outs = up(std::floor(c.out_channels / groups), 32) * groups;
         need.cover(outs * c.in_channels, outs);
-      } else if (s.kind == kChannelFusion) panels(need, c, false, i == 0 && !s.ints[3]);
-      else if (s.kind == kGate) need.cover((taps + 1) * c.in_channels, 1);
-      else if (s.kind == kLayerNorm) need.cover(c.in_channels, c.in_channels);
-      else if (s.kind == kDepthwise || (s.kind == kInverted && i == 1)) columns(need, c, bfloat16);
-      else if (s.kind == kStem && bfloat16) need.cover(up(c.out_channels, 32) * c.kernel[0] * up(double(c.kernel[1]) * c.in_channels, 2) / 2, up(c.out_channels, 32));
-      else if (s.kind == kConv || s.kind == kStem || s.kind == kInverted || s.kind == kRouter) panels(need, c, bfloat16, 0);
+      } else if (kind == kChannelFusion) panels(need, c, false, i == 0 && !s.ints[3]);
+      else if (kind == kGate) need.cover((taps + 1) * c.in_channels, 1 + (s.ints[1] ? taps : 0));
+      else if (kind == kLayerNorm) need.cover(c.in_channels, c.in_channels);
+      else if (kind == kDepthwise || (kind == kInverted && i == 1)) columns(need, c, bfloat16);
+      else if (kind == kStem && bfloat16) need.cover(up(c.out_channels, 32) * c.kernel[0] * up(double(c.kernel[1]) * c.in_channels, 2) / 2, up(c.out_channels, 32));
+      else if (kind == kConv || kind == kStem || kind == kInverted || kind == kRouter) panels(need, c, bfloat16, 0);
     }
   }
   const float* memory(Source& source, double floats) {

@@ -156,12 +156,13 @@ class Case {
       for (int64_t row = 0; row < static_cast<int64_t>(want.rows.size()); ++row) {
         if (!want.rows[row]) continue;
         float* got = after.row(v, row) + want.channel;
-        for (int64_t c = 0; c < want.channels && want.rows[row] == 1; ++c) {
+        const int64_t filled = want.filled.empty() ? want.channels : want.filled[row];
+        for (int64_t c = 0; c < filled && want.rows[row] == 1; ++c) {
           const double wish = want.want[row * want.channels + c], is = got[c * want.step], off = std::fabs(is - wish);
           if (std::isnan(wish) != std::isnan(is)) fail(name(i) + "a number where none should be, or none where one should");
           worst = std::max(worst, std::isnan(off) || is == wish ? 0 : off);
         }
-        for (int64_t c = 0; c < want.channels; ++c) memory_.row(v, row)[want.channel + c * want.step] = got[c * want.step];
+        for (int64_t c = 0; c < filled; ++c) memory_.row(v, row)[want.channel + c * want.step] = got[c * want.step];
       }
     }
     if (worst > 2e-5 * want.scale) fail(name(i) + "off by " + std::to_string(worst) + " of " + std::to_string(want.scale));

@@ -139,7 +139,7 @@ class RandomPlan {
   }
 
   void block() {
-    const int32_t kind = s_.below(14);
+    const int32_t kind = s_.below(16);
     switch (kind) {
       case 0: case 1: plain_conv(); break;
       case 2: plain_depthwise(); break;
@@ -150,6 +150,8 @@ class RandomPlan {
       case 7: concatenate(); break;
       case 8: dynamic(); break;
       case 9: unprojected(); break;
+      case 10: channel_gate(); break;
+      case 11: halting(); break;
       default: masked(); break;
     }
   }
@@ -288,6 +290,7 @@ class RandomPlan {
     const int32_t to = inside ? current_ : make(in), act = activation();
     Step& step = b.step(s_.pick({int32_t{kMultiply}, int32_t{kAdd}}), current_, to);
     step.in2 = scale, step.activation[0] = act;
+    step.ints[0] = step.kind == kAdd && s_.chance(30);
     drop(mean), drop(scale);
     if (!inside) replace(to);
   }
@@ -431,15 +434,15 @@ class RandomPlan {
   int32_t decide(Size out, const Window& w) {
     const Size in = size(current_);
     const int64_t depth = int64_t{w.kernel} * w.kernel * in.c;
-    const bool squeezes = s_.chance(50);
+    const bool squeezes = s_.chance(50), inside = squeezes && w.stride == 1 && w.kernel <= 3 && s_.chance(50);
     Conv gate{};
     gate.out_channels = gate.groups = 1;
-    gate.weight = b.keep(weights(1, depth + (squeezes ? in.c : 0))), gate.bias = b.keep(s_.noise(1));
+    gate.weight = b.keep(weights(1, depth + (squeezes ? in.c : 0))), gate.bias = b.keep(s_.noise(inside ? 1 + w.kernel * w.kernel : 1));
     const int32_t id = b.place(gate, in.c, w.kernel, w.stride, w.padding, w.dilation);
     int32_t logits = column(out.h, out.w);
     const int32_t sums = squeezes ? column(in.h, 1) : -1;
     Step& step = b.step(kGate, current_, logits, id);
-    step.ints[0] = squeezes, step.aux[0] = sums;
+    step.ints[0] = squeezes, step.ints[1] = inside, step.aux[0] = sums;
     const float threshold = s_.pick({-1.0f, -0.3f, 0.0f, 0.3f, 1.0f, -INFINITY, INFINITY});
     const bool coarse = out.h % 2 == 0 && out.w % 2 == 0 && s_.chance(30);
     const int32_t pooled = coarse ? column(out.h / 2, out.w / 2) : logits, half = coarse ? b.place(Conv{}, 1, 2, 2, 0, 1) : -1;
@@ -569,8 +572,21 @@ class RandomPlan {
     step.in2 = mask, step.activation[0] = act;
   }
 
+  // Blocks whose channels or positions are given up for good (random_gated.h).
+  int32_t decide_channels(int32_t groups);
+  Step& narrow(int32_t kind, int32_t in, int32_t out, int32_t id, int32_t grid, bool ins, bool outs);
+  int32_t narrow_middle(int32_t from, int32_t groups, int32_t grid, const Window& w);
+  void narrow_convs(int32_t groups, int32_t grid);
+  void narrow_inverted(int32_t groups, int32_t grid);
+  void channel_gate();
+  int32_t scores();
+  int32_t still_awake(int32_t score);
+  void halting();
+
   Source& s_;
   int32_t current_ = -1;
   bool split_ = false;
   std::vector<std::pair<int64_t, int64_t>> dead_;
 };
+
+#include "random_gated.h"

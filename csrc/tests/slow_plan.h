@@ -29,7 +29,8 @@ struct Mask {
 // The rows that a step writes, `channels` numbers each from `channel` on, and how large the sums behind them were.
 struct Written {
   int32_t value = -1, channel = 0, channels = 0, step = 1;
-  std::vector<uint8_t> rows;  // 1: must be as wanted; 0: must stay; 2: may hold anything
+  std::vector<uint8_t> rows;    // 1: must be as wanted; 0: must stay; 2: may hold anything
+  std::vector<int32_t> filled;  // channels of each row that are written, the others stay; empty: all of them
   std::vector<double> want;
   double scale = 1e-6;
 };
@@ -71,6 +72,7 @@ class SlowPlan {
       out.channels = std::min((value(s.in).channels - s.ints[1] - 1) / std::max(s.ints[3], 1), (to.channels - s.ints[0] - 1) / out.step) + 1;
     }
     out.want.assign(out.rows.size() * out.channels, 0);
+    if (s.kind == kNarrow) out.filled.assign(out.rows.size(), 0);
     if (s.kind == kGate) means_ = gate_means(s);
     if (s.kind == kDynamicConv) mix(s);
     for (int64_t row = 0; row < static_cast<int64_t>(out.rows.size()); ++row)
@@ -100,7 +102,7 @@ class SlowPlan {
   std::vector<uint8_t> rows_of(const Step& s) const {
     const Value& to = value(s.out);
     std::vector<uint8_t> rows(memory_.images * to.height * to.width, 1);
-    if (s.grid < 0 || s.kind == kMean || s.kind == kMaskValue) return rows;
+    if (s.grid < 0 || s.kind == kMean || s.kind == kMaskValue || s.kind == kNarrow) return rows;
     const std::vector<uint8_t>& need = masks_[s.grid].need;
     for (size_t i = 0; i < rows.size(); ++i)
       if (need[i] == (s.closed ? 1 : 0)) rows[i] = s.run_all_above < 1 ? 2 : 0;
@@ -111,9 +113,13 @@ class SlowPlan {
     const Grid& grid = plan_.grids[s.grid];
     std::vector<uint8_t>& need = masks_[s.grid].need;
     const auto forced = forced_.find(s.grid);
-    need.resize(memory_.images * grid.height * grid.width);
-    for (size_t i = 0; i < need.size(); ++i)
-      need[i] = forced != forced_.end() ? forced->second[i] : *memory_.row(value(s.in), i) >= s.floats[0];
+    const Value& logits = value(s.in);
+    const int64_t area = int64_t{grid.height} * grid.width, groups = logits.height * logits.width == 1 ? area : 1;
+    need.resize(memory_.images * area);
+    for (size_t i = 0; i < need.size(); ++i) {
+      need[i] = forced != forced_.end() ? forced->second[i] : memory_.row(logits, i / groups)[i % groups] >= s.floats[0];
+      if (s.grid2 >= 0 && !masks_[s.grid2].need[i]) need[i] = 0;
+    }
   }
   void dilate(const Step& s) {
     const Grid &out = plan_.grids[s.grid], &in = plan_.grids[s.grid2];
@@ -167,26 +173,36 @@ class SlowPlan {
       case kChannelFusion: fusion(s, p, want, scale); break;
       case kFusionFactors: factors(s, p.image, want, scale); break;
       case kRouter: router(s, p.image, want, scale); break;
+      case kNarrow: out.filled[row] = static_cast<int32_t>(narrow(s, p, want, scale)); break;
       case kMaxPool: case kAvgPool: pool(s, p, want); break;
-      case kMean: mean(s, p.image, want); break;
+      case kMean: mean(s, p.image, want, scale); break;
       case kAdd: case kMultiply:
         for (int64_t c = 0; c < channels; ++c) {
           const Value& b = value(s.in2);
           const bool one = b.height * b.width == 1;
           const double left = at(s.in, p.image, p.y, p.x, c);
           const double right = at(s.in2, p.image, one ? 0 : p.y, one ? 0 : p.x, b.channels == 1 ? 0 : c);
-          want[c] = activated(s.kind == kAdd ? left + right : left * right, s.activation[0]);
-          scale = std::max({scale, std::fabs(left), std::fabs(right)});
+          const double share = s.aux[0] >= 0 ? at(s.aux[0], p.image, p.y, p.x, 0) : s.ints[0] ? -1 : 1;
+          const double term = share == 0 ? 0 : share * right;
+          want[c] = activated(s.kind == kAdd ? left + term : left * right, s.activation[0]);
+          scale = std::max({scale, std::fabs(left), s.kind == kAdd ? std::fabs(term) : std::fabs(right)});
         }
         break;
       case kLayout: case kActivate:
         for (int64_t c = 0; c < channels; ++c)
-          want[c] = activated(at(s.in, p.image, p.y, p.x, c), s.kind == kLayout ? int32_t{kNone} : s.activation[0]);
+        {
+          const double x = at(s.in, p.image, p.y, p.x, c), scaled = x * s.floats[0];
+          const bool affine = s.kind == kActivate && s.ints[0];
+          if (affine) scale = std::max({scale, std::fabs(scaled), std::fabs(double(s.floats[1]))});
+          want[c] = activated(affine ? scaled + s.floats[1] : x, s.kind == kLayout ? int32_t{kNone} : s.activation[0]);
+        }
         break;
       case kGate: {
         const Conv& c = conv(s.conv[0]);
         double sum = c.bias[0] + means_[p.image];
+        const Value& in = value(s.in);
         taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
+          if (s.ints[1] && y >= 0 && y < in.height && x >= 0 && x < in.width) sum += c.bias[1 + tap];
           for (int64_t k = 0; k < c.in_channels; ++k)
             sum += at(s.in, p.image, y, x, k) * static_cast<const float*>(c.weight)[tap * c.in_channels + k];
         });
@@ -194,7 +210,9 @@ class SlowPlan {
         scale = 10;
         break;
       }
-      case kMaskValue: want[0] = masks_[s.grid].need[row]; break;
+      case kMaskValue:
+        for (int64_t c = 0; c < channels; ++c) want[c] = masks_[s.grid].need[row * channels + c];
+        break;
       case kLayerNorm: norm(s, p, want); scale = 10; break;
       case kSoftmax:
         for (int64_t start = 0; start < channels; start += s.ints[0]) {
@@ -383,6 +401,11 @@ class SlowPlan {
     }
   }
 
+  // The channels that a narrow step writes, and how many they are (slow_narrow.h).
+  std::vector<int64_t> open_channels(const Step& s, int64_t image, int64_t channels, bool decided) const;
+  int64_t narrow(const Step& s, const Place& p, double* want, double& scale) const;
+  int64_t narrow_inverted(const Step& s, const Place& p, double* want, double& scale) const;
+
   void pool(const Step& s, const Place& p, double* want) {
     const Conv& c = conv(s.conv[0]);
     const Value& in = value(s.in);
@@ -400,16 +423,18 @@ class SlowPlan {
     }
   }
 
-  void mean(const Step& s, int64_t image, double* want) {
+  void mean(const Step& s, int64_t image, double* want, double& scale) {
     const Value& in = value(s.in);
     for (int64_t c = 0; c < in.channels; ++c) {
-      double sum = 0;
+      double sum = 0, size = 0;
       int64_t count = 0;
       for (int64_t q = 0; q < int64_t{in.height} * in.width; ++q) {
         if (s.grid >= 0 && !masks_[s.grid].need[image * in.height * in.width + q]) continue;
-        sum += at(s.in, image, q / in.width, q % in.width, c), ++count;
+        const double term = at(s.in, image, q / in.width, q % in.width, c);
+        sum += term, size += std::fabs(term), ++count;
       }
       want[c] = count ? sum / double(count) : 0;
+      if (count && size / double(count) > scale) scale = size / double(count);
     }
   }
 
@@ -490,3 +515,5 @@ class SlowPlan {
   std::vector<Mask> masks_;
   std::vector<double> means_, mixed_;
 };
+
+#include "slow_narrow.h"
