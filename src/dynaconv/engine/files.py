@@ -19,9 +19,11 @@ from dynaconv._files import atomic_path
 from dynaconv.engine.aten import is_known
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import Pool
+from dynaconv.engine.structures import PLAN_ABI
 from dynaconv.engine.trust import check_externals, check_weights
 
-FORMAT = 1
+# A file goes with the kernels' version: what a step's numbers mean changes with it, and packed weights do, too.
+FORMAT = PLAN_ABI
 # What a plan may hold, by the name that safetensors gives it.
 _DTYPES = {
     "F32": torch.float32, "BF16": torch.bfloat16, "F64": torch.float64, "F16": torch.float16, "I64": torch.int64,
