@@ -131,7 +131,7 @@ class Narrowed {
       }
       for (int64_t at = part.from + skip, end = part.from + part.count; at < end && column < kPanel;) {
         const int64_t columns = std::min({kPanel - at % kPanel, kPanel - column, end - at});
-        take(source_ + at / kPanel * all_rows * kPanel + at % kPanel, columns, to + column);
+        if (inputs_) take(source_ + at / kPanel * all_rows * kPanel + at % kPanel, columns, to + column);
         std::memcpy(bias_ + panel * kPanel + column, full_.bias + at, columns * sizeof(float));
         at += columns;
         column += columns;
