@@ -4,7 +4,11 @@
     .venv/bin/python benchmarks/export.py --engines openvino --rounds 10
     .venv/bin/python benchmarks/export.py --check                           exit code 1 where a promise is broken
 
-Masks are forced (blob-like, exact density, in every block) and are inputs of the graph; the gates still compute.
+    .venv/bin/python benchmarks/export.py --masks own --lowering dense      the file that is deployed: gates decide
+
+Masks are forced (blob-like, exact density, in every block) and are inputs of the graph; the gates still compute, and
+a product and an addition for each gate bring the mask in. With `--masks own` the graph has no such inputs: the gates
+decide, by thresholds that are set one by one so that each gate opens the share that is asked on other noise.
 Weights are random with settled batch norms, pictures are noise. The files' free batch is fixed at loading.
 Each file is compared with eager PyTorch on the same masks before anything is timed; while one differs, no number is
 printed. A speed-up is milliseconds of the static network over those of the exported one, minimum / median.
@@ -70,6 +74,7 @@ def parse() -> argparse.Namespace:
     add("--networks", nargs="+", default=["timm:resnet50", "timm:mobilenetv2_100"])
     add("--engines", nargs="+", choices=tuple(TITLES), default=["ort"])
     add("--lowering", nargs="+", choices=("sparse", "auto", "dense"), default=["sparse", "auto"])
+    add("--masks", choices=("forced", "own"), default="forced", help="inputs, or what the gates decide")
     add("--densities", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of the masks, 0..1")
     add("--batch", type=int, nargs="+", default=[1, 8], help="images in a batch")
     add("--rounds", type=int, default=15, help="interleaved rounds")
@@ -86,7 +91,7 @@ class Files:
     """Exported files of one network: the static one, and the masked one for each lowering and density."""
 
     def __init__(self, name: str, static: torch.nn.Module, args: argparse.Namespace, folder: Path) -> None:
-        self.name, self.folder, self.size = name, folder, args.input_size
+        self.name, self.folder, self.size, self.own = name, folder, args.input_size, args.masks == "own"
         self.static, self.dynamic = static, copy.deepcopy(static)
         dc.dynamize_(self.dynamic, dc.SpatialMasking(), input_size=tuple(self.size))
         self.dynamic.eval()
@@ -95,24 +100,52 @@ class Files:
         self.blocks: dict[str, dict[str, str]] = {}
 
     def file(self, lowering: str, density: float = 1.0) -> Path:
-        """The path; written at the first call. Only "auto" depends on the density."""
-        key = f"{lowering}{density:g}" if lowering == "auto" else lowering
+        """The path; written at the first call. Only "auto" and gates of their own depend on the density."""
+        key = self.key(lowering, density)
         if key not in self.made:
             path = self.folder / f"{self.name.replace(':', '-')}-{key}.onnx"
-            x, densities = torch.randn(1, *self.size), density if lowering == "auto" else None
-            example = (x,) if lowering == "static" else (x, *forced(self.dynamic, x, density))
-            model = self.static if lowering == "static" else self.given
-            kind = "dense" if lowering == "static" else lowering
-            options = {"lowering": kind, "dial": None, "report": (), "densities": densities, "check": False}
+            x = torch.randn(1, *self.size)
+            model, inputs = (self.static, (x,)) if lowering == "static" else self.masked(x, density)
+            options = {"lowering": "dense" if lowering == "static" else lowering, "dial": None, "report": ()}
+            options |= {"densities": density if lowering == "auto" else None, "check": False}
             if not path.exists():
-                dc.export.onnx(model, example, path, **options)
+                dc.export.onnx(model, inputs, path, **options)
             self.made[key], self.blocks[key] = path, dc.export.read_metadata(path)["lowering"]
         return self.made[key]
 
+    def key(self, lowering: str, density: float) -> str:
+        """What the file is kept under."""
+        if lowering == "static":
+            return lowering
+        return f"{lowering}{density:g}" if lowering == "auto" or self.own else lowering
+
+    def masked(self, x: torch.Tensor, density: float) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+        """The masked network at a density, and what it takes for x [N, C, H, W]."""
+        if self.own:
+            noise = torch.randn(2, *self.size, generator=torch.Generator().manual_seed(2))
+            return open_share(copy.deepcopy(self.dynamic), noise, density), (x,)
+        return self.given, (x, *forced(self.dynamic, x, density))
+
     def sparse_blocks(self, lowering: str, density: float) -> str:
         """How many blocks were written sparse, of how many."""
-        kinds = list(self.blocks[f"{lowering}{density:g}" if lowering == "auto" else lowering].values())
+        kinds = list(self.blocks[self.key(lowering, density)].values())
         return f"{kinds.count('sparse')} of {len(kinds)}"
+
+
+@torch.no_grad()
+def open_share(model: torch.nn.Module, x: torch.Tensor, density: float) -> torch.nn.Module:
+    """Set the thresholds, gate by gate, so that each opens this share of the positions of x [N, C, H, W]."""
+
+    def settle(gate: torch.nn.Module, args: tuple, _output: torch.Tensor) -> torch.Tensor:
+        logits = gate.logits(*args)
+        gate.threshold.copy_(logits.quantile(1 - density) if density < 1 else torch.tensor(-torch.inf))
+        return gate.decide(logits)
+
+    handles = [gate.register_forward_hook(settle) for gate in dc.gates(model).values()]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return model
 
 
 def race(files: Files, engine: str, batch: int, args: argparse.Namespace) -> list[dict]:
@@ -122,8 +155,7 @@ def race(files: Files, engine: str, batch: int, args: argparse.Namespace) -> lis
     cases = {("static", 1.0): (files.file("static"), files.static, (x,))}
     for lowering in args.lowering:
         for density in args.densities:
-            masks = forced(files.dynamic, x, density)
-            cases[lowering, density] = (files.file(lowering, density), files.given, (x, *masks))
+            cases[lowering, density] = (files.file(lowering, density), *files.masked(x, density))
     runs, loaded = {}, {}
     for case, (path, model, inputs) in cases.items():
         if path not in loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections import Counter
@@ -97,6 +98,42 @@ def test_a_threshold_for_each_gate(model, tmp_path, ort, trace_once) -> None:
     assert (shares[:, 0] == 1).all() and (shares[:, 1] == 0).all()
     fixed = dc.export.onnx(model, (X,), path, lowering="dense", dial=None, report=())
     assert list(fixed.inputs) == ["images"] and list(fixed.outputs) == ["output"]
+
+
+def _settle(threshold: float | None):
+    """A hook that sets a gate's threshold; None: between the logits of what it sees."""
+
+    def settle(gate, args) -> None:
+        gate.threshold.fill_(gate.logits(*args).quantile(0.5).item() if threshold is None else threshold)
+
+    return settle
+
+
+@pytest.mark.parametrize("threshold", [None, np.inf, -np.inf])
+def test_fixed_gates_of_dense_blocks_decide_without_comparing(
+    threshold, model, tmp_path, ort, trace_once
+) -> None:
+    import onnx
+
+    fixed = copy.deepcopy(model)
+    hooks = [gate.register_forward_pre_hook(_settle(threshold)) for gate in dc.gates(fixed).values()]
+    with torch.no_grad():
+        fixed(X)
+    for hook in hooks:
+        hook.remove()
+    path = tmp_path / "m.onnx"
+    done = dc.export.onnx(fixed, (X,), path, lowering="dense", dial=None)
+    count = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert count["HardSigmoid"] == 3 and not {"Greater", "GreaterOrEqual", "Cast"} & set(count)
+    assert done.error < 1e-4 and done.flips < 1e-2
+    with dc.collect_masks(fixed) as masks, torch.no_grad():
+        expected = fixed(X).numpy()
+    got = ort(path, X)
+    shares = np.stack([mask.mean((1, 2, 3)).numpy() for mask in masks.values()], 1)
+    np.testing.assert_allclose(got["densities"], shares, atol=1e-2)
+    assert 0.1 < shares.mean() < 0.9 if threshold is None else (shares == (threshold < 0)).all()
+    if not done.flips:
+        np.testing.assert_allclose(got["output"], expected, atol=1e-4 * abs(expected).max())
 
 
 def test_auto_follows_the_densities(tmp_path, trace_once, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from dynaconv.export import clean
 from dynaconv.export import gates as gate_logits
 from dynaconv.export.branches import find_branches
 from dynaconv.export.choose import choose_sparse, measure_densities
-from dynaconv.export.dense import spread_masks
+from dynaconv.export.dense import decide_everywhere, spread_masks
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
 from dynaconv.export.metadata import KEY, describe, to_json
 from dynaconv.export.parity import Parity, can_check, check_graph
@@ -173,7 +173,10 @@ def _lower(
     if lowering == "auto" and found:
         shares = measure_densities(model, example, densities)
         chosen = choose_sparse(found, shares)
-    spread_masks(traced.graph, [branch for branch in found if branch not in chosen])
+    dense = [branch for branch in found if branch not in chosen]
+    served = decide_everywhere(traced.graph, dense)
+    clean.drop_unread(traced.model)
+    spread_masks(traced.graph, [branch for branch in dense if branch not in served])
     if chosen:
         lower(traced.graph, chosen)
     else:

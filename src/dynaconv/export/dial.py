@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
-from dynaconv.export.graph import Writer
+from dynaconv.export.graph import Writer, constant
 from dynaconv.export.trace import Traced
 
 DIALS = ("budget", "gates")
@@ -64,12 +66,26 @@ def add_densities(traced: Traced) -> None:
     graph.append(end)
     write, columns = Writer(graph, end), []
     for mask in traced.masks.values():
-        rank = len(mask.shape)
-        mean = write("ReduceMean", mask, write.integers(*range(1, rank)), keepdims=0)
-        columns.append(write("Unsqueeze", mean, write.integers(1)))
+        columns.append(_open_share(write, mask))
     y = write("Concat", *columns, axis=1, shape=[graph.inputs[0].shape[0], len(columns)])
     y.name = "densities"
     graph.outputs.insert(traced.outputs, y)
     traced.outputs += 1
     traced.names.append(y.name)
     graph.remove(end, safe=True)
+
+
+def _open_share(write: Writer, mask: Any) -> Any:
+    """Mean of a mask [N, ...] of each image, [N, 1]."""
+    made = mask.producer()
+    if made is not None and made.op_type == "Slice" and _of_channels(made):
+        # One channel of many: means first, because they stay in the layout in which the channels were made.
+        means = write("GlobalAveragePool", made.inputs[0])
+        return write("Reshape", write("Slice", means, *made.inputs[1:]), write.integers(-1, 1))
+    mean = write("ReduceMean", mask, write.integers(*range(1, len(mask.shape))), keepdims=0)
+    return write("Unsqueeze", mean, write.integers(1))
+
+
+def _of_channels(node: Any) -> bool:
+    axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    return axes is not None and axes.tolist() == [1] and len(node.inputs) == 4

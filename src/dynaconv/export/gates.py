@@ -102,15 +102,21 @@ def write_gate(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) ->
     old.replace_all_uses_with(z, replace_graph_outputs=True)
 
 
+def tap_weights(stage: Stage) -> tuple[np.ndarray, float]:
+    """Of a convolution to one channel: weights [C, taps] and the bias."""
+    weight = stage.weight[0]
+    return weight.reshape(len(weight), -1), 0.0 if stage.bias is None else float(stage.bias[0])
+
+
 def _logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> tuple[Any, Any]:
     """What the convolution gives, [N, 1, h, w], and the linear function of the mean, [N, 1, 1, 1] or None."""
     stage, kernel = gate.stage, gate.stage.kernel
-    taps = stage.weight.shape[2] * stage.weight.shape[3]
+    weight, bias = tap_weights(stage)
+    taps = weight.shape[1]
     used = taps + (gate.linear is not None)
-    weight = stage.weight[0].reshape(-1, taps)
     if gate.linear is not None:
         weight = np.concatenate([weight, gate.linear[:, None]], 1)
-    bias = (0.0 if stage.bias is None else float(stage.bias[0])) + gate.shift
+    bias += gate.shift
     if rows is None:
         used = BLOCK
         padded = np.zeros((BLOCK, weight.shape[0], 1, 1), np.float32)
