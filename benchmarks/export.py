@@ -117,7 +117,8 @@ class Files:
         """What the file is kept under."""
         if lowering == "static":
             return lowering
-        return f"{lowering}{density:g}" if lowering == "auto" or self.own else lowering
+        kind = f"own-{lowering}" if self.own else lowering
+        return f"{kind}{density:g}" if lowering == "auto" or self.own else kind
 
     def masked(self, x: torch.Tensor, density: float) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
         """The masked network at a density, and what it takes for x [N, C, H, W]."""
