@@ -115,6 +115,22 @@ DYNACONV_INLINE void deep(const float* const (&from)[Rows], int64_t k, const flo
   }
 }
 
+// One channel of every row times its weights.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void add_channel(const float* const (&from)[Rows], int64_t k, const float* weight,
+                                 Vector (&sums)[Rows][Columns]) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  Vector w[Columns];
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    const float value = from[r][k];
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+  }
+}
+
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&sums)[Rows][Columns]) {
   constexpr int kLanes = kLanesOf<Vector>;
@@ -128,17 +144,7 @@ DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&s
       sums[r][c] = sums[r][c] * load<Vector>(scale + c * kLanes) + load<Vector>(blend.bias + column + c * kLanes);
   }
   const float* weight = blend.weight + column;
-  for (int64_t k = 0; k < blend.channels; ++k, weight += kPanel) {
-    Vector w[Columns];
-#pragma GCC unroll 4
-    for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      const float value = from[r][k];
-#pragma GCC unroll 4
-      for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
-    }
-  }
+  for (int64_t k = 0; k < blend.channels; ++k, weight += kPanel) add_channel<Vector, Rows, Columns>(from, k, weight, sums);
 }
 
 // `Rows` x `Columns` vectors of sums stay in registers.
@@ -169,15 +175,7 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
       }
       for (; k < end; ++k, weight += kPanel) {
         fetch(weight, call.ahead);
-        Vector w[Columns];
-#pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-          const float value = from[r][k];
-#pragma GCC unroll 4
-          for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
-        }
+        add_channel<Vector, Rows, Columns>(from, k, weight, sums);
       }
     }
   }
