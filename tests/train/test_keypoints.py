@@ -56,8 +56,9 @@ def test_from_recipe_to_budget(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert data["rows"][0]["executed_macs"] < data["rows"][1]["executed_macs"]
     assert main(["eval", str(tmp_path / "run"), "--limit", "20"]) == 0
     assert "PCK@0.2" in capsys.readouterr().out
-    assert main(["explain", str(tmp_path / "run"), "x.png"]) == 2
-    assert "judged by PCK@0.2" in capsys.readouterr().err
+    pages = tmp_path / "explained"
+    assert main(["explain", str(tmp_path / "run"), "test:2", "--out", str(pages)]) == 0
+    assert "rings: where they are" in (pages / "explain.html").read_text()
 
 
 def test_a_perfect_network_is_judged_perfect() -> None:
