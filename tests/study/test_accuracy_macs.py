@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.train.synthetic import Bundle
@@ -14,6 +16,7 @@ from dynaconv.study.curve_figures import all_figures
 from dynaconv.study.curve_points import point_name, static_accuracy, summarise, verdict
 from dynaconv.study.curve_settings import Axes, CurveSettings, curve_settings
 from dynaconv.study.curve_table import table
+from dynaconv.train import load_recipe
 
 pytestmark = pytest.mark.needs("lightning", "matplotlib")
 SMALL = CurveSettings(
@@ -96,6 +99,24 @@ def test_more_seeds_methods_and_budgets_add_rows(study, monkeypatch) -> None:
     seeds = {(p["method"], p["budget"]): p["seeds"] for p in data["points"]}
     assert seeds["dynconv", 0.4] == 2 and seeds["narrow", 0.4] == 2 and seeds["dynconv", 0.7] == 1
     assert next(p for p in data["points"] if p["budget"])["accuracy_std"] is not None
+
+
+def test_networks_for_small_objects_start_from_those_for_larger_ones(tmp_path) -> None:
+    axes = Axes(("dense", "dynconv"), (0.7,), widths=(4,), object_shares=(0.01, 0.25))
+    rows = run(tmp_path, axes, replace(SMALL, data="scenes"))["rows"]
+    assert len(rows) == 4
+    starts = {}
+    for file in (tmp_path / "runs").glob("*/config.yaml"):
+        start = load_recipe(file).trainer.init_from
+        starts[file.parent.name] = start and Path(start).name
+    assert starts == {
+        "object0.25-static-width4-seed0": None,
+        "object0.25-dense-seed0": None,
+        "object0.25-dynconv-0.7-seed0": "object0.25-dense-seed0",
+        "object0.01-static-width4-seed0": "object0.25-static-width4-seed0",
+        "object0.01-dense-seed0": "object0.25-static-width4-seed0",
+        "object0.01-dynconv-0.7-seed0": "object0.01-dense-seed0",
+    }
 
 
 def test_other_settings_and_folders_are_refused(study, tmp_path) -> None:

@@ -68,7 +68,8 @@ def accuracy_macs(
     for index, cell in enumerate(missing):
         head = f"{len(cells) - len(missing) + index + 1}/{len(cells)} {cell.group.title} {cell.name}"
         runs = Runs(folder, settings.at(cell.group.image_size, cell.group.object_share),
-                    pictures(cell.group), _prefixed(tell, head), cell.group.prefix)  # fmt: skip
+                    pictures(cell.group), _prefixed(tell, head), cell.group.prefix,
+                    cell.easier.prefix if cell.easier else None)  # fmt: skip
         row = runs.keep(cell.name, train(runs, cell))
         left = (time.monotonic() - started) / (index + 1) * (len(missing) - index - 1)
         tell(f"{head}: {_sentence(row)}, {in_minutes(left)} left")

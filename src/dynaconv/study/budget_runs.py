@@ -18,14 +18,21 @@ Tell = Callable[[str], None]
 class Runs:
     """Networks of one study: trained in `runs/`, results of finished ones kept in `cells/`.
 
-    prefix: of the names of both, where a study has several data sets.
+    prefix: of the names of both, where a study has several data sets. easier: prefix of the data set whose networks
+    these start from, None where they start from scratch.
     """
 
     def __init__(
-        self, folder: StudyFolder, settings: BudgetSettings, bundle: Any, tell: Tell, prefix: str = ""
+        self,
+        folder: StudyFolder,
+        settings: BudgetSettings,
+        bundle: Any,
+        tell: Tell,
+        prefix: str = "",
+        easier: str | None = None,
     ) -> None:
         self.folder, self.settings, self.bundle, self.tell = folder, settings, bundle, tell
-        self.prefix = prefix
+        self.prefix, self.easier = prefix, easier
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where a network is trained."""
@@ -41,11 +48,18 @@ class Runs:
         self.folder.write_json(f"cells/{self.prefix}{name}.json", result)
         return result
 
-    def dense(self, seed: int) -> str:
-        """The run folder of the dense start of a seed, trained where it is not yet."""
+    def from_easier(self, name: str, seed: int) -> str | None:
+        """The run folder of the network of that name on the easier data set; None where it was not trained."""
+        cell = f"{self.easier}{name}-seed{seed}"
+        if self.easier is None or not (self.folder.path / "cells" / f"{cell}.json").is_file():
+            return None
+        return str(self.folder.path / "runs" / cell)
+
+    def dense(self, seed: int, start: str | None = None) -> str:
+        """The run folder of the dense start of a seed, trained where it is not yet; start: a run it begins with."""
         run = self.run_folder("dense", seed)
         if self.kept(f"dense-seed{seed}") is None:
-            model = self.fit(self.settings.dense_recipe(seed), run, seed, "dense")
+            model = self.fit(self.settings.dense_recipe(seed, start), run, seed, "dense")
             self.keep(f"dense-seed{seed}", self.test(model))
         return str(run)
 
@@ -55,9 +69,13 @@ class Runs:
         seed: int,
         changes: dict[str, dict[str, Any]],
         calibrate: Sequence[float] = (),
+        start: str | None = None,
     ) -> nn.Module:
-        """A network trained from the dense start; thresholds as training left them, unless it is calibrated."""
-        recipe = self.settings.recipe(seed, self.dense(seed), changes, calibrate)
+        """A network trained from the dense start; thresholds as training left them, unless it is calibrated.
+
+        start: the run that the dense start begins with.
+        """
+        recipe = self.settings.recipe(seed, self.dense(seed, start), changes, calibrate)
         return self.fit(recipe, self.run_folder(name, seed), seed, name)
 
     def test(self, model: nn.Module) -> dict[str, Any]:

@@ -56,9 +56,9 @@ class BudgetSettings:
         """JSON-ready form."""
         return asdict(self)
 
-    def dense_recipe(self, seed: int) -> Recipe:
-        """The dense start."""
-        return self._recipe(seed, self.dense_epochs, self.dense_lr, {}, {})
+    def dense_recipe(self, seed: int, start: str | None = None) -> Recipe:
+        """The dense start, from scratch or from a run of the same network."""
+        return self._recipe(seed, self.dense_epochs, self.dense_lr, {"trainer": {"init_from": start}}, {})
 
     def recipe(
         self,

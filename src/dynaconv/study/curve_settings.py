@@ -55,10 +55,10 @@ class CurveSettings(BudgetSettings):
         """The same on pictures of one size with objects of one size."""
         return replace(self, image_size=image_size, object_share=object_share)
 
-    def static_recipe(self, seed: int, width: int | None) -> Recipe:
-        """A static network from scratch, with as many epochs as a dynamic one and its dense start together."""
+    def static_recipe(self, seed: int, width: int | None, start: str | None = None) -> Recipe:
+        """A static network with as many epochs as a dynamic one and its dense start together; start: a run of it."""
         epochs = self.dense_epochs + self.epochs
-        return replace(self, width=width, dense_epochs=epochs).dense_recipe(seed)
+        return replace(self, width=width, dense_epochs=epochs).dense_recipe(seed, start)
 
     def method(self, method: str, target: float) -> dict[str, dict[str, Any]]:
         """What a recipe says for a method; target: share of the conditional MACs."""
