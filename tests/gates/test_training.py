@@ -45,7 +45,7 @@ def tiny(kind: str) -> nn.Module:
 
 
 def budget_of(model: nn.Module, **options) -> MacBudget:
-    return MacBudget(model, 0.5, total_steps=8, ramp=0.5, ponder=0.01, **options)
+    return MacBudget(model, 0.5, total_steps=8, ramp=0.25, ponder=0.01, hold=True, **options)
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dynaconv import _checks
+from dynaconv.budget.hold import Hold
 from dynaconv.budget.losses import KINDS, BudgetLoss, limits, loss_terms
 from dynaconv.budget.schedules import GateSchedule
 from dynaconv.convert import gates, masked_blocks
@@ -80,6 +81,8 @@ class MacBudget:
             training is that alone, alpha=0.
         dial: (low, high): every step aims at another budget in this range, with thresholds shifted accordingly, so that
             one network learns them all; `target` is then the one to validate at.
+        hold: after the ramp, add up what the target is missed by and aim as much lower (or higher), so that training
+            itself ends at the budget, and calibration has little to take away from what was learned.
     Raises:
         ValueError: target outside (0, 1], no gates, a total target below what is always computed.
     Source: arXiv 1912.03203, section 3.4.
@@ -106,6 +109,7 @@ class MacBudget:
         loss: str = "network",
         ponder: float = 0.0,
         dial: tuple[float, float] | None = None,
+        hold: bool = False,
     ) -> None:
         self.target = _checks.fraction("target", target)
         _checks.one_of("scope", scope, SCOPES)
@@ -128,6 +132,7 @@ class MacBudget:
         self.dial = None if dial is None else _checks.dial_range(dial)
         for end in self.dial or ():
             self._share.conditional(end)
+        self.hold = Hold(self.total_steps) if hold else None
         self._hooks: MaskHooks | None = None
         # Target, upper and lower bound of this step.
         self._aims = torch.zeros(3, dtype=torch.float64)
@@ -194,8 +199,20 @@ class MacBudget:
 
     def step(self) -> None:
         """Advance noise, temperature and bounds by one training step; call it after the optimizer's step."""
+        if self.hold is not None and self.progress >= self.ramp:
+            self.hold.step(self.current_target)
         self.steps_done += 1
         self._apply()
+
+    def evaluated(self, ratio: float) -> None:
+        """Tell what a validation executed of the conditional multiply-adds; `hold` then aims at that.
+
+        Pictures are augmented in training, and gates are noisy until late. Until the noise ends, and with a dial,
+        which is validated at one budget only, nothing changes.
+        """
+        if self.hold is not None and self.dial is None and self.progress > self.schedule.noise_until:
+            self.hold.evaluated(ratio)
+            self._apply()
 
     @contextmanager
     def at_target(self) -> Iterator[None]:
@@ -209,7 +226,9 @@ class MacBudget:
     def _apply(self) -> None:
         self.schedule.apply_(self.model, self.progress)
         target = self.current_target
-        aims = target, *limits(target, self.progress / self.anneal, self.loss)
+        aim = target if self.hold is None else self.hold.aim(target)
+        own = aim if self.loss == "blocks" else target
+        aims = aim, *limits(own, self.progress / self.anneal, self.loss)
         self._aims.copy_(torch.tensor(aims, dtype=torch.float64))
         self.turn_(self.sampled_target)
 
@@ -259,11 +278,14 @@ class MacBudget:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; the gates' own state is in the model."""
-        return {"steps_done": self.steps_done, "total_steps": self.total_steps, "target": self.target}
+        state = {"steps_done": self.steps_done, "total_steps": self.total_steps, "target": self.target}
+        return state if self.hold is None else {**state, "hold": self.hold.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.steps_done = int(state["steps_done"])
+        if self.hold is not None and "hold" in state:
+            self.hold.load_state_dict(state["hold"])
         self._apply()
 
     def _fill(self, cost: ObservedCost, masks: MaskCollection) -> None:
@@ -274,6 +296,8 @@ class MacBudget:
         executed, dense = _sum_over_ranks(executed), _sum_over_ranks(dense)
         terms = loss_terms(executed, dense, *self._aims.to(executed).unbind(), self.loss)
         cost.terms, cost.names = terms, list(costs)
+        if self.hold is not None:
+            self.hold.saw(terms.ratio)
         cost.loss = (self.alpha * terms.total).float()
         stages = list(masks.ponder_costs().values())
         if stages:

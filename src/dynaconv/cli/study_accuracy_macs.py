@@ -68,6 +68,11 @@ def add_arguments(parser: Any) -> None:
     )
     add_options(parser, "runs/accuracy-macs", image_size=False)
     parser.add_argument(
+        "--no-hold",
+        action="store_true",
+        help="leave to calibration what a training misses of its budget, instead of aiming lower while it trains",
+    )
+    parser.add_argument(
         "--no-times", action="store_true", help="train only; milliseconds measured before are kept"
     )
     parser.add_argument("--time-batch", type=int, nargs="+", default=[1, 32], help="batch sizes to time")
@@ -112,7 +117,7 @@ def _settings(args: Any) -> Any:
     schedule = schedule_of(args)
     if args.network is not None and args.width is None:
         schedule["width"] = width_of(args.network)
-    return curve_settings(args.data, **schedule)
+    return curve_settings(args.data, hold=not args.no_hold, **schedule)
 
 
 def _axes(args: Any) -> Any:

@@ -147,7 +147,7 @@ def _dynamic(runs: Runs, cell: Cell) -> dict[str, Any]:
         target = round(share.conditional(float(cell.budget or 1.0)), 6)
     except ValueError as error:
         return {"unreachable": str(error)}
-    changes = {**settings.method(cell.method, target), "budget": {"target": target}}
+    changes = settings.method(cell.method, target)
     # The static network had as many epochs on the easier pictures as all that is compared here; a dense start, fewer.
     full = Cell(cell.group, cell.seed, DENSE, width=settings.width).label
     start = runs.from_easier(full, cell.seed) or runs.from_easier(DENSE, cell.seed)

@@ -44,7 +44,13 @@ SCENES_DENSE_EPOCHS = 12
 
 @dataclass(frozen=True)
 class CurveSettings(BudgetSettings):
-    """One schedule for all networks of the study; the size of pictures and objects is an axis, not a setting."""
+    """One schedule for all networks of the study; the size of pictures and objects is an axis, not a setting.
+
+    hold: training itself ends at the budget, for every method (see `MacBudget`); without, calibration takes all at once
+        what training missed.
+    """
+
+    hold: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """What has to stay the same in a folder."""
@@ -65,7 +71,8 @@ class CurveSettings(BudgetSettings):
         masking = dict(METHODS[method])
         if method == "narrow":
             masking["options"] = {"budget": target}
-        return {"masking": masking, "optim": {"gate_lr_multiplier": GATE_LEARNING_RATE.get(method, 1.0)}}
+        optim = {"gate_lr_multiplier": GATE_LEARNING_RATE.get(method, 1.0)}
+        return {"masking": masking, "optim": optim, "budget": {"target": target, "hold": self.hold}}
 
 
 def curve_settings(data: str, **changes: Any) -> CurveSettings:

@@ -32,6 +32,7 @@ _OFFERED: dict[str, Changes] = {
     "norm": {"masking": {"norm": True}},
     "distill": {"trainer": {"distill_weight": 0.5}},
     "total": {"budget": {"scope": "total"}},
+    "hold": {"budget": {"hold": True}},
 }
 TITLES = {
     "paper": "paper",
@@ -45,6 +46,7 @@ TITLES = {
     "norm": "batch norm in the gate",
     "distill": "distillation from the dense start",
     "total": "budget of the whole network",
+    "hold": "budget held by its integral",
 }
 VARIANTS = (
     "paper",

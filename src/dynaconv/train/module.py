@@ -91,6 +91,7 @@ class DynaconvModule(lightning.LightningModule):
             loss=section.loss,
             ponder=section.ponder,
             dial=None if section.dial is None else tuple(section.dial),
+            hold=section.hold,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,6 +178,8 @@ class DynaconvModule(lightning.LightningModule):
         shown = {"val_loss": found["loss"], "val_accuracy": found["accuracy"], "val_score": self.score(epoch)}
         if found["ratio"] is not None:
             shown["val_ratio"] = found["ratio"]
+            if self.budget is not None:
+                self.budget.evaluated(found["ratio"])
         self.log_dict(shown, logger=False)
 
     def gmacs(self, ratio: float | None) -> float | None:

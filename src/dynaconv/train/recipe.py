@@ -131,6 +131,8 @@ class BudgetSection:
         ponder: weight of the ponder cost of halting units.
         dial: [low, high]: every step aims at another budget in this range, so that one network learns them all;
             `target` is then the one that it is validated at.
+        hold: after the ramp, add up what the target is missed by and aim as much lower, so that training ends at the
+            budget and calibration changes little.
     """
 
     target: float = 0.5
@@ -143,6 +145,7 @@ class BudgetSection:
     loss: str = "network"
     ponder: float = 0.0
     dial: list[float] | None = None
+    hold: bool = False
 
     def __post_init__(self) -> None:
         _checks.fraction("budget.target", self.target)
