@@ -22,7 +22,9 @@ def tiny(gate: object) -> torch.nn.Module:
 def ends_at(gate: object, hold: bool, pull: float = 3.0, steps: int = 60) -> float:
     """Executed share after a training whose task wants everything open."""
     model = tiny(gate)
-    budget = dc.MacBudget(model, 0.5, total_steps=steps, schedule=QUIET, hold=hold, loss="network", anneal=0.01)
+    budget = dc.MacBudget(
+        model, 0.5, total_steps=steps, schedule=QUIET, hold=hold, loss="network", anneal=0.01
+    )
     optimizer = torch.optim.SGD(budget.param_groups(0.0, gate_lr_multiplier=1.0), lr=0.0)
     optimizer.param_groups[-1]["lr"] = 0.2
     shares = []
