@@ -261,6 +261,8 @@ DepthwiseRun run_of(const DepthwiseArgs& args, const Lines& lines, int64_t weigh
   return run;
 }
 
+int64_t stride_of_weights(const DepthwiseArgs& args) { return args.weight_stride ? args.weight_stride : args.channels; }
+
 // `out` may be the residual itself, so sums wait in a buffer until they have met it.
 void residual_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int32_t last) {
   float sums[kMostPixels * kBlockChannels];
@@ -271,7 +273,7 @@ void residual_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int3
     block.weight += c;
     block.bias += c;
     const Lines lines(block, row);
-    DepthwiseRun run = run_of(block, lines, args.channels, kBlockChannels);
+    DepthwiseRun run = run_of(block, lines, stride_of_weights(args), kBlockChannels);
     for (int32_t x = first; x < last; x += kMostPixels) {
       const int32_t count = std::min(kMostPixels, last - x);
       row_pixels(block, lines, run, x, x + count, sums);
@@ -313,7 +315,7 @@ void depthwise_run(const DepthwiseRun& run) {
 
 void depthwise_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int32_t last, float* out, int64_t out_pixel) {
   const Lines lines(args, row);
-  DepthwiseRun run = run_of(args, lines, args.channels, out_pixel);
+  DepthwiseRun run = run_of(args, lines, stride_of_weights(args), out_pixel);
   row_pixels(args, lines, run, first, last, out);
   finish_pixels(out, out_pixel, last - first, args.channels, args.activation, args.final_activation);
 }

@@ -20,6 +20,7 @@ struct DepthwiseArgsOf {
   const T* in;            // [images * height * width] rows
   int64_t in_stride;      // elements from one row to the next
   const T* weight;        // [taps][channels]; bfloat16: pairs of taps, see csrc/plan/plan.h
+  int64_t weight_stride;  // float32: elements from one tap's weights to the next, 0: channels
   const float* bias;      // [channels]; bfloat16: padded to whole panels of 32
   T* out;                 // [images * out_height * out_width] rows; may be `residual`, but not `in`
   int64_t out_stride;
