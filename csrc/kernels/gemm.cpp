@@ -137,7 +137,7 @@ DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&s
   const float* from[Rows];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    const float* const scale = blend.scale[row + r] + column;
+    const float* const scale = blend.scale[row + r] + blend.column + column;
     from[r] = static_cast<const float*>(blend.taps[row + r]);
 #pragma GCC unroll 4
     for (int c = 0; c < Columns; ++c)

@@ -24,7 +24,8 @@ constexpr int64_t kLaterBytes = 1024;
 // What becomes of the sums of a tile before its activation: sums[r][c] * scale[r][c] + bias[c] + the sum over channels k of
 // taps[r][k] * weight[k][c].
 struct Blend {
-  const float* const* scale;  // [kMaxRows], at column 0 of the tile
+  const float* const* scale;  // [kMaxRows]
+  int64_t column;             // where the tile's columns begin in `scale`
   const void* const* taps;    // [kMaxRows]
   int64_t channels;
   const float* weight;        // [channels][kPanel]

@@ -122,7 +122,8 @@ void DynamicTask::small_direct() const {
                       double(depth) * std::min<int64_t>(kPanel, shape_.outputs),
                       images_ >= 4 * worker_.threads ? 1 : worker_.threads);
   const ConvRows place(run_, step_, worker_.zeros);
-  worker_.share(images_ * all.tasks(), [&](int64_t task) {
+  worker_.share(images_ * all.tasks(), [&](int64_t forward) {
+    const int64_t task = worker_.backward(forward, images_ * all.tasks());
     const int64_t image = task / all.tasks(), block = task % all.row_blocks, group = task % all.tasks() / all.row_blocks;
     Cut own = all;
     own.rows = rows_.count(image);

@@ -168,6 +168,12 @@ struct Worker {
       for (int64_t task; (task = first + next[owner].fetch_add(1, std::memory_order_relaxed)) < end;) f(task);
     }
   }
+  // The same tasks of every thread from its last to its first: of what the step before has written, the end is nearest.
+  int64_t backward(int64_t task, int64_t tasks) const {
+    int64_t owner = task * threads / tasks;
+    while (task >= tasks * (owner + 1) / threads) ++owner;
+    return tasks * owner / threads + tasks * (owner + 1) / threads - 1 - task;
+  }
   void barrier() {
     if (threads > 1) run.barrier.wait();
   }

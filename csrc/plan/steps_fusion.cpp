@@ -11,6 +11,7 @@
 namespace {
 
 constexpr float kNoBias[kPanel] = {};
+constexpr int64_t kTableRows = kMostTiles * kMaxRows;
 
 int64_t rounded(int64_t floats) { return ceil_of(floats, 16) * 16; }
 
@@ -138,7 +139,9 @@ class Factored {
       : worker_(worker), run_(worker.run), step_(step), fusion_(fusion), shape_(run_.plan, step), rows_(rows_of(run_, step)),
         place_(run_, step, worker.zeros), scale_(reinterpret_cast<float*>(worker.shared)),
         latent_(scale_ + run_.call.images * fusion.scale()), latent_row_(fusion.rank_panels * kPanel),
-        panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + fusion.panels()), table_(worker.scratch + rounded(fusion.scratch()) * 4) {}
+        panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + fusion.panels()),
+        scales_(reinterpret_cast<const float**>(worker.scratch + rounded(fusion.scratch()) * 4)),
+        latents_(reinterpret_cast<const void**>(scales_ + kTableRows)), table_(reinterpret_cast<char*>(latents_ + kTableRows)) {}
 
   void run() const {
     if (rows_.all == 0) return;
@@ -197,21 +200,26 @@ class Factored {
       const int64_t first = c.first_row(block), count = c.first_row(block + 1) - first;
       if (count <= 0) return;
       const RowTable table = place_.table(table_, rows_.list, first, count);
+      point_at_latent(table, first);
       for (int64_t panel = c.first_panel(group); panel < c.first_panel(group + 1); ++panel)
-        for (int64_t tile = 0; tile < table.tiles; ++tile) expand_tile(table, tile, panel, first + table.first_of(tile), heavy);
+        for (int64_t tile = 0; tile < table.tiles; ++tile) expand_tile(table, tile, panel, heavy);
     });
   }
 
-  void expand_tile(const RowTable& table, int64_t tile, int64_t panel, int64_t first, bool heavy) const {
-    const float* scale[kMaxRows];
-    const void* latent[kMaxRows];
+  // The scale and the latent row of every row of a table, tile by tile.
+  void point_at_latent(const RowTable& table, int64_t first) const {
+    for (int64_t tile = 0; tile < table.tiles; ++tile)
+      for (int r = 0; r < table.rows_of(tile); ++r, ++first) {
+        const int64_t image = rows_.list ? rows_.list[first].image : first / rows_.area;
+        scales_[tile * kMaxRows + r] = scale_ + image * fusion_.scale();
+        latents_[tile * kMaxRows + r] = latent_ + first * latent_row_;
+      }
+  }
+
+  void expand_tile(const RowTable& table, int64_t tile, int64_t panel, bool heavy) const {
     const int64_t column = shape_.first_output(panel), depth = shape_.taps * shape_.channels;
-    for (int r = 0; r < table.rows_of(tile); ++r) {
-      const int64_t image = rows_.list ? rows_.list[first + r].image : (first + r) / rows_.area;
-      scale[r] = scale_ + image * fusion_.scale() + column;
-      latent[r] = latent_ + (first + r) * latent_row_;
-    }
-    const Blend blend{scale, latent, fusion_.rank, static_cast<const float*>(fusion_.expand.weight) + panel * fusion_.rank * kPanel,
+    const float* const right = static_cast<const float*>(fusion_.expand.weight) + panel * fusion_.rank * kPanel;
+    const Blend blend{scales_ + tile * kMaxRows, column, latents_ + tile * kMaxRows, fusion_.rank, right,
                       fusion_.expand.bias + panel * kPanel};
     TileCall call{};
     table.point(call, tile);
@@ -240,6 +248,8 @@ class Factored {
   float *const scale_, *const latent_;
   const int64_t latent_row_;
   float *const panels_, *const reduced_;
+  const float** const scales_;
+  const void** const latents_;
   char* const table_;
 };
 
@@ -248,7 +258,7 @@ class Factored {
 int64_t scratch_fusion(const Plan& plan, const Step& step) {
   const Fusion fusion(plan, step);
   const PanelShape shape(plan, step);
-  const int64_t own = rounded(fusion.scratch()) * 4 + table_bytes(shape.taps);
+  const int64_t own = rounded(fusion.scratch()) * 4 + 2 * kTableRows * int64_t{sizeof(void*)} + table_bytes(shape.taps);
   return fusion.folded ? std::max(own, scratch_dynamic(plan, step)) : own;
 }
 

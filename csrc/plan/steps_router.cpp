@@ -154,21 +154,39 @@ bool is_light(int kind) {
   return kind == kMean || kind == kDepthwise || kind == kMultiply || kind == kActivate || kind == kFusionFactors;
 }
 
+// What a thread reads of a router.
+void foresee_router(Upcoming& upcoming, const Run& run, const Step& step, int id, int threads) {
+  const Conv &squeeze = run.conv(step.conv[0]), &last = run.conv(step.conv[2]);
+  const int64_t hidden = panels_of(squeeze), panels = panels_of(last), blocks = blocks_of(last, threads);
+  const bool shared = is_shared(squeeze, run.call.images, threads);
+  foresee(upcoming, squeeze, shared ? hidden * id / threads : 0, shared ? hidden * (id + 1) / threads : hidden);
+  if (step.conv[1] >= 0) foresee(upcoming, run.conv(step.conv[1]), 0, panels_of(run.conv(step.conv[1])));
+  foresee(upcoming, last, panels * (blocks * id / threads) / blocks, panels * (blocks * (id + 1) / threads) / blocks);
+}
+
+// Static 1x1 weights that a thread begins to fold for a few images: too few products lie between them to wait for memory.
+void foresee_folded(Upcoming& upcoming, const Run& run, const Step& step, int id, int threads) {
+  const bool folds = step.kind == kInverted ? step.ints[0] == 1 : step.kind == kChannelFusion && !step.ints[3];
+  if (!folds || run.call.images >= 2 * threads) return;
+  const Conv& conv = run.conv(step.conv[0]);
+  const int64_t rows = panels_of(conv) * conv.in_channels;
+  if (conv.kernel[0] * conv.kernel[1] != 1) return;
+  const int64_t first = rows * id / threads, last = rows * (id + 1) / threads;
+  upcoming.add(static_cast<const float*>(conv.weight) + first * kPanel, (last - first) * kPanel * int64_t{sizeof(float)});
+}
+
 }  // namespace
 
 Upcoming upcoming_weights(const Run& run, int32_t index, int id, int threads) {
   Upcoming upcoming;
+  bool routed = false;
   for (int32_t i = index + 1; i < run.last; ++i) {
     const Step& step = run.plan.steps[i];
+    if (step.kind == kRouter && routed) break;
+    if (step.kind == kRouter) foresee_router(upcoming, run, step, id, threads);
+    else if (routed) foresee_folded(upcoming, run, step, id, threads);
+    routed = routed || step.kind == kRouter;
     if (step.kind != kRouter && !is_light(step.kind)) break;
-    if (step.kind != kRouter) continue;
-    const Conv &squeeze = run.conv(step.conv[0]), &last = run.conv(step.conv[2]);
-    const int64_t hidden = panels_of(squeeze), panels = panels_of(last), blocks = blocks_of(last, threads);
-    const bool shared = is_shared(squeeze, run.call.images, threads);
-    foresee(upcoming, squeeze, shared ? hidden * id / threads : 0, shared ? hidden * (id + 1) / threads : hidden);
-    if (step.conv[1] >= 0) foresee(upcoming, run.conv(step.conv[1]), 0, panels_of(run.conv(step.conv[1])));
-    foresee(upcoming, last, panels * (blocks * id / threads) / blocks, panels * (blocks * (id + 1) / threads) / blocks);
-    break;
   }
   return upcoming;
 }
