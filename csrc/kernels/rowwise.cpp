@@ -17,17 +17,6 @@ DYNACONV_INLINE float get(const Bfloat16* from) { return widened(*from); }
 DYNACONV_INLINE void put(float* to, float value) { *to = value; }
 DYNACONV_INLINE void put(Bfloat16* to, float value) { *to = narrowed(value); }
 
-DYNACONV_INLINE float total(float4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
-
-DYNACONV_INLINE float total(float8 v) {
-  return total(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
-}
-
-DYNACONV_INLINE float total(float16 v) {
-  return total(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-
 template <typename Vector, typename T>
 DYNACONV_INLINE void max_row(const T* const* taps, int taps_count, int64_t channels, T* out) {
   constexpr int kLanes = kLanesOf<Vector>;

@@ -63,3 +63,16 @@ DYNACONV_INLINE void hold(const T*& pointer) {
   asm("" : "+r"(pointer));
 #endif
 }
+
+// The upper half of a vector added to the lower one.
+DYNACONV_INLINE float4 folded(float8 v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+DYNACONV_INLINE float8 folded(float16 v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+// The sum of all lanes.
+DYNACONV_INLINE float total(float4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+DYNACONV_INLINE float total(float8 v) { return total(folded(v)); }
+DYNACONV_INLINE float total(float16 v) { return total(folded(v)); }

@@ -231,6 +231,9 @@ int64_t scratch_bytes(const Plan& plan);
 int64_t shared_bytes(const Plan& plan, int64_t images, int threads);
 // The weights of a gate once more, as columns of a product, where that is the faster way.
 void pack_gate(const Plan&, const Step&, Region& panel);
+// Gates that need no such columns, and their step.
+bool takes_patches(const Plan&, const Step&);
+void gate_patches(Worker&, const Step&);
 
 // Why a plan cannot be run, or an empty text. Looks at everything that does not depend on the input.
 std::string check_plan(const PlanData& data);

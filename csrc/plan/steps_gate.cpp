@@ -1,7 +1,8 @@
 // Mask logits of every position. Source: arXiv 1912.03203, section 3.2.
 //
-// At stride 1, one product of all rows with the few columns that the taps and the linear layer make reads every row once;
-// a position then adds up numbers of its neighbours. Else every position takes its dot products.
+// 3x3 gates at stride 1 in float32 go patch by patch (gate_patches.cpp). Others at stride 1 take one product of all rows with
+// the few columns that the taps and the linear layer make, which reads every row once; a position then adds up numbers of its
+// neighbours. Else every position takes its dot products.
 
 #include <algorithm>
 #include <cstring>
@@ -223,7 +224,7 @@ void pack_gate(const Plan& plan, const Step& step, Region& panel) {
   const Conv& conv = plan.convs[step.conv[0]];
   const int64_t taps = taps_of(conv), used = taps + (step.ints[0] != 0), channels = conv.in_channels;
   // One column alone is not worth a product of 16.
-  if (conv.stride[0] != 1 || conv.stride[1] != 1 || used == 1 || used > kColumns) return;
+  if (conv.stride[0] != 1 || conv.stride[1] != 1 || used == 1 || used > kColumns || takes_patches(plan, step)) return;
   const int dtype = plan.values[step.in].dtype;
   const int64_t bytes = panel_elements(dtype, 1, channels) * element_bytes(dtype);
   if (!panel.reserve(bytes)) throw std::bad_alloc();
@@ -255,6 +256,7 @@ int64_t shared_gate(const Plan& plan, const Step& step, int64_t images) {
 }
 
 void step_gate(Worker& worker, const Step& step) {
+  if (takes_patches(worker.run.plan, step)) return gate_patches(worker, step);
   const char* const panel = worker.run.plan.gate_panels[worker.step].data();
   if (panel) gate_products(worker, step, panel);
   else gate_dots(worker, step);
