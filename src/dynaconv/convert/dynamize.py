@@ -19,6 +19,7 @@ from dynaconv.convert.kernels import (
 from dynaconv.convert.replace import replace_module
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
 from dynaconv.convert.rules import Config, Rules, as_rules, config_for
+from dynaconv.convert.sharing import shared_layer
 from dynaconv.nn.dynamic_conv import DynamicLayer
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
@@ -133,7 +134,9 @@ def _find(model: nn.Module, rules: Rules) -> _Found:
         elif isinstance(verdict, Refusal):
             found[name] = verdict
         else:
-            reason = config.obstacle(model, name, _unrouted(model.get_submodule(name)), verdict)
+            reason = shared_layer(model, name)
+            if reason is None:
+                reason = config.obstacle(model, name, _unrouted(model.get_submodule(name)), verdict)
             found[name] = (verdict, config) if reason is None else Refusal(verdict.kind, reason)
     return found
 

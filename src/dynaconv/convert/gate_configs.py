@@ -80,7 +80,10 @@ class _ChannelConfig(GateConfig):
     def obstacle(self, model: nn.Module, name: str, block: nn.Module, anatomy: Anatomy) -> str | None:
         """Branches whose hidden maps do not share their channels, or that have more than convolutions in them."""
         if anatomy.program is not None:
-            return "its branch is more than convolutions, norms and activations, which channel gates cut channels from"
+            return (
+                "channel gates need a branch of convolutions, batch norms and activations in a row, "
+                "all of them modules such as nn.ReLU, not functions such as F.relu"
+            )
         return channel_obstacle([block.get_submodule(step.conv) for step in anatomy.steps])
 
     def wrap(self, block: nn.Module, anatomy: Anatomy, name: str) -> MaskedBlock:

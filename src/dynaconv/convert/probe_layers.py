@@ -58,7 +58,7 @@ def known_layer(probe: Probe, op: Op, maps: list[str]) -> bool:
         else:
             return False
         return True
-    if op.target is F.pad:
+    if op.target is F.pad and not _pads_channels(probe, op, source):
         _pad(probe, op, source)
         return True
     if op.target in (F.conv2d, torch.conv2d) and not any(probe.is_pooled(s) for s in op.sources):
@@ -98,6 +98,12 @@ def _functional_convolution(probe: Probe, op: Op, source: str) -> None:
 def _is_plain(pool: nn.AvgPool2d) -> bool:
     """Every window lies inside of the map and has one divisor."""
     return _pair(pool.padding) == (0, 0) and not pool.ceil_mode and not pool.divisor_override
+
+
+def _pads_channels(probe: Probe, op: Op, source: str) -> bool:
+    """Channels are added and no position is, as in shortcuts without a convolution (option A of arXiv 1512.03385)."""
+    pad = filled(op.kwargs.get("pad", op.args[1] if len(op.args) > 1 else ()), probe.whole)
+    return probe.layout(source) == NCHW and len(pad) == 6 and tuple(pad[:4]) == (0, 0, 0, 0)
 
 
 def _pad(probe: Probe, op: Op, source: str) -> None:

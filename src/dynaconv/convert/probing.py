@@ -104,7 +104,8 @@ class Probe:
 
     def _try(self, op: Op, maps: list[str]) -> None:
         run = self._runner(op)
-        versions = {s: v._version for s in op.sources if isinstance(v := self.whole[s], Tensor)}
+        # A view shares its version with the map behind it, which something else may read.
+        versions = {s: v._version for s, v in self.whole.items() if isinstance(v, Tensor)}
         try:
             whole = run(self.whole)
         except _FAILURES as error:
@@ -160,9 +161,7 @@ class Probe:
     def _runner(self, op: Op) -> _Run:
         """The operation on trial values; a layer is copied first, since it may be on another device, or in training."""
         if op.call == "attribute":
-            owner, _, name = op.target.rpartition(".")
-            value = getattr(self.block.get_submodule(owner), name)
-            value = self.random(*value.shape) if isinstance(value, Tensor) else value
+            value = self._attribute(op)
             return lambda values: value
         layer = None
         if op.call == "module":
@@ -179,6 +178,20 @@ class Probe:
             return op.target(*args, **kwargs)
 
         return run
+
+    def _attribute(self, op: Op) -> Any:
+        """A parameter as training may make it, a buffer as it is."""
+        owner, _, name = op.target.rpartition(".")
+        holder = self.block.get_submodule(owner)
+        if not hasattr(holder, name):
+            raise Unsupported("its forward makes a tensor of its own; register it as a buffer in __init__")
+        value = getattr(holder, name)
+        if not isinstance(value, Tensor):
+            return value
+        if not (isinstance(value, nn.Parameter) or value.is_meta):
+            return value.detach().cpu()
+        # Above zero, since a root or a logarithm may follow.
+        return 0.5 + torch.rand(value.shape, generator=self._generator)
 
     def _local_layout(self, op: Op, run: _Run, grid: tuple[int, int]) -> tuple | None:
         """The layout of a result that is the same when every pixel is an image of its own, or None."""

@@ -15,9 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv.convert.anatomy import Refusal, Verdict, anatomy_of
 from dynaconv.convert.joins import ancestors, is_concatenation, is_join, joins_of, operands_of
+from dynaconv.convert.normal_form import works_in_place
 from dynaconv.convert.probe_layers import OtherWidth
 from dynaconv.convert.probing import GRID, Probe
 from dynaconv.convert.tracing import Untraceable, modes_kept, signature, trace
+from dynaconv.convert.trial import computes_the_same
 from dynaconv.nn.block_program import INPUT, NCHW, Op, Program, Ref, branch_needs
 from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
 
@@ -38,9 +40,15 @@ def read_block(block: nn.Module) -> Verdict:
             graph = trace(block)
         except Untraceable as error:
             return _untraceable(block, str(error))
+        returned = _returned(graph)
+        if returned is not None:
+            return Refusal("residual", f"its forward returns {returned}, expected one feature map")
         joins = joins_of(graph)
         if not joins:
             return None
+        unread = _unread(graph, block)
+        if unread is not None:
+            return Refusal("residual", f"its {unread} changes a map that is then read by another name")
         block.train()
         try:
             changes = signature(trace(block)) != signature(graph)
@@ -53,6 +61,22 @@ def read_block(block: nn.Module) -> Verdict:
             verdict.kind, "its forward differs between training and evaluation; use modules for dropout"
         )
     return verdict
+
+
+def _returned(graph: fx.Graph) -> str | None:
+    """What a forward returns, in words, where that is not one value."""
+    value = next(n for n in graph.nodes if n.op == "output").args[0]
+    if isinstance(value, fx.Node):
+        return None
+    return next((f"a {t.__name__}" for t in (tuple, list, dict) if isinstance(value, t)), repr(value))
+
+
+def _unread(graph: fx.Graph, block: nn.Module) -> str | None:
+    """An operation in place whose result nobody reads, so that only another view of the map can show what it did."""
+    output = next(n for n in graph.nodes if n.op == "output")
+    read = ancestors([output])
+    nodes = (n for n in graph.nodes if n not in read and works_in_place(n, block))
+    return next((str(getattr(n.target, "__name__", n.target)) for n in nodes), None)
 
 
 def _never(block: nn.Module) -> bool:
@@ -196,7 +220,12 @@ def _program(block: nn.Module, graph: fx.Graph, probe: Probe, parts: _Parts) -> 
         probe.names[output] if output is not parts.join or cat else joined, cat, probe.channels(INPUT),
         _stride(branch, probe.names[parts.branch]),
     )  # fmt: skip
-    return _check(program, probe) or anatomy_of(program, block)
+    refusal = _check(program, probe)
+    if refusal is None and not computes_the_same(program, block):
+        refusal = Refusal(
+            "residual", "a map in its forward changes under another name; write y = y * 2, not y *= 2"
+        )
+    return refusal or anatomy_of(program, block)
 
 
 def _needed_ops(probe: Probe, nodes: Sequence[fx.Node]) -> list[Op]:

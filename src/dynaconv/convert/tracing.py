@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dynaconv.convert.normal_form import in_normal_form
 from dynaconv.nn.dynamic_conv import DynamicLayer
 
 # What a forward may raise that was not written for tracing.
@@ -24,6 +25,9 @@ class Untraceable(Exception):
 
 class _Tracer(fx.Tracer):
     """Looks into everything but layers of torch, batch norms, dynamic layers, and what does nothing in evaluation."""
+
+    # What is computed from a buffer while tracing would be a constant otherwise, and not follow the buffer.
+    proxy_buffer_attributes = True
 
     def __init__(self, block: nn.Module, shallow: bool) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ def trace(block: nn.Module, *, shallow: bool = False) -> fx.Graph:
     if len(inputs) != 1:
         # Even a default may be given by the caller.
         raise Untraceable(f"its forward takes {len(inputs)} inputs, expected one feature map")
-    return graph
+    return in_normal_form(graph, block)
 
 
 def is_noise(module: nn.Module) -> bool:

@@ -184,8 +184,8 @@ def _infer_arch(model: nn.Module) -> dict[str, Any]:
         if {k: v for k, v in built.items() if not any(k.startswith(c) for c in converted)} == shapes:
             return arch
     raise ValueError(
-        f"cannot tell how to rebuild this {type(model).__name__}; pass arch='NAME' or arch={{'name': ..., options}} "
-        "to dc.save, or give dc.load the static network as model="
+        f"cannot tell how to rebuild this {type(model).__name__}; pass arch='NAME' or arch={{'name': ..., options}} of "
+        "dc.create_model to dc.save; or any name of your own, and give dc.load the static network as model="
     )
 
 
