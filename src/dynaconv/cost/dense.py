@@ -101,15 +101,17 @@ def count_dense(model: nn.Module, size: tuple[int, int, int], *, biases: bool = 
         bias = layer.out_features if biases and layer.bias is not None else 0
         counts.linears.pop(name, None)
         counts.convs[name] = positions * (layer.weight.numel() + bias)
-    for name, size in masks.input_sizes.items():
-        for path, macs in masks.blocks[name].functions(size, biases).items():
-            counts.convs[f"{name}.{path}"] = macs
+    sizes = {name: [size for _, size in runs] for name, runs in masks.runs.items()}
+    for name, own in sizes.items():
+        runs = [masks.blocks[name].functions(size, biases) for size in own]
+        for path in runs[0]:
+            counts.convs[f"{name}.{path}"] = sum(run[path] for run in runs)
     for name, cost in kernels.items():
         convolution = isinstance(model.get_submodule(name), DynamicConv)
         (counts.convs if convolution else counts.linears)[name] = cost.static
     # A gate states its own cost, since it may run its convolution in another form.
-    for name, size in masks.input_sizes.items():
-        counts.convs[f"{name}.gate"] = masks.blocks[name].gate.macs(size)
+    for name, own in sizes.items():
+        counts.convs[f"{name}.gate"] = sum(masks.blocks[name].gate.macs(size) for size in own)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     counts.convs = dict(sorted(counts.convs.items(), key=lambda item: order.get(item[0], len(order))))
     return counts
@@ -123,7 +125,7 @@ def _linears_over_maps(model: nn.Module) -> Iterator[dict[str, int]]:
     def hook_for(name: str):
         def hook(_layer: nn.Module, args: tuple, _output: torch.Tensor) -> None:
             if args and args[0].dim() == 4:
-                positions[name] = math.prod(args[0].shape[1:3])
+                positions[name] = positions.get(name, 0) + math.prod(args[0].shape[1:3])
 
         return hook
 

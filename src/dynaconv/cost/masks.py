@@ -35,11 +35,14 @@ class MaskCollection(dict[str, SpatialMask]):
         self.channels: dict[str, Tensor] = {}
         self.states: dict[str, tuple[Tensor, ...]] = {}
         self.routing: dict[str, Tensor] = {}
+        # What a block decided at each of its runs, and about which grid.
+        self.runs: dict[str, list[tuple[Tensor, tuple[int, int]]]] = {}
 
     def record(self, name: str, x: Tensor, mask: Tensor, *state: Tensor) -> None:
         """Keep the mask that block `name` decided for input x and `state`."""
         self.pop(name, None)
         block, size = self.blocks[name], (x.shape[2], x.shape[3])
+        self.runs.setdefault(name, []).append((mask, size))
         if isinstance(block, ChannelBlock):
             self.channels[name] = mask
             h, w = branch_sizes(size, [Geometry.of(conv) for conv in block.convs])[-1]
@@ -49,13 +52,19 @@ class MaskCollection(dict[str, SpatialMask]):
         self.input_sizes[name], self.states[name] = size, state
         spent = block.gate.spent_macs(x, *state)
         if spent is not None:
-            self.routing[name] = spent
+            self.routing[name] = spent + self.routing.get(name, 0)
 
     def costs(self) -> dict[str, BlockCost]:
-        """Conditional multiply-adds, block by block."""
+        """Conditional multiply-adds, block by block; a block that runs twice costs what both runs do."""
         return {
-            name: block_cost(self.blocks[name], self.channels.get(name, mask), self.input_sizes[name])
-            for name, mask in self.items()
+            name: BlockCost(
+                tuple(
+                    conv
+                    for mask, size in self.runs[name]
+                    for conv in block_cost(self.blocks[name], mask, size).convs
+                )
+            )
+            for name in self
         }
 
     def ponder_costs(self) -> dict[str, Tensor]:
@@ -117,7 +126,7 @@ def collect_masks(model: nn.Module, *, detach: bool = True) -> Iterator[MaskColl
         model: a dynamic network (a static one yields an empty collection).
         detach: drop the gradient (keep it to build a loss).
     Yields:
-        MaskCollection; a block that runs twice keeps its last mask.
+        MaskCollection; a block that runs twice shows its last mask, and costs what both runs do.
 
     >>> import dynaconv as dc
     >>> model = dc.create_model("dynconv_resnet8_cifar").eval()

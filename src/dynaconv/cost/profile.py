@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv._table import format_table
 from dynaconv.convert import dynamic_layers, masked_blocks
+from dynaconv.cost.blocks import ConvCost
 from dynaconv.cost.dense import DenseCounts, count_dense
 from dynaconv.cost.masks import MaskCollection, collect_masks
 from dynaconv.nn.dynamic_conv import KernelMacs
@@ -158,7 +159,10 @@ def _evaluate(model: nn.Module, x: Tensor) -> MaskCollection:
 def _assemble(
     model: nn.Module, counts: DenseCounts, masks: MaskCollection, n: int, size, include_linear
 ) -> Profile:
-    costs = {f"{name}.{conv.name}": conv for name, cost in masks.costs().items() for conv in cost.convs}
+    costs: dict[str, list[ConvCost]] = {}
+    for name, cost in masks.costs().items():
+        for conv in cost.convs:
+            costs.setdefault(f"{name}.{conv.name}", []).append(conv)
     named = counts.convs if not include_linear else {**counts.convs, **counts.linears}
     modules = dict(model.named_modules())
     layers: list[LayerProfile] = []
@@ -177,8 +181,9 @@ def _assemble(
         )
         if role == "conditional":
             # By the convention of the dense count, in which a bias counts or does not.
-            positions = costs[name].mask[0].numel()
-            spent = costs[name].mask.sum((1, 2, 3), dtype=torch.float64).cpu() * (macs / positions)
+            positions = sum(conv.mask[0].numel() for conv in costs[name])
+            opened = [conv.mask.sum((1, 2, 3), dtype=torch.float64).cpu() for conv in costs[name]]
+            spent = torch.stack(opened).sum(0) * (macs / positions)
         if role == "routing":
             own_cost = masks.routing.get(name.removesuffix(".gate"))
             spent = spent if own_cost is None else own_cost.cpu()
