@@ -10,7 +10,7 @@ from tests.gates.networks import gated, images
 from torch import nn
 
 import dynaconv as dc
-from dynaconv.engine import CompiledModel
+from dynaconv.engine import CompiledModel, runtime
 from dynaconv.ops import _native
 from dynaconv.testing import force_masks
 
@@ -97,6 +97,15 @@ def test_the_dial_of_compiled_channel_gates_turns() -> None:
     with force_masks(fast, 0.5):
         _, stats = fast.run_with_stats(x)
     assert stats.densities == pytest.approx(dict.fromkeys(dc.gates(model), 0.5), abs=0.15)
+
+
+def test_compiled_channel_gates_verify() -> None:
+    """Channels that no image opens hold anything, and are not compared."""
+    model, x = gated("channels"), images(6, 5)
+    for dtype in (None, *([torch.bfloat16] if runtime.missing_bfloat16() is None else [])):
+        fast = dc.compile(model, (x,), measure=False, dtype=dtype)
+        assert any(s["kernel"] == "narrow" for s in fast.plan.steps)
+        assert fast.verify((x,), **({} if dtype is None else {"tolerance": 0.1}))["worst_error"] <= 1e-2
 
 
 def test_a_narrowed_network_has_narrower_weights() -> None:

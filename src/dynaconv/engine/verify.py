@@ -60,11 +60,19 @@ def difference(a: Any, b: Any) -> float:
 
 
 def _eager(source: Any, inputs: tuple[Any, ...]) -> tuple[list[Any], dict[str, Tensor]]:
-    """Leaves of the network's result, and the masks that it used."""
+    """Leaves of the network's result, and the masks that it used; not those of a gate that decided several times."""
     masks: dict[str, Tensor] = {}
+    decided: set[str] = set()
 
     def keep(name: str) -> Any:
-        return lambda _gate, _args, mask: masks.__setitem__(name, mask.detach())
+        def hook(_gate: Any, _args: Any, mask: Tensor) -> None:
+            if name in decided:
+                masks.pop(name, None)
+            else:
+                masks[name] = mask.detach()
+            decided.add(name)
+
+        return hook
 
     handles = [gate.register_forward_hook(keep(name)) for name, gate in gates(source).items()]
     try:
@@ -116,7 +124,9 @@ def _step_error(step: Any, ours: Any, reference: Any, together: bool) -> float:
     if step.out < 0:
         return 0.0
     rows = None
-    if step.grid >= 0 and step.kind not in ("mean", "mask_value"):
+    if step.kind == "narrow":
+        rows = _written(step, reference)
+    elif step.grid >= 0 and step.kind not in ("mean", "mask_value"):
         # Above its break-even a step also computes rows that nobody needs.
         rows = reference.masks[step.grid]
         rows = ~rows if step.closed else rows
@@ -132,3 +142,13 @@ def _step_error(step: Any, ours: Any, reference: Any, together: bool) -> float:
     if together:
         b[rows] = a[rows]
     return error
+
+
+def _written(step: Any, reference: Any) -> Tensor:
+    """Which values of its result a step over open channels writes, as a mask: those of open channels come first."""
+    value, decisions = reference.value(step.out), reference.masks[step.grid][:, 0]
+    if not step.ints[2]:
+        return torch.ones_like(value, dtype=torch.bool)
+    width = reference.conv(step.conv[0]).out_channels // decisions.shape[1]
+    counts = decisions.sum(1) * width
+    return (torch.arange(value.shape[3]) < counts[:, None])[:, None, None].expand(value.shape)
