@@ -220,3 +220,26 @@ def test_two_ranks_share_one_budget(tmp_path) -> None:
         assert one[kind]["weights"] == two[kind]["weights"], kind
         for a, b in zip(one[kind]["own"], two[kind]["own"], strict=True):
             assert a[2] == b[2] == pytest.approx((a[0] + b[0]) / (a[1] + b[1])), kind
+
+
+@pytest.mark.parametrize("kind", [k for k in GATES if k != "narrow"])
+@pytest.mark.parametrize("where", ["images", "weights"])
+def test_nan_in_masks_is_named_before_it_spoils_the_weights(kind: str, where: str) -> None:
+    model, x = tiny(kind).train(), images(4)
+    if where == "images":
+        x[1, 2, 3, 4] = torch.nan
+    else:
+        broken = list(dc.gates(model).values())[-1]
+        with torch.no_grad():
+            next(p for p in broken.parameters()).fill_(torch.nan)
+    if kind == "random" and where == "images":
+        return  # It does not look at images: the loss tells.
+    budget = dc.MacBudget(model, 0.5, total_steps=4, input_size=(3, 16, 16))
+    with (
+        pytest.raises(ValueError, match=r"the masks of stage\.\d.* hold NaN: the images or the weights"),
+        budget.observe(),
+    ):
+        model(x)
+    with budget.observe(check=False) as cost:
+        model(x)
+    assert not cost.ratio == cost.ratio

@@ -72,6 +72,7 @@ from dynaconv._checks.export import (
     export_unknown_blocks,
 )
 from dynaconv._checks.gates import (
+    budget_nan,
     convert_hooked,
     convert_parametrized,
     granularity_count,
@@ -202,6 +203,7 @@ from dynaconv._checks.train import (
 __all__ = [
     "already_dynamic",
     "ascending_targets",
+    "budget_nan",
     "cannot_fuse",
     "cannot_route",
     "channels_and_groups",

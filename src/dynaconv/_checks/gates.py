@@ -46,3 +46,13 @@ def convert_parametrized(name: str, parameters: Sequence[str]) -> ValueError:
         f"{name} has a parametrization of {', '.join(parameters)}, which folded weights would not follow; make it "
         f"plain with torch.nn.utils.parametrize.remove_parametrizations(module, {parameters[0]!r}), then convert"
     )
+
+
+def budget_nan(names: Sequence[str]) -> ValueError:
+    """Error for a training step whose masks hold NaN, with the blocks in forward order."""
+    others = f" and {len(names) - 1} more blocks" if len(names) > 1 else ""
+    return ValueError(
+        f"the masks of {names[0]}{others} hold NaN: the images or the weights are not finite; look at both with "
+        "torch.isnan(...).any(), and lower the learning rate or clip gradients if it is the weights; no weight was "
+        "changed by this step, but running statistics of batch norms may hold NaN now: load an earlier state_dict"
+    )

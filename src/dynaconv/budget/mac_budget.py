@@ -161,10 +161,16 @@ class MacBudget:
         return 1.0 - share * (1.0 - self._share.conditional(self.sampled_target))
 
     @contextmanager
-    def observe(self) -> Iterator[ObservedCost]:
+    def observe(self, *, check: bool = True) -> Iterator[ObservedCost]:
         """Collect the masks of one forward pass; the cost is known when the block ends.
 
         Under torch.distributed the counts of all ranks are summed before any ratio is formed.
+
+        Args:
+            check: raise where masks hold NaN, before the gradients of a finite-looking loss can spoil the weights. Only
+                on the CPU, where nobody has to wait for the value, and not while compiling; elsewhere the loss is NaN.
+        Raises:
+            ValueError: masks hold NaN, with the blocks.
         """
         cost = ObservedCost()
         hooks = self._hooks or MaskHooks(self.model, detach=False)
@@ -177,6 +183,8 @@ class MacBudget:
                 hooks.remove()
         if masks:
             self._fill(cost, masks)
+            if check and not torch.compiler.is_compiling():
+                _refuse_nan(cost)
 
     @contextmanager
     def attached(self) -> Iterator[MacBudget]:
@@ -303,6 +311,12 @@ class MacBudget:
         if stages:
             cost.ponder = torch.stack([rho.mean() for rho in stages]).sum()
             cost.loss = cost.loss + self.ponder * cost.ponder.float()
+
+
+def _refuse_nan(cost: ObservedCost) -> None:
+    ratio = cost.terms.ratio.detach()
+    if ratio.device.type == "cpu" and math.isnan(float(ratio)):
+        raise _checks.budget_nan([name for name, share in cost.densities.items() if math.isnan(share)])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, noisy: Tensor, temperature: Tensor) -> Tensor:
         ctx.save_for_backward(noisy, temperature)
-        return (noisy >= 0).to(noisy.dtype)
+        # A closed position would hide NaN from the loss, and from whoever looks for it.
+        return torch.where(noisy.isnan(), noisy, (noisy >= 0).to(noisy.dtype))
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -45,7 +46,7 @@ def gumbel_mask(
         noise: None draws Logistic(0, 1) noise in float32; a tensor is used as it is; 0 switches noise off.
         generator: random generator for the noise.
     Returns:
-        [N, 1, h, w] of 0 and 1, in the dtype of the logits (float32 for half-precision logits).
+        [N, 1, h, w] of 0 and 1, in the dtype of the logits (float32 for half-precision logits); NaN where they are.
     Source: arXiv 1912.03203, section 3.1, equations 3-6.
 
     >>> gumbel_mask(torch.tensor([[[[-1.0, 0.0, 2.0]]]]), noise=0)
