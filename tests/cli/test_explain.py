@@ -135,6 +135,14 @@ def test_keypoints_are_shown_with_what_is_known_of_them(cli, few_scenes, picture
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     page = (tmp_path / "out" / "explain.html").read_text()
     assert "rings: where they are" in page and "class 0" not in page
+    cli("eval", tmp_path / "run", "--times")
+    with np.load(tmp_path / "run" / "gallery.npz") as gallery:
+        assert gallery["points"].shape[0] == 2 and gallery["truth"].shape[1:] == (5, 4)
+        assert gallery["boxes"].shape == (len(gallery["points"][0]), 4)
+    cli("report", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "rings: where they are" in page and "has no gallery" not in page and '"keypoints"' in page
+    assert (tmp_path / "run" / "figures" / "gallery.png").stat().st_size > 5000
     cli("explain", tmp_path / "run", "test:2", pictures).complains(
         "test:2 stands alone: name either image files"
     )

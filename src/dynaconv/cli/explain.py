@@ -186,9 +186,8 @@ def _gallery(
     else:
         known = {"task": task, "truth": truth}
     gallery = gallery_of_images(opened.model, pictures, raw, targets, names=names, **known)
-    # The answer to every picture is the same: its keypoints.
-    classes = (opened.metadata.get("classes") or []) if task is None else ["keypoints"]
-    gallery["classes"] = np.asarray([str(c) for c in classes])
+    if task is None:
+        gallery["classes"] = np.asarray([str(c) for c in opened.metadata.get("classes") or []])
     return gallery
 
 

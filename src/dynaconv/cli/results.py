@@ -16,10 +16,9 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
     An earlier results.json keeps its title, notes, dense baseline and history; milliseconds that were not measured
     again stay with their budgets, and its other budgets stay as long as the network is calibrated as it was.
     """
-    from dynaconv.data import Classification, task_of
     from dynaconv.measure import build_gallery, read_results, write_results
 
-    folder, classifies = opened.folder, isinstance(task_of(bundle.test), Classification)
+    folder = opened.folder
     try:
         old = read_results(folder)
     except (FileNotFoundError, ValueError):
@@ -40,8 +39,7 @@ def keep_results(opened: Opened, bundle: Any, measured: dict[str, Any], command:
         measured={"dense": dense, "points": points, "left_out": measured.get("left_out", {})},
         history=old.get("history") or history(folder),
         notes=old.get("notes", []),
-        # Its pictures show right and wrong classes.
-        gallery=build_gallery(opened.model, bundle, targets) if targets and classifies else None,
+        gallery=build_gallery(opened.model, bundle, targets) if targets else None,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynaconv.budget import set_budget_
 from dynaconv.cost import collect_masks, ponder_map
 from dynaconv.cost.masks import MaskCollection
-from dynaconv.data import DataBundle, Keypoints
+from dynaconv.data import DataBundle, Keypoints, task_of
 
 Gallery = dict[str, np.ndarray]
 
@@ -30,8 +30,9 @@ def build_gallery(
 
     Args:
         model: calibrated for `targets`.
-        count: pictures; about a quarter of them are ones that the lowest budget gets wrong, where there are any.
-        dense: baseline whose predictions are shown beside.
+        count: pictures; about a quarter of them are ones that the lowest budget gets wrong, where there are any; of
+            keypoints, those of which a point is off.
+        dense: baseline whose predictions are shown beside, of networks for classes.
         indices: choose the pictures yourself.
         searched: among how many test pictures the wrong answers are looked for.
     """
@@ -40,11 +41,13 @@ def build_gallery(
         indices = _choose(model, bundle, min(targets), count, min(searched, len(test)))
     images, labels = test.__getitems__(list(indices))
     raw = test.images_uint8(list(indices)).permute(0, 2, 3, 1).contiguous()
-    boxes = getattr(test, "boxes", None)
-    gallery = gallery_of_images(model, images, raw.numpy(), targets, labels=labels.tolist())
+    boxes, task = getattr(test, "boxes", None), task_of(test)
+    points = isinstance(task, Keypoints)
+    known = {"task": task, "truth": labels} if points else {"labels": labels.tolist()}
+    gallery = gallery_of_images(model, images, raw.numpy(), targets, **known)
     if boxes is not None:
         gallery["boxes"] = boxes[list(indices)].numpy()
-    if dense is not None:
+    if dense is not None and not points:
         with torch.inference_mode():
             gallery["dense_predictions"] = dense.eval()(images).argmax(1).numpy()
     return gallery
@@ -82,6 +85,9 @@ def gallery_of_images(
         gallery["names"] = np.asarray([str(n) for n in names])
     if truth is not None:
         gallery["truth"] = truth.float().numpy()
+    if task is not None:
+        # The answer to every picture is the same: its keypoints.
+        gallery["classes"] = np.asarray(["keypoints"])
     predictions, confidences, points = [], [], []
     for t, target in enumerate(targets):
         set_budget_(model, target)
@@ -119,12 +125,14 @@ def _shown(masks: MaskCollection, name: str) -> Tensor:
 def _choose(model: nn.Module, bundle: DataBundle, target: float, count: int, searched: int) -> list[int]:
     """Test pictures: the first `searched` are looked through, up to a quarter of the choice are wrong answers."""
     set_budget_(model, target)
+    task = task_of(bundle.test)
     wrong, right = [], []
     for start in range(0, searched, 64):
         indices = list(range(start, min(start + 64, searched)))
         images, labels = bundle.test.__getitems__(indices)
-        good = model.eval()(images).argmax(1) == labels
-        for i, ok in zip(indices, good.tolist(), strict=True):
-            (right if ok else wrong).append(i)
+        answers = model.eval()(images)
+        for i, answer, label in zip(indices, answers, labels, strict=True):
+            hits, possible = task.judge(answer[None], label[None])
+            (right if hits == possible else wrong).append(i)
     chosen_wrong = wrong[: max(0, max(count // 4, count - len(right)))]
     return sorted(right[: count - len(chosen_wrong)] + chosen_wrong)

@@ -91,7 +91,7 @@ def contact_sheet(gallery: Gallery, columns: int = 7) -> Figure:
             x = left + place * (cell + gap)
             axes = figure.add_axes((x / 9, bottom / height, cell / 9, tall / height))
             _show(axes, gallery, k, draw(k))
-            if row == 0:
+            if row == 0 and gallery.points is None:
                 _answer(figure, gallery, k, (x + cell / 2) / 9, (bottom + tall + 0.11) / height)
     _legend(figure, gallery, left, foot, height)
     return figure
@@ -99,7 +99,10 @@ def contact_sheet(gallery: Gallery, columns: int = 7) -> Figure:
 
 def _rows(gallery: Gallery, blocks: list[int]) -> list[tuple]:
     """(name, detail, picture index -> uint8 image) per row."""
-    rows = [("Picture", "object's box" if gallery.boxes is not None else "", lambda k: gallery.images[k])]
+    shown = "object's box" if gallery.boxes is not None else ""
+    if gallery.points is not None:
+        shown = "× found" + ("" if gallery.truth is None else ", ○ true")
+    rows = [("Picture", shown, lambda k: gallery.images[k])]
     if gallery.ponder[0] is not None:
         heat = gallery.ponder[0]
         rows.append(

@@ -88,7 +88,10 @@ def load_gallery(path: str | Path, results: Results | None = None, classes: tupl
     except UNREADABLE as error:
         raise _checks.report_broken_gallery(path, error) from None
     named = tuple(str(name) for name in arrays.get("classes", ()))
-    gallery = _assemble(path, arrays, classes or (results.classes if results else ()) or named)
+    if "points" not in arrays:
+        # Of keypoints, the classes of a run are the names of its points.
+        named = classes or (results.classes if results else ()) or named
+    gallery = _assemble(path, arrays, named)
     if results is not None:
         _check_same_run(path, gallery, results)
     return gallery
