@@ -94,6 +94,18 @@ def test_damaged_files_get_one_sentence(tmp_path) -> None:
         dc.load(folder)
     with pytest.raises(FileNotFoundError, match="no saved network in"):
         dc.load(tmp_path / "nothing")
+    arch = {"name": "resnet8_cifar"}
+    damaged = {
+        "config.json is damaged \\('name' must be a str\\); save the network again": {"arch": {}, "conversion": {}},
+        "config.json is damaged \\('conversion' must be a dict\\)": {"arch": arch},
+        "asks for resnet8_cifar with options that it does not take .*'spam'": {
+            "arch": {**arch, "spam": 3}, "conversion": {},
+        },
+    }  # fmt: skip
+    for words, config in damaged.items():
+        (folder / "config.json").write_text(json.dumps({"format": 1, **config}))
+        with pytest.raises(ValueError, match=words):
+            dc.load(folder)
 
 
 def test_another_number_of_classes(tmp_path) -> None:

@@ -80,11 +80,21 @@ def load(path: str | Path, *, model: nn.Module | None = None, num_classes: int |
             "use the data set it was trained on, or train a new one"
         )
     if model is None:
-        model = create_model(**config["arch"])
+        model = _built(config["arch"], folder)
     if config["conversion"]:
         dynamize_(model, {name: config_from_dict(c) for name, c in config["conversion"].items()})
     _fill(model, state, folder)
     return model.eval()
+
+
+def _built(arch: dict[str, Any], folder: Path) -> nn.Module:
+    try:
+        return create_model(**arch)
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} asks for {arch['name']} with options that it does not take ({error}); "
+            "correct them, or save the network again"
+        ) from error
 
 
 def _brings_kernels(name: str) -> bool:
@@ -119,6 +129,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     ):
         got = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{file} is not a dynaconv network of format {FORMAT} (got {got!r})")
+    for where, key, kind in ((config["arch"], "name", str), (config, "conversion", dict)):
+        if not isinstance(where.get(key), kind):
+            raise ValueError(f"{file} is damaged ({key!r} must be a {kind.__name__}); save the network again")
     return config
 
 
