@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; `path` is then unchanged.
+        OSError: the folder cannot be written, the disk is full, or `path` is a device; `path` is then unchanged.
     """
     target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        # Renaming would put a file in the place of, say, a terminal or a pipe.
+        raise OSError(errno.EINVAL, "is a device or a pipe; name a file", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)

@@ -94,6 +94,7 @@ def test_damaged_files_get_one_sentence(tmp_path) -> None:
         dc.load(folder)
     with pytest.raises(FileNotFoundError, match="no saved network in"):
         dc.load(tmp_path / "nothing")
+    weights.write_bytes(whole)
     arch = {"name": "resnet8_cifar"}
     damaged = {
         "config.json is damaged \\('name' must be a str\\); save the network again": {"arch": {}, "conversion": {}},
