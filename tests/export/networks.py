@@ -17,6 +17,8 @@ from dynaconv.testing import MaskInputs, forced
 
 SIZE = (3, 13, 11)
 SIZES = {"hourglass": (3, 32, 32)}
+# Where another size than the traced one is asked; an hourglass halves its map five times.
+OTHER_SIZES = {"hourglass": (3, 64, 32)}
 
 
 def _timm_layer(name: str) -> type[nn.Module]:

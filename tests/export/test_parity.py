@@ -6,12 +6,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tests.export.networks import KERNELS, MASKED, SIZE, SIZES, example, masked, needed
+from tests.export.networks import KERNELS, MASKED, OTHER_SIZES, SIZE, SIZES, example, masked, needed
 
 import dynaconv as dc
 
-# The forwards of others tie torch.export to one size.
-FREE = ("basic", "torchvision blocks", "torchvision strided", "timm residual", "halting")
 CASES = [(n, density) for n in (1, 3, 8) for density in (0.0, 0.3, 1.0)]
 
 
@@ -37,18 +35,21 @@ def test_every_family(name, tmp_path, ort, trace_once) -> None:
             dial=None,
             report=(),
             check=False,
-            dynamic_size=name in FREE,
+            dynamic_size=True,
         )
         assert set(done.blocks.values()) == {lowering}
-        sizes = [(n, d, size) for n, d in CASES] + ([(2, 0.3, (3, 20, 9))] if name in FREE else [])
+        sizes = [*((n, d, size) for n, d in CASES), (2, 0.3, OTHER_SIZES.get(name, (3, 20, 9)))]
         for n, density, shape in sizes:
             inputs = example(model, n, density, shape)
             with torch.no_grad():
                 agree(ort(path, *inputs)["output"], given(*inputs))
 
 
-def test_fixed_sizes_are_constants_in_the_graph(tmp_path, ort, trace_once) -> None:
-    model, given = masked("basic")
+@pytest.mark.parametrize("name", ["basic", "timm mobile", "layer_gate"])
+def test_fixed_sizes_are_constants_in_the_graph(name, tmp_path, ort, trace_once) -> None:
+    if needed(name) and find_spec(needed(name)) is None:
+        pytest.skip(f"{needed(name)} is not installed")
+    model, given = masked(name)
     for lowering in ("sparse", "dense"):
         path = tmp_path / f"{lowering}.onnx"
         dc.export.onnx(

@@ -127,7 +127,8 @@ def dilate(
     """
     _checks.one_of("dilation gradient", gradient, DILATION_GRADIENTS)
     kernel, stride, padding, dilation = (tuple(_pair(v)) for v in (kernel_size, stride, padding, dilation))
-    size = (int(size[0]), int(size[1]))
+    # A free size of a traced network stays what it is: as a whole number it would be a constant.
+    size = tuple(side if isinstance(side, torch.SymInt) else int(side) for side in size)
     wants_grad = torch.is_grad_enabled() and mask.requires_grad
     if wants_grad and gradient == "marginal":
         return _MarginalDilation.apply(mask, size, kernel, stride, padding, dilation)

@@ -57,5 +57,7 @@ def reader_count(
     ]
     full = F.conv_transpose2d(mask, ones, stride=stride, dilation=dilation)
     # conv_transpose2d refuses an output_padding >= stride, which a strided 1x1 can need: crop and pad by hand.
-    full = F.pad(full, (0, max(0, extra[1] + padding[1]), 0, max(0, extra[0] + padding[0])))
+    # sym_max, because sizes may be free in a traced network.
+    more = [torch.sym_max(0, e + p) for e, p in zip(extra, padding, strict=True)]
+    full = F.pad(full, (0, more[1], 0, more[0]))
     return full[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
