@@ -109,10 +109,8 @@ def _settle(threshold: float | None):
     return settle
 
 
-@pytest.mark.parametrize("threshold", [None, np.inf, -np.inf])
-def test_fixed_gates_of_dense_blocks_decide_without_comparing(
-    threshold, model, tmp_path, ort, trace_once
-) -> None:
+@pytest.mark.parametrize("threshold", [None, 100.0, -100.0, np.inf, -np.inf])
+def test_fixed_gates_of_dense_blocks_decide_without_comparing(threshold, model, tmp_path, ort) -> None:
     import onnx
 
     fixed = copy.deepcopy(model)
@@ -124,7 +122,13 @@ def test_fixed_gates_of_dense_blocks_decide_without_comparing(
     path = tmp_path / "m.onnx"
     done = dc.export.onnx(fixed, (X,), path, lowering="dense", dial=None)
     count = Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert count["HardSigmoid"] == 3 and not {"Greater", "GreaterOrEqual", "Cast"} & set(count)
+    assert not {"Greater", "GreaterOrEqual", "Cast"} & set(count)
+    # Where nothing is left to decide, neither a gate nor a product with its mask is.
+    decides = threshold is None or np.isfinite(threshold)
+    assert count["HardSigmoid"] == count["Mul"] == 3 * decides
+    assert count["Conv"] == (18 if decides else 9 if threshold < 0 else 3)
+    kinds = {None: "dense", np.inf: "closed", -np.inf: "open"}
+    assert set(done.blocks.values()) == {kinds.get(threshold, "dense")}
     assert done.error < 1e-4 and done.flips < 1e-2
     with dc.collect_masks(fixed) as masks, torch.no_grad():
         expected = fixed(X).numpy()
@@ -134,6 +138,9 @@ def test_fixed_gates_of_dense_blocks_decide_without_comparing(
     assert 0.1 < shares.mean() < 0.9 if threshold is None else (shares == (threshold < 0)).all()
     if not done.flips:
         np.testing.assert_allclose(got["output"], expected, atol=1e-4 * abs(expected).max())
+    if not decides:
+        sparse = dc.export.onnx(fixed, (X,), path, lowering="sparse", dial=None)
+        assert sparse.blocks == done.blocks and sparse.error < 1e-4
 
 
 def test_auto_follows_the_densities(tmp_path, trace_once, monkeypatch) -> None:

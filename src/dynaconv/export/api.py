@@ -24,6 +24,7 @@ from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, ch
 from dynaconv.export.metadata import KEY, describe, to_json
 from dynaconv.export.parity import Parity, can_check, check_graph
 from dynaconv.export.rows import lower
+from dynaconv.export.settled import settle
 from dynaconv.export.subject import check_subject
 from dynaconv.export.trace import NEWEST_OPSET, OLDEST_OPSET, Traced, trace
 
@@ -34,8 +35,9 @@ LOWERINGS = ("sparse", "dense", "auto")
 class OnnxReport:
     """What was written.
 
-    blocks: masked block -> "sparse" or "dense". densities: those by which lowering="auto" chose. inputs, outputs: name
-    -> shape, free axes by name. error, flips: see `Parity`; None where nothing was compared.
+    blocks: masked block -> "sparse", "dense", or where its gate has nothing to decide "open" or "closed".
+    densities: those by which lowering="auto" chose. inputs, outputs: name -> shape, free axes by name.
+    error, flips: see `Parity`; None where nothing was compared.
     """
 
     path: Path
@@ -164,10 +166,12 @@ def _lower(
     traced: Traced, model: nn.Module, example: tuple[Tensor, ...], lowering: str, densities: Any
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Rewrite masked blocks; how each became, and the densities that decided it."""
+    settled = settle(traced)
+    clean.drop_unread(traced.model)
     found = find_branches(traced.graph, traced.masks)
     names = {branch.name for branch in found}
     if lowering == "sparse":
-        _refuse_dense(traced, names)
+        _refuse_dense(traced, names | set(settled))
     shares: dict[str, float] = {}
     chosen = found if lowering == "sparse" else []
     if lowering == "auto" and found:
@@ -183,7 +187,7 @@ def _lower(
         gate_logits.rewrite(traced.graph)
     skipping = {branch.name for branch in chosen}
     names = dict.fromkeys([*traced.gates, *(branch.name for branch in found)])
-    blocks = {name: "sparse" if name in skipping else "dense" for name in names}
+    blocks = {name: "sparse" if name in skipping else settled.get(name, "dense") for name in names}
     return blocks, {name: shares[name] for name in blocks if name in shares}
 
 

@@ -28,7 +28,7 @@ UNARY = (
     "Mish",
 )
 # A mask of 0 and 1 stays one.
-_SAME_VALUES = (
+SAME_VALUES = (
     "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Slice", "Identity", "MaxPool", "Transpose", "Tile",
     "Gather",
 )  # fmt: skip
@@ -187,7 +187,7 @@ def binary_values(graph: Any, masks: dict[str, Any]) -> dict[Any, str]:
         x = node.inputs[0] if node.inputs else None
         names = [found[v] if v in found else "" if _is_ones(v) else None for v in node.inputs]
         made = node.op_type == "Cast" and x is not None and x.dtype == ir.DataType.BOOL
-        made = made or (node.op_type in _SAME_VALUES and x is not None and names[0] is not None)
+        made = made or (node.op_type in SAME_VALUES and x is not None and names[0] is not None)
         if made or (node.op_type == "Mul" and None not in names):
             name = max((n for n in names if n), key=order.__getitem__, default="")
             for value in node.outputs:
