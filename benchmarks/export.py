@@ -75,6 +75,7 @@ def parse() -> argparse.Namespace:
     add("--engines", nargs="+", choices=tuple(TITLES), default=["ort"])
     add("--lowering", nargs="+", choices=("sparse", "auto", "dense"), default=["sparse", "auto"])
     add("--masks", choices=("forced", "own"), default="forced", help="inputs, or what the gates decide")
+    add("--kernels", help="masked blocks also get kernels for each image: DYConv, CondConv, ODConv, ...")
     add("--densities", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of the masks, 0..1")
     add("--batch", type=int, nargs="+", default=[1, 8], help="images in a batch")
     add("--rounds", type=int, default=15, help="interleaved rounds")
@@ -93,7 +94,8 @@ class Files:
     def __init__(self, name: str, static: torch.nn.Module, args: argparse.Namespace, folder: Path) -> None:
         self.name, self.folder, self.size, self.own = name, folder, args.input_size, args.masks == "own"
         self.static, self.dynamic = static, copy.deepcopy(static)
-        dc.dynamize_(self.dynamic, dc.SpatialMasking(), input_size=tuple(self.size))
+        kernels = () if args.kernels is None else (getattr(dc, args.kernels)(),)
+        dc.dynamize_(self.dynamic, (dc.SpatialMasking(), *kernels), input_size=tuple(self.size))
         self.dynamic.eval()
         self.given = MaskInputs(copy.deepcopy(self.dynamic)).eval()
         self.made: dict[str, Path] = {}

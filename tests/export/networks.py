@@ -46,7 +46,7 @@ MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _chain(*kinds: str, **options) -> nn.Module:
+def _chain(*kinds: str, kernels: object = None, **options) -> nn.Module:
     """A stem, masked blocks of several kinds with something dense between them, and a head."""
     parts, channels = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()], 6
     for kind in kinds:
@@ -58,6 +58,8 @@ def _chain(*kinds: str, **options) -> nn.Module:
     parts += [nn.Conv2d(channels, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)]
     model = nn.Sequential(*parts)
     randomise_norms(model)
+    if kernels is not None:
+        dc.dynamize_(model, kernels)
     dc.dynamize_(model, dc.SpatialMasking(preset="paper", **options))
     return model
 
@@ -94,6 +96,25 @@ KERNELS = {
     "condconv": dc.CondConv, "dyconv": dc.DYConv, "dynet": dc.DyNetConv, "dcd": dc.DCDConv, "odconv": dc.ODConv,
     "weightnet": dc.WeightNetConv,
 }  # fmt: skip
+
+
+def masked_kernels(*, depthwise: bool = False) -> nn.Module:
+    """Masked blocks whose convolutions have kernels for each image."""
+    torch.manual_seed(0)
+    if depthwise:
+        model = _chain("timm_inverted", kernels={r"re:5\..*conv.*": dc.CondConv()})
+    else:
+        model = dc.create_model("resnet8_cifar", num_classes=5)
+        places = [f"layer{stage}.0.conv{i}" for stage in (1, 2, 3) for i in (1, 2)]
+        kinds = (kind() for name, kind in KERNELS.items() if name != "dcd")
+        dc.dynamize_(model, dict(zip(places, kinds, strict=False)))
+        dc.dynamize_(model, dc.SpatialMasking())
+    randomise_norms(model)
+    for module in model.modules():
+        # Routers that start neutral would hide kernels of other images.
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.5)
+    return model.eval()
 
 
 def needed(name: str) -> str | None:

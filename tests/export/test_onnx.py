@@ -264,7 +264,7 @@ NOT_CONSTANT = "its masked result is not a chain of convolutions with constant w
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(lambda: dc.ChannelGate(), NOT_POSITIONS), (lambda: (dc.SpatialMasking(), dc.DYConv()), NOT_CONSTANT)],
+    [(lambda: dc.ChannelGate(), NOT_POSITIONS), (lambda: (dc.SpatialMasking(), dc.DCDConv()), NOT_CONSTANT)],
 )
 def test_blocks_without_sparse_lowering_are_named(config, reason, tmp_path, trace_once) -> None:
     model = dc.create_model("resnet8_cifar", num_classes=5)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 
 import pytest
 import torch
-from tests.export.networks import KERNELS, MASKED, OTHER_SIZES, SIZE, SIZES, example, masked, needed
+from tests.export.networks import (
+    KERNELS,
+    MASKED,
+    OTHER_SIZES,
+    SIZE,
+    SIZES,
+    example,
+    masked,
+    masked_kernels,
+    needed,
+)
 
 import dynaconv as dc
+from dynaconv.testing import MaskInputs
 
 CASES = [(n, density) for n in (1, 3, 8) for density in (0.0, 0.3, 1.0)]
 
@@ -57,6 +69,23 @@ def test_fixed_sizes_are_constants_in_the_graph(name, tmp_path, ort, trace_once)
         )
         for n, density in CASES:
             inputs = example(model, n, density)
+            with torch.no_grad():
+                agree(ort(path, *inputs)["output"], given(*inputs))
+
+
+@pytest.mark.parametrize("depthwise", [False, pytest.param(True, marks=pytest.mark.needs("timm"))])
+def test_masked_dynamic_kernels_skip(depthwise, tmp_path, ort) -> None:
+    model = masked_kernels(depthwise=depthwise)
+    given, path = MaskInputs(copy.deepcopy(model)).eval(), tmp_path / "m.onnx"
+    for batch in (2, 1) if not depthwise else (2,):
+        size = (3, 16, 16)
+        done = dc.export.onnx(
+            given, example(model, batch, 0.5, size), path, lowering="sparse", dial=None, report=(), check=False,
+            dynamic_batch=batch > 1, dynamic_size=batch > 1,
+        )  # fmt: skip
+        assert set(done.blocks.values()) == {"sparse"}
+        for n, density in CASES if batch > 1 else [(1, 0.3), (1, 0.0)]:
+            inputs = example(model, n, density, (3, 20, 12) if batch > 1 and n == 3 else size)
             with torch.no_grad():
                 agree(ort(path, *inputs)["output"], given(*inputs))
 

@@ -19,6 +19,7 @@ from dynaconv.export import clean
 from dynaconv.export import gates as gate_logits
 from dynaconv.export.branches import find_branches
 from dynaconv.export.choose import choose_sparse, measure_densities
+from dynaconv.export.computed import write_densely
 from dynaconv.export.dense import decide_everywhere, spread_masks
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
 from dynaconv.export.metadata import KEY, describe, to_json
@@ -132,6 +133,8 @@ def onnx(
         count="executed_macs" in report,
     )
     add_dial(traced, dial)
+    if lowering == "dense" or not traced.masks:
+        write_densely(traced.graph)
     _tidy(traced)
     blocks, shares = _lower(traced, model, example, lowering, densities)
     if "densities" in report:
@@ -178,6 +181,9 @@ def _lower(
         shares = measure_densities(model, example, densities)
         chosen = choose_sparse(found, shares)
     dense = [branch for branch in found if branch not in chosen]
+    write_densely(traced.graph, [node for branch in chosen for node in branch.computed])
+    # What batched products make is in no layout that a mask of all channels would keep.
+    dense = [branch for branch in dense if not branch.computed]
     served = decide_everywhere(traced.graph, dense)
     clean.drop_unread(traced.model)
     spread_masks(traced.graph, [branch for branch in dense if branch not in served])
@@ -214,6 +220,7 @@ def _finish(
     import onnx_ir as ir
 
     clean.drop_unused(traced.model)
+    traced.graph.opset_imports.pop("dynaconv", None)
     traced.graph.sort()
     clean.convert(traced.model, opset)
     traced.name_outputs()

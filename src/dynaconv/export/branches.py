@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from dynaconv.export.graph import attribute, constant
-from dynaconv.export.regions import Region, Squeeze, find_region, find_squeeze
+from dynaconv.export.regions import (
+    PerImage,
+    Pooled,
+    Region,
+    Squeeze,
+    find_per_image,
+    find_pooled,
+    find_region,
+    find_squeeze,
+)
 
 # Row by row, without a look at other positions.
 UNARY = (
@@ -34,6 +43,10 @@ SAME_VALUES = (
 )  # fmt: skip
 
 
+# A convolution with a kernel for each image; see `computed`.
+COMPUTED = "ComputedConv"
+
+
 @dataclass(frozen=True, eq=False)
 class Pointwise:
     """What happens to each row by itself: one node, or a SiLU of two; `value` is what goes in."""
@@ -52,7 +65,7 @@ class Stage:
     """One convolution with constant weights, and what follows it row by row."""
 
     conv: Any
-    after: list[Pointwise | Region | Squeeze]
+    after: list[Pointwise | PerImage | Region | Squeeze]
 
     @property
     def weight(self) -> Any:
@@ -101,6 +114,31 @@ class Stage:
 
 
 @dataclass(eq=False)
+class ComputedStage(Stage):
+    """A convolution with a kernel for each image.
+
+    pooled: the mean of the map that it reads, where its router asks for that of the open positions.
+    """
+
+    pooled: Pooled | None = None
+
+    @property
+    def kernels(self) -> Any:
+        """[N, O, I / groups, kh, kw]."""
+        return self.conv.inputs[1]
+
+    @property
+    def weight(self) -> Any:
+        """Zeros in the shape of one kernel."""
+        return np.broadcast_to(np.float32(0), tuple(self.kernels.shape)[1:])
+
+    @property
+    def bias(self) -> Any:
+        """None: it is added behind."""
+        return None
+
+
+@dataclass(eq=False)
 class Branch:
     """result = act(shortcut + mask * stages(source)); shortcut and act may be missing."""
 
@@ -111,6 +149,11 @@ class Branch:
     add: Any = None
     act: Any = None
     inner: list[Any] = field(default_factory=list)
+
+    @property
+    def computed(self) -> list[Any]:
+        """The nodes of its convolutions with kernels for each image."""
+        return [stage.conv for stage in self.stages if isinstance(stage, ComputedStage)]
 
     # Asked of the nodes each time, because the graph changes while it is rewritten.
     @property
@@ -236,7 +279,7 @@ def _is_grid(value: Any) -> bool:
 def _walk_back(value: Any) -> list[Stage]:
     """Convolutions that nobody else reads, up to `value`."""
     stages: list[Stage] = []
-    after: list[Pointwise | Region | Squeeze] = []
+    after: list[Pointwise | PerImage | Region | Squeeze] = []
     readers = 1
     while value.producer() is not None and len(value.uses()) == readers and not value.is_graph_output():
         node, readers = value.producer(), 1
@@ -245,6 +288,11 @@ def _walk_back(value: Any) -> list[Stage]:
         if is_static_conv(node):
             stages.insert(0, Stage(node, after))
             after, value = [], node.inputs[0]
+        elif _is_computed(node):
+            stage = ComputedStage(node, after)
+            stages.insert(0, stage)
+            after, value = [], node.inputs[0]
+            readers = _readers(stage, value)
         elif silu is not None:
             after, value, readers = [Pointwise(node, True), *after], silu, 2
         elif is_unary(node):
@@ -252,7 +300,7 @@ def _walk_back(value: Any) -> list[Stage]:
         elif place is not None:
             after, value = [Pointwise(node), *after], node.inputs[1 - place]
         else:
-            step = find_squeeze(node) or find_region(node)
+            step = find_squeeze(node) or find_per_image(node) or find_region(node)
             if step is None:
                 break
             after, value = [step, *after], step.source
@@ -260,7 +308,45 @@ def _walk_back(value: Any) -> list[Stage]:
     return stages
 
 
-def nodes_of(step: Pointwise | Region | Squeeze) -> list[Any]:
+def _is_computed(node: Any) -> bool:
+    """Not one that is grouped but not depthwise: its rows have no product in standard operators."""
+    if node.op_type != COMPUTED or node.inputs[1].shape is None or len(node.inputs[1].shape) != 5:
+        return False
+    shape, groups = list(node.inputs[1].shape), attribute(node, "group", 1)
+    return all(isinstance(d, int) for d in shape[1:]) and (groups == 1 or shape[1:3] == [groups, 1])
+
+
+def _readers(stage: ComputedStage, value: Any) -> int:
+    """How many uses of a map belong to the convolution that reads it, with its router; -1: others read it, too."""
+    for use in value.uses():
+        if use.node is stage.conv or _leads_to(use.node, stage.conv):
+            continue
+        pooled = find_pooled(use.node, value, stage.kernels)
+        if pooled is None or stage.pooled is not None:
+            return -1
+        stage.pooled = pooled
+    return len(value.uses())
+
+
+def _leads_to(node: Any, end: Any) -> bool:
+    """Nothing but `end` needs what this node makes."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is end or node in seen:
+            continue
+        seen.add(node)
+        uses = [use for value in node.outputs for use in value.uses()]
+        if not uses or any(value.is_graph_output() for value in node.outputs):
+            return False
+        # The kernels are needed whatever happens.
+        if any(use.node is end and use.idx == 1 for use in uses):
+            return False
+        waiting += [use.node for use in uses]
+    return True
+
+
+def nodes_of(step: Pointwise | PerImage | Region | Squeeze) -> list[Any]:
     """The nodes that a step stands for."""
     return step.inner if isinstance(step, Region) else step.nodes
 

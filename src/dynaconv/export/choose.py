@@ -22,6 +22,9 @@ COSTS = Path(__file__).with_name("costs.json")
 # Sparse has to be expected this much faster: a block alone among dense ones also turns layouts, and batches fall out of
 # caches.
 MARGIN = 0.85
+# And by so many nanoseconds: the small operations of a sparse block, which its amounts do not count (MobileNetV2's
+# blocks of 7 x 7 gain less, and two of them made the network slower; docs/benchmarks.md).
+SMALL_OPERATIONS_NS = 60e3
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,7 +84,7 @@ def choose_sparse(branches: list[Branch], densities: Mapping[str, float]) -> lis
     chosen = []
     for branch in branches:
         sparse = nanoseconds(sparse_amounts(branch, densities.get(branch.name, 1.0)))
-        if sparse < MARGIN * nanoseconds(dense_amounts(branch)):
+        if sparse < MARGIN * nanoseconds(dense_amounts(branch)) - SMALL_OPERATIONS_NS:
             chosen.append(branch)
     return chosen
 

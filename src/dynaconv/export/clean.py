@@ -82,12 +82,22 @@ def average_pools(graph: Any) -> None:
         if node.op_type != "ReduceMean" or len(node.inputs) < 2:
             continue
         x, axes = node.inputs[0], constant(node.inputs[1])
-        if (
-            axes is None
-            or x.shape is None
-            or len(x.shape) != 4
-            or sorted(a % 4 for a in axes.tolist()) != [2, 3]
-        ):
+        if axes is None or x.shape is None:
+            continue
+        flat = x.producer() is not None and x.producer().op_type == "Reshape" and len(x.shape) == 3
+        if flat and not node.attributes.get_int("keepdims", 1):
+            # Positions along one axis.
+            source = x.producer().inputs[0]
+            if (
+                source.shape is None
+                or list(source.shape)[:2] != list(x.shape)[:2]
+                or axes.tolist() not in ([2], [-1])
+            ):
+                continue
+            x = source
+        elif sorted(a % 4 for a in axes.tolist()) != [2, 3]:
+            continue
+        if len(x.shape) != 4:
             continue
         write = Writer(graph, node)
         y = write("GlobalAveragePool", x, shape=[*x.shape[:2], 1, 1])

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from dynaconv.export.graph import Writer, attribute, constant
 
 _ELEMENTWISE = (
@@ -62,6 +64,30 @@ class Squeeze:
     total: Any
     mask: Any
     nodes: list[Any] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Pooled:
+    """`total` is made of `source` [N, C, h, w]: see `Squeeze`. nodes: those between."""
+
+    source: Any
+    total: Any
+    mask: Any
+    nodes: list[Any]
+
+
+@dataclass(eq=False)
+class PerImage:
+    """`node` adds a computed vector for each image, `vector` [N, C, 1, 1], to `source`, or multiplies by it."""
+
+    node: Any
+    source: Any
+    vector: Any
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The nodes that it stands for."""
+        return [self.node]
 
 
 def find_region(node: Any) -> Region | None:
@@ -158,15 +184,46 @@ def find_squeeze(node: Any) -> Squeeze | None:
         users = [use.node for use in source.uses() if use.node is not node]
         if len(users) != 1 or len(source.uses()) != 2 or source.is_graph_output():
             continue
-        product, total, mask = users[0], users[0], None
-        if product.op_type == "Mul":
-            mask = next(v for v in product.inputs if v is not source)
-            uses = product.outputs[0].uses()
-            total = uses[0].node if len(uses) == 1 else product
-        sums = total.op_type == "ReduceSum" and len(total.inputs) > 1 and _over_positions(total)
-        means = mask is None and total.op_type == "GlobalAveragePool"
-        if (sums and mask is not None or means) and _comes_from(scale, total):
-            return Squeeze(node, source, scale, total, mask, [node, *({product, total} - {node})])
+        found = find_pooled(users[0], source, scale)
+        if found is not None:
+            return Squeeze(
+                node,
+                source,
+                scale,
+                found.total,
+                found.mask,
+                [node, *(n for n in found.nodes if n is not node)],
+            )
+    return None
+
+
+def find_pooled(product: Any, source: Any, result: Any) -> Pooled | None:
+    """The mean of `source`, or its sum over open positions, that begins with this node and that `result` comes from."""
+    total, mask, nodes, read = product, None, [product], source
+    if total.op_type == "Reshape" and len(total.outputs[0].uses()) == 1:
+        # Positions along one axis.
+        read, total = total.outputs[0], total.outputs[0].uses()[0].node
+    if total.op_type == "Mul":
+        mask = next((v for v in total.inputs if v is not read), None)
+        nodes.append(total)
+        uses = total.outputs[0].uses()
+        total = uses[0].node if len(uses) == 1 else total
+    sums = total.op_type == "ReduceSum" and len(total.inputs) > 1 and _over_positions(total)
+    means = mask is None and total.op_type == "GlobalAveragePool"
+    if (sums and mask is not None or means) and _comes_from(result, total):
+        return Pooled(source, total, mask, list(dict.fromkeys((*nodes, total))))
+    return None
+
+
+def find_per_image(node: Any) -> PerImage | None:
+    """A vector for each image that comes from elsewhere: the bias of a convolution with computed kernels."""
+    if node.op_type not in ("Add", "Mul") or len(set(node.inputs)) != 2:
+        return None
+    for source, vector in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        made = vector.producer() is not None and source.producer() is not None
+        if made and _is_map(source) and not _is_pooled(source) and _is_pooled(vector):
+            if list(vector.shape)[1] == list(source.shape)[1]:
+                return PerImage(node, source, vector)
     return None
 
 
@@ -179,8 +236,10 @@ def _is_pooled(value: Any) -> bool:
 
 
 def _over_positions(node: Any) -> bool:
-    axes = constant(node.inputs[1])
-    return axes is not None and sorted(a % 4 for a in axes.reshape(-1).tolist()) == [2, 3]
+    axes, shape = constant(node.inputs[1]), node.inputs[0].shape
+    if axes is None or shape is None or len(shape) not in (3, 4):
+        return False
+    return sorted(a % len(shape) for a in axes.reshape(-1).tolist()) == list(range(2, len(shape)))
 
 
 def _comes_from(value: Any, total: Any) -> bool:
@@ -197,28 +256,42 @@ def _comes_from(value: Any, total: Any) -> bool:
     return False
 
 
+def write_per_image(lowering: Any, step: PerImage, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
+    """Rows [K, C] with the vector of each row's image."""
+    write = lowering.write
+    vectors = write("Reshape", step.vector, write.integers(-1, step.source.shape[1]))
+    each = write("Gather", vectors, lowering.image(listed, need, grid), axis=0)
+    return write(step.node.op_type, rows, each)
+
+
 def write_squeeze(lowering: Any, squeeze: Squeeze, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
     """Scaled rows [K, C]; the mean is taken from the rows, image by image.
 
     Args:
         lowering: the `Rows` in work. listed: places [K, 1] of the rows. need: the mask that they were listed by.
     """
+    write, channels = lowering.write, squeeze.source.shape[1]
+    write_total(lowering, squeeze, rows, listed, need, grid)
+    scale = write("Reshape", squeeze.scale, write.integers(-1, channels))
+    return write("Mul", rows, write("Gather", scale, lowering.image(listed, need, grid), axis=0))
+
+
+def write_total(
+    lowering: Any, squeeze: Squeeze | Pooled, rows: Any, listed: Any, need: Any, grid: Any
+) -> None:
+    """Replace the sum or the mean over positions by that over the rows; arguments as of `write_squeeze`."""
     from dynaconv.export import tables
 
     write, channels = lowering.write, squeeze.source.shape[1]
-    area = tables.length(write, tables.multiply(write, grid.height, grid.width))
-    image = lowering.once(
-        ("image", need), lambda: write("Div", write("Reshape", listed, write.integers(-1)), area)
-    )
-    member = lowering.once(("member", need), lambda: tables.members(write, image, grid.batch))
+    member = lowering.member(listed, need, grid)
     if squeeze.mask is not None and squeeze.mask is not need and list(squeeze.mask.shape[2:]) != [1, 1]:
         # The list holds more than the open positions: what a later convolution reads, too.
         flat = write("Reshape", squeeze.mask, write.integers(-1))
         member = write("Mul", member, write("Gather", flat, write("Reshape", listed, write.integers(-1))))
     total = write("MatMul", member, rows)
     if squeeze.mask is None:
+        area = tables.length(write, tables.multiply(write, grid.height, grid.width))
         total = write("Div", total, write("Cast", area, to=1))
     old = squeeze.total.outputs[0]
-    old.replace_all_uses_with(write("Reshape", total, write.integers(-1, channels, 1, 1), like=old))
-    scale = write("Reshape", squeeze.scale, write.integers(-1, channels))
-    return write("Mul", rows, write("Gather", scale, image, axis=0))
+    shape = write.constant(np.array([-1, channels, 1, 1][: len(old.shape)]))
+    old.replace_all_uses_with(write("Reshape", total, shape, like=old))

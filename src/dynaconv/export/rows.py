@@ -13,6 +13,7 @@ import numpy as np
 from dynaconv.export import tables
 from dynaconv.export.branches import (
     Branch,
+    ComputedStage,
     Pointwise,
     Stage,
     channel_constant,
@@ -21,6 +22,7 @@ from dynaconv.export.branches import (
 )
 from dynaconv.export.gates import GateLogits, find_gates, write_gate
 from dynaconv.export.graph import Writer, constant
+from dynaconv.export.regions import write_total
 from dynaconv.export.stages import Listed, row_shape, run_stage
 from dynaconv.export.tables import Grid
 
@@ -116,8 +118,11 @@ class Rows:
         for i in range(len(branch.stages) - 1, 0, -1):
             needs.insert(0, self._need(needs[0], branch.stages[i], grids[i]))
         x: Any = self.rows(branch.source)
+        before = None
         for stage, need, inside, outside in zip(branch.stages, needs, grids[:-1], grids[1:], strict=True):
-            places = self.listing(need)
+            if isinstance(x, Listed) and isinstance(stage, ComputedStage) and stage.pooled is not None:
+                write_total(self, stage.pooled, x.rows, x.places, before, inside)
+            places, before = self.listing(need), need
             x = Listed(run_stage(self, stage, x, inside, outside, places, need), places)
         rows = self._join(branch, x, grid)
         self.keep(branch.result, rows, grid)
@@ -157,6 +162,19 @@ class Rows:
     def listing(self, mask: Any) -> Any:
         """Open rows of a mask, [K, 1]."""
         return self.once(("list", mask), lambda: tables.open_rows(self.write, mask))
+
+    def image(self, places: Any, need: Any, grid: Grid) -> Any:
+        """The image that each listed row is of, [K]; `places` lists the mask `need` on the grid."""
+        area = tables.length(self.write, tables.multiply(self.write, grid.height, grid.width))
+        flat = self.write.integers(-1)
+        return self.once(
+            ("image", need), lambda: self.write("Div", self.write("Reshape", places, flat), area)
+        )
+
+    def member(self, places: Any, need: Any, grid: Grid) -> Any:
+        """1 where a listed row is of an image, else 0: [N, K]."""
+        image = self.image(places, need, grid)
+        return self.once(("member", need), lambda: tables.members(self.write, image, grid.batch))
 
     def _join(self, branch: Branch, x: Listed, grid: Grid) -> Any:
         """act(shortcut + what the branch gave, at its places)."""

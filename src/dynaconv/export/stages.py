@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynaconv.export import tables
-from dynaconv.export.branches import Stage
-from dynaconv.export.regions import Region, Squeeze, apply_region, write_squeeze
+from dynaconv.export import computed, tables
+from dynaconv.export.branches import ComputedStage, Stage
+from dynaconv.export.regions import PerImage, Region, Squeeze, apply_region, write_per_image, write_squeeze
 from dynaconv.export.tables import Grid
 
 
@@ -38,10 +38,15 @@ def run_stage(
         key = ("taps", stage.kernel, stage.stride, stage.dilation, stage.pads, *inside.key, *outside.key)
         table = lowering.once(key, lambda: tables.tap_table(write, stage, inside, outside))
         taps = write("Gather", whole, write("GatherND", table, places), axis=0)
-    y = _product(write, stage, taps)
+    if isinstance(stage, ComputedStage):
+        y = computed.product(lowering, stage, taps, places, need, outside)
+    else:
+        y = _product(write, stage, taps)
     for step in stage.after:
         if isinstance(step, Squeeze):
             y = write_squeeze(lowering, step, y, places, need, outside)
+        elif isinstance(step, PerImage):
+            y = write_per_image(lowering, step, y, places, need, outside)
         elif isinstance(step, Region):
             y = apply_region(write, step, y)
         else:

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
+from dynaconv.export.computed import of_any_batch, of_one_image
 from dynaconv.export.program import BATCH, HEIGHT, WIDTH, export, quiet
 from dynaconv.export.subject import Watch, fixed_macs, fold_norms_, prepare
-from dynaconv.ops.dynamic_conv2d.execute import add_biases
-from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
 from dynaconv.ops.dynamic_conv2d.op import OP as DYNAMIC_CONV
-from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
 
 # What the graph is written in; newer versions are converted to at the end.
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
@@ -87,9 +85,9 @@ def trace(
     fold_norms_(copy)
     watch = Watch(copy, fixed_macs(prepare(model, example), example) if count else None)
     exported = export(copy, example, dynamic_batch, dynamic_size)
-    if not dynamic_batch and example[0].shape[0] == 1:
-        with quiet():
-            exported = exported.run_decompositions({DYNAMIC_CONV: _of_one_image})
+    single = not dynamic_batch and example[0].shape[0] == 1
+    with quiet():
+        exported = exported.run_decompositions({DYNAMIC_CONV: of_one_image if single else of_any_batch})
     graph = _to_onnx(exported, type(model).__name__)
     outputs = len(graph.graph.outputs) - len(watch.names)
     found = {name.removesuffix(".gate.threshold"): graph.graph.initializers.get(name) for name in thresholds}
@@ -113,7 +111,11 @@ def _to_onnx(exported: Any, name: str) -> Any:
     try:
         with torch.no_grad(), quiet():
             done = torch.onnx.export(
-                exported, dynamo=True, verbose=False, optimize=False, opset_version=OLDEST_OPSET
+                exported,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=OLDEST_OPSET,
             )
     except Exception as error:
         cause = error.__cause__ or error
@@ -122,16 +124,6 @@ def _to_onnx(exported: Any, name: str) -> Any:
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)
     return done.model
-
-
-def _of_one_image(
-    x: Tensor, experts: Tensor, routing: Tensor, bias, static_bias, taps, stride, padding, dilation, groups,
-    packed=None,
-) -> Tensor:  # fmt: skip
-    """A dynamic convolution of a single image: one convolution with a computed weight."""
-    geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    y = geometry.convolve(x, mix_kernels(experts, routing, taps)[0])
-    return add_biases(y, mix_biases(bias, routing), static_bias)
 
 
 def _name(traced: Traced, counted: bool) -> None:

@@ -1,0 +1,119 @@
+"""Convolutions with a kernel for each image inside masked branches: known by name in the graph until they are lowered.
+
+A dynamic convolution becomes `ComputedConv(x, kernels, y)`, a node of our own beside the operations that compute y
+densely. The sparse lowering takes x and the kernels, anything else y; no such node is left in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynaconv.export import tables
+from dynaconv.export.branches import COMPUTED, ComputedStage
+from dynaconv.export.graph import ir_tensor
+from dynaconv.ops.dynamic_conv2d.choice import strategy_for_any_batch
+from dynaconv.ops.dynamic_conv2d.execute import add_biases, run
+from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
+from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
+
+
+def of_one_image(
+    x: Tensor, experts: Tensor, routing: Tensor, bias, static_bias, taps, stride, padding, dilation, groups,
+    packed=None,
+) -> Tensor:  # fmt: skip
+    """A dynamic convolution of a single image: one convolution with a computed weight."""
+    geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    kernels = mix_kernels(experts, routing, taps)
+    y = _known_by_name(x, kernels, geometry.convolve(x, kernels[0]), geometry)
+    return add_biases(y, mix_biases(bias, routing), static_bias)
+
+
+def of_any_batch(
+    x: Tensor, experts: Tensor, routing: Tensor, bias, static_bias, taps, stride, padding, dilation, groups,
+    packed=None,
+) -> Tensor:  # fmt: skip
+    """A dynamic convolution by operations that do not depend on the batch size."""
+    geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    several = taps is not None and taps.shape[1] > 1
+    chosen = strategy_for_any_batch(experts.shape[1:], groups, experts.shape[0], several)
+    y = run(chosen, x, experts, routing, None, None, taps, geometry)
+    kernels = mix_kernels(experts, routing, taps)
+    y = _known_by_name(x, kernels, y, geometry)
+    return add_biases(y, mix_biases(bias, routing), static_bias)
+
+
+def _known_by_name(x: Tensor, kernels: Tensor, y: Tensor, geometry: ConvGeometry) -> Tensor:
+    attributes = {
+        "strides": list(geometry.stride),
+        "pads": [*geometry.padding, *geometry.padding],
+        "dilations": list(geometry.dilation),
+        "group": geometry.groups,
+    }
+    return torch.onnx.ops.symbolic(
+        f"dynaconv::{COMPUTED}", (x, kernels, y), attributes, dtype=y.dtype, shape=y.shape, version=1
+    )
+
+
+def write_densely(graph: Any, keep: Iterable[Any] = ()) -> None:
+    """Let every such convolution be what computes it densely, apart from those nodes to keep."""
+    kept = set(keep)
+    for node in list(graph):
+        if node.op_type == COMPUTED and node not in kept:
+            node.outputs[0].replace_all_uses_with(node.inputs[2], replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+
+
+def product(lowering: Any, stage: ComputedStage, taps: Any, places: Any, need: Any, grid: tables.Grid) -> Any:
+    """taps [K, taps, C] (or [K, C]) times the kernels of the image that each row is of: [K, O].
+
+    Rows are sorted by image. As many rows for each image as the fullest has make one batched product.
+
+    Args:
+        lowering: the `Rows` in work. places: [K, 1] of the rows. need: the mask that lists them. grid: of the output.
+    """
+    write, count = lowering.write, int(np.prod(stage.kernel))
+    outputs, inner = stage.weight.shape[:2]
+    # [N, O, I, taps] -> [N, taps, I, O].
+    weight = write("Reshape", stage.kernels, write.integers(-1, outputs, inner, count))
+    weight = write("Transpose", weight, perm=(0, 3, 2, 1))
+    if stage.depthwise:
+        image = lowering.image(places, need, grid)
+        weight = write("Reshape", weight, write.integers(-1, count, outputs))
+        taps = write("Reshape", taps, write.integers(-1, count, outputs))
+        weighted = write("Mul", taps, write("Gather", weight, image, axis=0))
+        return write("ReduceSum", weighted, write.integers(1), keepdims=0)
+    flat = write("Reshape", taps, write.integers(-1, count * inner))
+    if stage.kernels.shape[0] == 1:
+        return write("MatMul", flat, write("Reshape", weight, write.integers(count * inner, outputs)))
+    weight = write("Reshape", weight, write.integers(-1, count * inner, outputs))
+    slots, most = lowering.once(("slots", need), lambda: _slots(lowering, places, need, grid))
+    length = write("Mul", grid.batch, most)
+    empty = write("ConstantOfShape", write("Concat", length, write.integers(count * inner), axis=0))
+    padded = write("ScatterND", empty, slots, flat)
+    shape = write("Concat", grid.batch, most, write.integers(count * inner), axis=0)
+    y = write("MatMul", write("Reshape", padded, shape), weight)
+    return write("GatherND", write("Reshape", y, write.integers(-1, outputs)), slots)
+
+
+def _slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> tuple[Any, Any]:
+    """Where each row goes, [K, 1], in a matrix with the same number of rows [1] for every image."""
+    write = lowering.write
+    image, member = lowering.image(places, need, grid), lowering.member(places, need, grid)
+    counts = write("Cast", write("ReduceSum", member, write.integers(1), keepdims=0), to=7, like=image)
+    most = write("Max", write("ReduceMax", counts, write.integers(0), keepdims=1), write.integers(1))
+    before = write("CumSum", counts, write.constant(np.array(0)), exclusive=1)
+    ones = write(
+        "ConstantOfShape", write("Shape", image, start=0, end=1), value=ir_tensor(np.ones(1, np.int64))
+    )
+    number = write("CumSum", ones, write.constant(np.array(0)), exclusive=1)
+    rank = write("Sub", number, write("Gather", before, image, axis=0))
+    slots = write("Add", write("Mul", image, most), rank)
+    return write("Reshape", slots, write.integers(-1, 1)), most
+
+
+__all__ = ["of_any_batch", "of_one_image", "product", "write_densely"]
