@@ -56,9 +56,11 @@ def main() -> int:
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:
         subjects = of_run if args.run else of_network
-        for subject in subjects(args, args.folder or Path(folder)):
-            whole = Path(folder) / f"{len(rows)}.int8.onnx"
-            quantise(subject.plain, whole, subject.calibration, args.ops)
+        kept = args.folder or Path(folder)
+        for subject in subjects(args, kept):
+            whole = kept / f"{subject.name}.int8.onnx"
+            if not whole.exists():
+                quantise(subject.plain, whole, subject.calibration, args.ops)
             for kind, file in (("float32", subject.plain), ("int8", whole)):
                 run = load("ort", file, torch.get_num_threads())
                 rows.append((subject.name, kind, subject.judge(run), file.stat().st_size / 1e6))
@@ -92,7 +94,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=25)
     add("--seconds", type=float, help="begin no further round after so long")
     add("--threads", type=int, help="default torch's own number")
-    add("--folder", type=Path, help="keep the network's float32 files there, and use those that lie there")
+    add("--folder", type=Path, help="keep the files there, and use those that lie there")
     args = parser.parse_args()
     if bool(args.run) == bool(args.network):
         parser.error("give a run or --network")
