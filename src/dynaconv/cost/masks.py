@@ -42,13 +42,14 @@ class MaskCollection(dict[str, SpatialMask]):
         """Keep the mask that block `name` decided for input x and `state`."""
         self.pop(name, None)
         block, size = self.blocks[name], (x.shape[2], x.shape[3])
-        self.runs.setdefault(name, []).append((mask, size))
         if isinstance(block, ChannelBlock):
-            self.channels[name] = mask
+            self.channels[name] = decided = mask
             h, w = branch_sizes(size, [Geometry.of(conv) for conv in block.convs])[-1]
             mask = mask.mean(1, keepdim=True).expand(-1, 1, h, w)
         # Compilers know no such subclass.
         self[name] = mask if torch.compiler.is_compiling() else SpatialMask(mask)
+        # Costs are counted from the masks that are shown, so that they have gradients for them.
+        self.runs.setdefault(name, []).append((decided if name in self.channels else self[name], size))
         self.input_sizes[name], self.states[name] = size, state
         spent = block.gate.spent_macs(x, *state)
         if spent is not None:
