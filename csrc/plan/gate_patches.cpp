@@ -4,11 +4,10 @@
 
 #include <algorithm>
 
+#include "gate_lines.h"
 #include "run.h"
 
 namespace {
-
-constexpr int64_t kTasks = 8;  // a thread, of the second phase
 
 // The biases of the taps that lie inside of the map, for one position.
 float inner_bias(const Conv& conv, const Value& in, int32_t y, int32_t x) {
@@ -71,18 +70,7 @@ void gate_patches(Worker& worker, const Step& step) {
       line_sums[image * in.height + line] = line == y ? sum : 0.0f;
   });
   worker.barrier();
-  const int64_t lines = run.call.images * in.height, tasks = std::min(lines, kTasks * worker.threads);
-  worker.share(tasks, [&](int64_t task) {
-    int64_t image = -1;
-    float start = 0;
-    for (int64_t line = lines * task / tasks; line < lines * (task + 1) / tasks; ++line) {
-      if (line / in.height != image) {
-        image = line / in.height;
-        double sum = 0;
-        for (int32_t y = 0; squeeze && y < in.height; ++y) sum += line_sums[image * in.height + y];
-        start = conv.bias[0] + static_cast<float>(sum / (double(in.height) * in.width));
-      }
-      for (int32_t x = 0; x < in.width; ++x) logits[line * in.width + x] += start;
-    }
+  each_gate_line(worker, conv, in, line_sums, in.height, [&](int64_t line, float start) {
+    for (int32_t x = 0; x < in.width; ++x) logits[line * in.width + x] += start;
   });
 }

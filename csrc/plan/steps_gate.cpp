@@ -10,13 +10,13 @@
 #include "../kernels/bfloat16.h"
 #include "../kernels/gemm.h"
 #include "../kernels/rowwise.h"
+#include "gate_lines.h"
 #include "run.h"
 
 namespace {
 
 constexpr int64_t kColumns = 16;   // of a product: taps, and the linear layer behind them
 constexpr int64_t kTaskRows = 56;  // of a task
-constexpr int64_t kTasks = 8;      // a thread, of sums
 
 int64_t taps_of(const Conv& conv) { return int64_t{conv.kernel[0]} * conv.kernel[1]; }
 
@@ -127,21 +127,10 @@ void gate_products(Worker& worker, const Step& step, const void* panel) {
     }
   });
   worker.barrier();
-  const int64_t out_lines = run.call.images * out.height, tasks = std::min(out_lines, kTasks * worker.threads);
-  worker.share(tasks, [&](int64_t task) {
-    int64_t image = -1;
-    float start = 0;
-    for (int64_t line = out_lines * task / tasks; line < out_lines * (task + 1) / tasks; ++line) {
-      if (line / out.height != image) {
-        image = line / out.height;
-        double sum = 0;
-        for (int32_t y = 0; squeeze && y < in.height; ++y) sum += line_sums[image * in.height + y];
-        start = conv.bias[0] + static_cast<float>(sum / (double(in.height) * in.width));
-      }
-      const Taps taps(conv, in, static_cast<int32_t>(line % out.height), columns);
-      sum_line(taps, products + image * in.height * in.width * columns, out.width, in.width, columns, halves, start,
-               logits + line * out.width);
-    }
+  each_gate_line(worker, conv, in, line_sums, out.height, [&](int64_t line, float start) {
+    const Taps taps(conv, in, static_cast<int32_t>(line % out.height), columns);
+    sum_line(taps, products + line / out.height * in.height * in.width * columns, out.width, in.width, columns, halves, start,
+             logits + line * out.width);
   });
 }
 
@@ -156,6 +145,8 @@ void gate_dots(Worker& worker, const Step& step) {
   float* logits = reinterpret_cast<float*>(run.data(step.out));
   const int taps_count = conv.kernel[0] * conv.kernel[1];
   const bool squeeze = step.ints[0] != 0;
+  // With a linear layer the bias comes with the image's share of it.
+  const float bias = squeeze ? 0.0f : conv.bias[0];
   // Where every input position is the centre of an output one, the average comes along; else it takes its own walk.
   bool along = squeeze && out.height == in.height && out.width == in.width;
   for (int i = 0; i < 2; ++i)
@@ -188,7 +179,7 @@ void gate_dots(Worker& worker, const Step& step) {
       }
       float sums[kGatePixels];
       sum += kernels.dots(taps, taps_count, in.channels, weight, center, along ? linear : nullptr, pixels, sums);
-      for (int p = 0; p < pixels; ++p) logits[task * out.width + ox + p] = sums[p] + conv.bias[0];
+      for (int p = 0; p < pixels; ++p) logits[task * out.width + ox + p] = sums[p] + bias;
     }
     if (along) line_sums[task] = sum;
   });
@@ -209,12 +200,8 @@ void gate_dots(Worker& worker, const Step& step) {
     });
   }
   worker.barrier();
-  worker.share(run.call.images, [&](int64_t image) {
-    double sum = 0;
-    for (int32_t y = 0; y < in.height; ++y) sum += line_sums[image * in.height + y];
-    const auto offset = static_cast<float>(sum / (double(in.height) * in.width));
-    const int64_t area = int64_t{out.height} * out.width;
-    for (int64_t p = 0; p < area; ++p) logits[image * area + p] += offset;
+  each_gate_line(worker, conv, in, line_sums, out.height, [&](int64_t line, float start) {
+    for (int32_t x = 0; x < out.width; ++x) logits[line * out.width + x] += start;
   });
 }
 
