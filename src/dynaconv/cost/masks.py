@@ -23,7 +23,7 @@ from dynaconv.ops.mask_ops import branch_sizes
 class MaskCollection(dict[str, SpatialMask]):
     """Masks of one forward pass: block name -> SpatialMask [N, 1, h, w], in forward order.
 
-    `input_sizes` holds each block's input grid (H, W); `costs()` counts each block's multiply-adds. Where a gate
+    `costs()` counts each block's multiply-adds, `runs` holds what it counts. Where a gate
     decides over channels, `channels` holds its decisions [N, G, 1, 1], and the mask is the share of them that is open.
     `states` holds what a gate was given beside the block's input.
     """
@@ -31,11 +31,10 @@ class MaskCollection(dict[str, SpatialMask]):
     def __init__(self, blocks: dict[str, MaskedBlock], stages: dict[str, list[str]] | None = None) -> None:
         super().__init__()
         self.blocks, self.stages = blocks, stages or {}
-        self.input_sizes: dict[str, tuple[int, int]] = {}
         self.channels: dict[str, Tensor] = {}
         self.states: dict[str, tuple[Tensor, ...]] = {}
         self.routing: dict[str, Tensor] = {}
-        # What a block decided at each of its runs, and about which grid.
+        # What a block decided at each of its runs, and the size (H, W) of its input.
         self.runs: dict[str, list[tuple[Tensor, tuple[int, int]]]] = {}
 
     def record(self, name: str, x: Tensor, mask: Tensor, *state: Tensor) -> None:
@@ -43,14 +42,14 @@ class MaskCollection(dict[str, SpatialMask]):
         self.pop(name, None)
         block, size = self.blocks[name], (x.shape[2], x.shape[3])
         if isinstance(block, ChannelBlock):
-            self.channels[name] = decided = mask
+            self.channels[name] = mask
             h, w = branch_sizes(size, [Geometry.of(conv) for conv in block.convs])[-1]
             mask = mask.mean(1, keepdim=True).expand(-1, 1, h, w)
         # Compilers know no such subclass.
         self[name] = mask if torch.compiler.is_compiling() else SpatialMask(mask)
         # Costs are counted from the masks that are shown, so that they have gradients for them.
-        self.runs.setdefault(name, []).append((decided if name in self.channels else self[name], size))
-        self.input_sizes[name], self.states[name] = size, state
+        self.runs.setdefault(name, []).append((self.channels.get(name, self[name]), size))
+        self.states[name] = state
         spent = block.gate.spent_macs(x, *state)
         if spent is not None:
             self.routing[name] = spent + self.routing.get(name, 0)
