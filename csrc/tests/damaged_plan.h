@@ -110,7 +110,7 @@ class DamagedPlan {
   }
   // Counts may only shrink: that a table is shorter than its count cannot be seen.
   void header(Source& source) {
-    const auto less = [&source](int32_t& field) { field = source.chance(30) ? -1 - source.below(3) : source.below(field + int64_t{1}); };
+    const auto less = [&source](int32_t& field) { field = source.chance(30) ? -1 - source.below(3) : source.below(std::max(field, 0) + int64_t{1}); };
     switch (source.below(8)) {
       case 0: number(source, data.abi); break;
       case 1: less(data.value_count); break;
