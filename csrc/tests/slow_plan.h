@@ -216,8 +216,9 @@ class SlowPlan {
       case kLayerNorm: norm(s, p, want); scale = 10; break;
       case kSoftmax:
         for (int64_t start = 0; start < channels; start += s.ints[0]) {
-          double sum = 0;
-          for (int64_t c = start; c < start + s.ints[0]; ++c) sum += want[c] = std::exp(at(s.in, p.image, p.y, p.x, c) * s.floats[0]);
+          double most = -INFINITY, sum = 0;
+          for (int64_t c = start; c < start + s.ints[0]; ++c) most = std::max(most, at(s.in, p.image, p.y, p.x, c) * s.floats[0]);
+          for (int64_t c = start; c < start + s.ints[0]; ++c) sum += want[c] = std::exp(at(s.in, p.image, p.y, p.x, c) * s.floats[0] - most);
           for (int64_t c = start; c < start + s.ints[0]; ++c) want[c] /= sum;
         }
         break;
