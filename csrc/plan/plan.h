@@ -160,7 +160,7 @@ int64_t dynaconv_plan_most_images(void* plan);             // more would not fit
 void dynaconv_plan_release(void* plan, void* context);
 // Pointer to a value of the context (for ATen in between), valid until release.
 void* dynaconv_plan_value(void* plan, void* context, int32_t value);
-// 0 done; 1 bad call (see error).
+// 0 done; 1 bad call (see error); 3: done, but a mask was decided from logits that are NaN: `error` is the number of the step.
 int dynaconv_plan_run(void* plan, void* context, const Call* call, char* error, int64_t error_size);
 // A whole forward in one call: acquire, run, release. 2: no context for so many images.
 int dynaconv_plan_forward(void* plan, const Call* call, char* error, int64_t error_size);

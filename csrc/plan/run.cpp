@@ -149,12 +149,12 @@ std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
 }
 
 // The runs that a call is made of: stages that it holds whole in windows, everything else for the whole batch.
-std::vector<Run> runs_of(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier) {
+std::vector<Run> runs_of(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier, std::atomic<int32_t>& spoilt) {
   std::vector<Run> runs;
   const auto add = [&](Context& context, const Stage* stage, int32_t first, int32_t last) {
     Call own = call;
     own.images = context.images;
-    runs.push_back(Run{plan, context, own, barrier, nullptr, arena, stage, first, last});
+    runs.push_back(Run{plan, context, own, barrier, spoilt, nullptr, arena, stage, first, last});
   };
   int32_t at = call.first;
   for (size_t s = 0; s < arena.stages.size(); ++s) {
@@ -379,7 +379,8 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
   for (const Stage& stage : arena.stages)
     for (const int64_t images : {stage.images, call->images % stage.images}) common = std::max(common, shared_bytes(plan, images, threads));
   Barrier barrier(threads);
-  std::vector<Run> runs = runs_of(plan, arena, *call, barrier);
+  std::atomic<int32_t> spoilt{-1};
+  std::vector<Run> runs = runs_of(plan, arena, *call, barrier, spoilt);
   if (!arena.scratch.reserve(scratch * threads + zeros + common) || !count_from_zero(runs, arena.counters, threads)) {
     say(error, error_size, "out of memory");
     return 1;
@@ -405,7 +406,9 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
   // Inside another parallel region OpenMP may give one thread only.
   if (!done) work(runs, 0, 1, blocks, shared, zero);
   count_open(runs, arena, *call);
-  return 0;
+  if (spoilt < 0) return 0;
+  say(error, error_size, std::to_string(spoilt));
+  return 3;
 } catch (const std::bad_alloc&) {
   say(error, error_size, "out of memory");
   return 1;

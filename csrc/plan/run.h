@@ -103,6 +103,7 @@ struct Run {
   Context& context;
   const Call call;
   Barrier& barrier;
+  std::atomic<int32_t>& spoilt;    // the first step whose logits were NaN where it decided; -1: none
   std::atomic<int64_t>* counters;  // [last - first][kPhases][threads]
   const Arena& arena;
   const Stage* stage;              // null: the whole batch

@@ -29,6 +29,16 @@ void decide(int64_t count, uint8_t* __restrict need, const T* __restrict from, F
   for (int64_t p = 0; p < count; ++p) need[p] = open(from[p]);
 }
 
+// Whether a position that is to be decided has no number to decide by. `within`: null where all are.
+bool has_nan(int64_t count, const float* __restrict logits, const uint8_t* __restrict within) {
+  int32_t found = 0;
+  if (within)
+    for (int64_t p = 0; p < count; ++p) found |= (logits[p] != logits[p]) & within[p];
+  else
+    for (int64_t p = 0; p < count; ++p) found |= logits[p] != logits[p];
+  return found != 0;
+}
+
 // Tiles of 2x2 positions of one image that hold an open one: counts them, and lists them where `list` is given.
 int32_t walk_tiles(const uint8_t* need, int32_t image, const Grid& grid, Position* list) {
   int32_t count = 0;
@@ -126,7 +136,10 @@ void step_threshold(Worker& worker, const Step& step) {
     if (forced) {
       decide(area, need, forced + image * area, [](uint8_t f) { return f != 0; });
     } else {
-      decide(area, need, logits + image * step_of_image, [=](float logit) { return logit >= threshold; });
+      const float* own = logits + image * step_of_image;
+      decide(area, need, own, [=](float logit) { return logit >= threshold; });
+      int32_t none = -1;
+      if (has_nan(area, own, within ? within + image * area : nullptr)) run.spoilt.compare_exchange_strong(none, worker.step);
     }
     if (within)
       for (int64_t p = 0; p < area; ++p) need[p] &= within[image * area + p];

@@ -191,7 +191,7 @@ void run_inner(Worker& worker, const Step& step, const Plan& plan, const Context
   call.images = images.images;
   call.step_ns = nullptr;
   // Of this step's counters the first ones belong to the making of weights.
-  Run inner{plan, context, call, run.barrier, run.counters + ((worker.step - run.first) * kPhases + 1) * worker.threads,
+  Run inner{plan, context, call, run.barrier, run.spoilt, run.counters + ((worker.step - run.first) * kPhases + 1) * worker.threads,
             run.arena, nullptr, 0, 1};
   int64_t used = 0;
   for (int i = 0; i < count_convs(step); ++i) used += conv_bytes(run.conv(step.conv[i]));

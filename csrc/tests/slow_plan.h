@@ -33,6 +33,7 @@ struct Written {
   std::vector<int32_t> filled;  // channels of each row that are written, the others stay; empty: all of them
   std::vector<double> want;
   double scale = 1e-6;
+  bool spoilt = false;          // a mask was decided from logits that are NaN
 };
 
 inline double activated(double v, int32_t activation) {
@@ -60,7 +61,7 @@ class SlowPlan {
 
   Written step(const Step& s) {
     Written out;
-    if (s.kind == kThreshold) threshold(s);
+    if (s.kind == kThreshold) out.spoilt = threshold(s);
     if (s.kind == kDilate) dilate(s);
     if (s.out < 0) return out;
     const Value& to = value(s.out);
@@ -109,7 +110,8 @@ class SlowPlan {
     return rows;
   }
 
-  void threshold(const Step& s) {
+  bool threshold(const Step& s) {
+    bool spoilt = false;
     const Grid& grid = plan_.grids[s.grid];
     std::vector<uint8_t>& need = masks_[s.grid].need;
     const auto forced = forced_.find(s.grid);
@@ -117,9 +119,12 @@ class SlowPlan {
     const int64_t area = int64_t{grid.height} * grid.width, groups = logits.height * logits.width == 1 ? area : 1;
     need.resize(memory_.images * area);
     for (size_t i = 0; i < need.size(); ++i) {
-      need[i] = forced != forced_.end() ? forced->second[i] : memory_.row(logits, i / groups)[i % groups] >= s.floats[0];
+      const float logit = memory_.row(logits, i / groups)[i % groups];
+      need[i] = forced != forced_.end() ? forced->second[i] : logit >= s.floats[0];
       if (s.grid2 >= 0 && !masks_[s.grid2].need[i]) need[i] = 0;
+      else spoilt |= forced == forced_.end() && std::isnan(logit);
     }
+    return spoilt;
   }
   void dilate(const Step& s) {
     const Grid &out = plan_.grids[s.grid], &in = plan_.grids[s.grid2];

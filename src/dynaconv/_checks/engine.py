@@ -97,6 +97,14 @@ def engine_batch(images: int, most: int) -> ValueError:
     )
 
 
+def engine_nan_logits(layer: str) -> ValueError:
+    """Error for a mask that would be decided from no numbers."""
+    return ValueError(
+        f"the logits of {layer!r} are NaN, so there is nothing to decide its mask by: the images or the network's "
+        "weights hold NaN or infinities, or values became too large on the way; look at x.isfinite() and the weights"
+    )
+
+
 def engine_other_file(path: str, got: object, expected: int) -> ValueError:
     """Error for a file that is no compiled model of this version."""
     what = "is no compiled model" if got is None else f"is of format {got}"

@@ -65,7 +65,7 @@ class CompiledModel:
 
     Calling it with images [N, C, H, W] (float32, on the CPU) gives what the network gives, without gradients. The
     batch size is free, the size of an image is not; N = 0 gives an empty result. It may be called from several
-    threads at once. Masks: a logit that is NaN keeps its position closed, as in the network itself.
+    threads at once. Masks are not decided from NaN: that is an error, where the network itself closes the position.
 
     Attributes:
         backend: "cpu" (compiled kernels) or "eager" (the plan on PyTorch operations).
@@ -113,7 +113,8 @@ class CompiledModel:
         """Images [N, C, H, W] -> what the network returns.
 
         Raises:
-            TypeError, ValueError: no tensor, another shape, dtype or device than the network was compiled for.
+            TypeError, ValueError: no tensor, another shape, dtype or device than the network was compiled for, or a
+            gate whose logits are NaN.
         """
         straight = self._straight
         if straight is not None and len(inputs) == 1 and straight.takes(inputs[0]):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynaconv import _checks
 from dynaconv.engine import pack, pack_fusion
 from dynaconv.engine.plan import KINDS, Conv, Plan, Step
 from dynaconv.ops.mask_ops import reference as mask_ops
@@ -314,10 +315,16 @@ def gate(run: Run, step: Step) -> None:
 
 @step_kind("threshold")
 def threshold(run: Run, step: Step) -> None:
-    """A logit opens its row when it is at least the threshold, within grid2 if there is one; NaN leaves it closed."""
-    logits, grid = run.value(step.input).float(), run.plan.grids[step.grid]
-    mask = run.forced.get(step.grid, logits.reshape(-1, grid.height, grid.width) >= step.floats[0])
-    run.masks[step.grid] = mask & run.masks[step.grid2] if step.grid2 >= 0 else mask
+    """A logit opens its row when it is at least the threshold, within grid2 if there is one; raises for NaN there."""
+    grid = run.plan.grids[step.grid]
+    within = run.masks[step.grid2] if step.grid2 >= 0 else torch.tensor(True)
+    mask = run.forced.get(step.grid)
+    if mask is None:
+        logits = run.value(step.input).float().reshape(-1, grid.height, grid.width)
+        if (logits.isnan() & within).any():
+            raise _checks.engine_nan_logits(step.layer)
+        mask = logits >= step.floats[0]
+    run.masks[step.grid] = mask & within
 
 
 @step_kind("dilate")

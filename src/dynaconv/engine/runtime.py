@@ -14,6 +14,7 @@ from dynaconv.engine.structures import BYTE, PLAN_ABI, Call, PlanData, plan_data
 from dynaconv.ops import _native
 
 _TEXT = 512
+_SPOILT = 3  # of dynaconv_plan_run
 
 
 def library() -> ctypes.CDLL | None:
@@ -96,6 +97,12 @@ class NativePlan:
         if n > self.most_images:
             raise _checks.engine_batch(n, self.most_images)
 
+    def stopped(self, failed: int, text: str) -> Exception:
+        """Why a run has no result."""
+        if failed == _SPOILT:
+            return _checks.engine_nan_logits(self.plan.steps[int(text)].layer)
+        return RuntimeError(f"the compiled kernels stopped: {text}")
+
     def no_context(self, n: int) -> Exception:
         """Why no arena for n images could be had."""
         return MemoryError(f"no memory for {n} images ({self.plan.arena_bytes * n} bytes of arena)")
@@ -151,7 +158,7 @@ class NativeRun:
             self.native.handle, self.context, ctypes.byref(call), text, _TEXT
         )
         if failed:
-            raise RuntimeError(f"the compiled kernels stopped: {text.value.decode()}")
+            raise self.native.stopped(failed, text.value.decode())
 
     def value(self, index: int) -> Tensor:
         """A view [N, h, w, C] of a value, valid until `close`."""

@@ -116,7 +116,7 @@ class Straight:
     def _stop(self, failed: int, n: int, text: str) -> None:
         if failed == _NO_CONTEXT:
             raise self.native.no_context(n)
-        raise RuntimeError(f"the compiled kernels stopped: {text}")
+        raise self.native.stopped(failed, text)
 
 
 def _maker(value: Any, layout: str) -> tuple[Callable[[int], Tensor], Callable[[Tensor], Tensor] | None]:
