@@ -21,8 +21,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if target.exists() and not (target.is_file() or target.is_dir()):
         # Renaming would put a file in the place of, say, a terminal or a pipe.
         raise OSError(errno.EINVAL, "is a device or a pipe; name a file", str(target))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        # The caller knows the file by its own name.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     os.close(handle)
     temporary = Path(name)
     try:

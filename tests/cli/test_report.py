@@ -52,11 +52,19 @@ def test_one_run_and_several(cli, runs) -> None:
     assert out.is_file()
 
 
+def test_one_run_s_page_elsewhere_leaves_the_run_alone(cli, runs) -> None:
+    before = sorted((runs / "a").rglob("*"))
+    out = runs / "pages" / "a.html"
+    assert cli("report", runs / "a", "--out", out).out.strip() == str(out)
+    assert "<html" in out.read_text() and sorted((runs / "a").rglob("*")) == before
+
+
 def test_bad_input(cli, runs) -> None:
     (runs / "empty").mkdir()
     cli("report", runs / "nothing").complains("there is no folder")
     cli("report", runs / "empty").complains("needs results.json", "dynaconv eval")
     cli("report", runs / "a", runs / "b", "--out", runs / "empty").complains("is a folder; name a file")
+    cli("report", runs / "a", "--out", runs / "empty").complains("is a folder; name a file")
     (runs / "a" / "results.json").write_text('{"format": 1,')
     cli("report", runs / "a").complains("not valid JSON")
     assert not (runs / "a" / "report.html").exists()

@@ -12,8 +12,8 @@ from dynaconv.cli.outcome import Outcome
 HELP = "write the HTML report of a run, or compare several"
 DESCRIPTION = """
 With one run, writes report.html and figures/*.png into it from its results.json (which demo and eval
-write). With several, writes one page that compares them. The pages are single files that open without a
-network. Nothing is measured here."""
+write), or with --out that page alone. With several, writes one page that compares them. The pages are
+single files that open without a network. Nothing is measured here."""
 EXAMPLES = """\
 dynaconv report runs/demo
 dynaconv report runs/a runs/b runs/c --out comparison.html"""
@@ -25,8 +25,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--out",
         type=str,
-        default="comparison.html",
-        help="HTML file of a comparison; one run's report goes into the run",
+        default=None,
+        help="HTML file; left out, report.html in the run, or comparison.html for several runs",
     )
     parser.add_argument("--json", action="store_true", help="print the path as JSON")
 
@@ -44,12 +44,11 @@ def run(args: Any) -> Outcome:
     for folder in folders:
         if not folder.is_dir():
             raise _checks.cli_no_folder(folder, [])
-    if len(folders) == 1:
-        page = write_report(output_folder(folders[0]))
-    else:
-        out = Path(args.out)
-        if out.is_dir():
-            raise IsADirectoryError(21, "is a folder", str(out))
+    out = None if args.out is None else Path(args.out)
+    if out is not None:
         output_folder(out.parent)
-        page = write_comparison(folders, out)
+    if len(folders) == 1:
+        page = write_report(folders[0] if out else output_folder(folders[0]), out)
+    else:
+        page = write_comparison(folders, out or Path("comparison.html"))
     return Outcome(str(page), {"report": page, "runs": folders})

@@ -11,7 +11,7 @@ from dynaconv.report.page import render
 from dynaconv.report.results import Results, load_results
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Write ``run_dir/report.html`` and ``run_dir/figures/*.png`` from results.json and gallery.npz.
 
     The page is one self-contained file that opens without a network. Everything is drawn before anything is
@@ -20,9 +20,10 @@ def write_report(run_dir: str | Path) -> Path:
 
     Args:
         run_dir: a run folder.
+        out: write the page there, and nothing into the run.
 
     Returns:
-        The path of report.html.
+        The path of the page.
 
     Raises:
         FileNotFoundError: the folder has no results.json.
@@ -33,6 +34,9 @@ def write_report(run_dir: str | Path) -> Path:
     gallery_path = run_dir / "gallery.npz"
     gallery = load_gallery(gallery_path, results) if gallery_path.exists() else None
     page = run_page(results, gallery)
+    if out is not None:
+        atomic_write_text(out, page)
+        return Path(out)
     pictures = figures.run_figures(results, gallery)
     for name in figures.NAMES:
         path = run_dir / "figures" / name
