@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.engine.networks import NETWORKS, SIZE, exact_convolutions, network, poisoned
+import torch.nn.functional as F
+from tests.engine.networks import NETWORKS, SIZE, Lambda, exact_convolutions, network, poisoned
+from torch import nn
 from torch.utils import _pytree
 
 import dynaconv as dc
@@ -63,6 +65,19 @@ def test_what_runs_through_aten_is_listed_with_its_reason() -> None:
     assert [row["operation"] for row in fast.plan.aten] == ["aten::conv_transpose2d.input"]
     assert "no kernel" in fast.plan.aten[0]["reason"]
     assert "through ATen" in str(fast.plan)
+
+
+def test_weights_that_are_computed_from_weights_are_computed_once() -> None:
+    """As in scaled weight standardisation (arXiv 2101.08692); std_mean has two results."""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        std, mean = torch.std_mean(m.conv.weight, (1, 2, 3), keepdim=True)
+        return F.conv2d(x, (m.conv.weight - mean) / std, m.conv.bias)
+
+    model, x = Lambda(forward, conv=nn.Conv2d(3, 5, 3)).eval(), torch.randn(2, *SIZE)
+    fast = dc.compile(model, (x,), backend="eager")
+    assert fast.plan.aten == []
+    check(fast, model, x)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -160,13 +160,16 @@ def _tree(arg: Any, place: Callable[[Any], Any]) -> Any:
     return place(arg)
 
 
-def _evaluate(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Constant | None:
-    """The value of an operation that reads constants only, or nothing."""
+def _evaluate(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Constant | list[Constant] | None:
+    """The value, or values, of an operation that reads constants only, or nothing."""
     leaves = _pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, (View, Constant)))
     if any(isinstance(v, (View, fx.Node)) for v in leaves) or node.op != "call_function":
         return None
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    several = isinstance(value, (tuple, list)) and all(isinstance(v, Tensor) for v in value)
+    if not (several or isinstance(value, Tensor)) or torch.Tag.nondeterministic_seeded in getattr(
+        node.target, "tags", ()
+    ):
         return None
     args, kwargs = _pytree.tree_map(
         lambda v: v.tensor if isinstance(v, Constant) else v,
@@ -175,7 +178,7 @@ def _evaluate(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Constan
     )
     with torch.no_grad():
         result = node.target(*args, **kwargs)
-    return Constant(result) if isinstance(result, Tensor) else None
+    return [Constant(r) for r in result] if several else Constant(result)
 
 
 def target_name(target: Any) -> str:
