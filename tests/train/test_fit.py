@@ -121,6 +121,14 @@ def test_bad_input_leaves_nothing_behind(tmp_path):
     assert not folder.exists()
 
 
+def test_a_start_that_is_not_there_is_seen_before_the_data_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("dynaconv.train.fitting.load_dataset", lambda *_, **__: pytest.fail("made data"))
+    for key in ("init_from", "teacher"):
+        with pytest.raises(FileNotFoundError, match="no saved network"):
+            fit(recipe(trainer={key: str(tmp_path / "none"), "distill_weight": 0.5}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_in_the_way_and_a_full_disk(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):

@@ -15,7 +15,7 @@ from dynaconv import _checks
 from dynaconv.budget import calibrate_, set_budget_
 from dynaconv.convert import gates
 from dynaconv.data import load_dataset, make_loader, task_of
-from dynaconv.models import load, save
+from dynaconv.models import load, read_config, save
 from dynaconv.train.callbacks import seed_everything
 from dynaconv.train.checkpoints import read_checkpoint
 from dynaconv.train.loaders import Ranks, make_loaders
@@ -89,6 +89,10 @@ def fit(
     resume = resume and folder.last.exists()
     done = int(read_checkpoint(folder.last)["dynaconv"]["epochs_done"]) if resume else 0
     device = device_of(recipe.trainer.accelerator, ranks.local_world_size)
+    # Before the data, which may take minutes.
+    for start, given in ((recipe.trainer.init_from, model), (recipe.trainer.teacher, teacher)):
+        if start is not None and given is None:
+            read_config(start)
     bundle = bundle if bundle is not None else _load_data(recipe)
     arch = architecture(recipe, len(bundle.classes), bundle.image_size)
     module = _module(recipe, bundle, arch, ranks, model, teacher)
