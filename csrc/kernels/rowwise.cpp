@@ -104,9 +104,14 @@ DYNACONV_INLINE void sum_rows(const T* rows, int64_t count, int64_t stride, int6
       store<Vector>(sums + c + i * kLanes, Vector(load<Vector>(sums + c + i * kLanes) + part[i]));
   }
   for (; c + kLanes <= channels; c += kLanes) {
-    Vector part = {};
-    for (int64_t r = 0; r < count; ++r) part += load<Vector>(rows + r * stride + c);
-    store<Vector>(sums + c, Vector(load<Vector>(sums + c) + part));
+    // Additions wait for each other, so that several rows are summed side by side.
+    Vector part[4] = {};
+    int64_t r = 0;
+    for (; r + 4 <= count; r += 4)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) part[i] += load<Vector>(rows + (r + i) * stride + c);
+    for (; r < count; ++r) part[0] += load<Vector>(rows + r * stride + c);
+    store<Vector>(sums + c, Vector(load<Vector>(sums + c) + ((part[0] + part[1]) + (part[2] + part[3]))));
   }
   if constexpr (sizeof(T) == sizeof(float)) {
     for (; c + 4 <= channels; c += 4) {
