@@ -73,7 +73,7 @@ class Upcoming {
   struct Part {
     const char *at, *end;
   };
-  static constexpr int kMost = 6;
+  static constexpr int kMost = 12;
   Part parts_[kMost];
   int first_ = 0, count_ = 0;
 };

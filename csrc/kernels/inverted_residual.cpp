@@ -28,6 +28,7 @@ template <typename T>
 constexpr bool kOwnSums = sizeof(T) == 4;
 
 constexpr int64_t kRingBytes = 400 << 10;  // of the ring and of the buffer behind the depthwise convolution
+constexpr int64_t kBareRingBytes = 128 << 10;  // without a projection: the result is read soon, and should stay in the cache
 constexpr int kMostBand = 16;              // output rows
 constexpr int kFewRows = 8;                // so few that two threads would compute most hidden rows twice
 constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden channels
@@ -45,8 +46,8 @@ struct Layout {
   int64_t hidden_stride;  // of the buffer behind the depthwise convolution
   int64_t band;
 
-  // By hidden channels the ring holds one panel of a whole image.
-  Layout(const InvertedArgsOf<T>& args, bool by_panels) {
+  // By hidden channels the ring holds one panel of a whole image. own_channels: of the thread, where its results lie together.
+  Layout(const InvertedArgsOf<T>& args, bool by_panels, int64_t own_channels = 0) {
     panels = by_panels ? 1 : panels_of(args.hidden);
     span = int64_t{args.kernel[0] - 1} * args.dilation[0] + 1;
     left = args.padding[1];
@@ -56,7 +57,7 @@ struct Layout {
     // Rows that lie a multiple of 2 KiB apart would fight for the same lines of the L1 cache.
     hidden_stride = sizeof(T) == 4 ? args.hidden : panels_of(args.hidden) * kPanel;
     const int64_t threads = std::max(1, args.threads);
-    if (!args.project_weight) hidden_stride = args.out_stride;
+    if (!args.project_weight) hidden_stride = own_channels ? own_channels : args.out_stride;
     else if (by_panels && kOwnSums<T>) hidden_stride = (panels_of(args.hidden) + threads - 1) / threads * kPanel;
     if (args.project_weight && hidden_stride * sizeof(T) % 2048 == 0) hidden_stride += 64 / sizeof(T);
     band = by_panels ? args.out_height : args.band > 0 ? args.band : chosen_band(args);
@@ -65,10 +66,10 @@ struct Layout {
   }
 
   int64_t chosen_band(const InvertedArgsOf<T>& args) const {
-    constexpr int64_t kElements = kRingBytes / int64_t{sizeof(T)};
+    const int64_t elements = (args.project_weight ? kRingBytes : kBareRingBytes) / int64_t{sizeof(T)};
     const int64_t row = pitch * panels * kPanel * args.stride[0] +
                         (args.project_weight ? args.out_width * hidden_stride : 0);
-    const int64_t fits = (kElements - pitch * panels * kPanel * span) / row;
+    const int64_t fits = (elements - pitch * panels * kPanel * span) / row;
     return std::max<int64_t>(1, std::min<int64_t>({fits, kMostBand, args.out_height}));
   }
 };
@@ -187,8 +188,9 @@ class Walk {
     const int64_t spans = find_spans(0, args_.out_height);
     if (spans == 0) return;
     find_hidden(0, args_.out_height);
-    first_panel_ = kOwnSums<T> && args_.project_weight ? first : 0;
-    if (!args_.project_weight) scratch_.buffer = out_row(0);
+    first_panel_ = (kOwnSums<T> && args_.project_weight) || args_.slices ? first : 0;
+    if (!args_.project_weight)
+      scratch_.buffer = out_row(0) + (args_.slices ? first * kPanel * int64_t{args_.out_height} * args_.out_width : 0);
     for (int64_t panel = first; panel < last; ++panel) {
       expand_panel(panel, 0);
       for (int64_t i = 0; i < spans; ++i) depthwise_panel(panel, 0, scratch_.spans[i]);
@@ -223,7 +225,7 @@ class Walk {
   void join_share(int64_t share, int64_t shares, const float* sums, int64_t step, int64_t part) {
     find_spans(0, args_.out_height);
     const int64_t count = scratch_.project.count;
-    Join join{sums, part, shares, args_.project_bias, args_.out_channels, args_.activation[2], args_.final_activation};
+    Join join{sums, part, shares, args_.project_bias, args_.out_channels, args_.activation[2], args_.final_activation, nullptr, nullptr};
     for (int64_t i = count * share / shares; i < count * (share + 1) / shares; ++i) {
       join.sums = sums + i * step;
       join_pixel(join, static_cast<const float*>(args_.residual ? scratch_.project.add[i] : nullptr),
@@ -491,9 +493,9 @@ void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, int64_
 
 template <typename T>
 void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* base) {
-  const Layout<T> layout(args, true);
   const int64_t image = chunk / args.threads, share = chunk % args.threads, panels = panels_of(args.hidden);
   const int64_t first = panels * share / args.threads, last = panels * (share + 1) / args.threads;
+  const Layout<T> layout(args, true, args.slices ? std::min<int64_t>(last * kPanel, args.hidden) - first * kPanel : 0);
   const int64_t pixels = int64_t{args.out_height} * args.out_width;
   if (!args.project_weight) {
     const Scratch<T> scratch(args, layout, base, nullptr);
@@ -574,6 +576,11 @@ void join_means(const InvertedArgsOf<T>& args, int64_t image) {
 }  // namespace
 
 template <typename T>
+bool inverted_by_channels(const InvertedArgsOf<T>& args) {
+  return by_panels(args);
+}
+
+template <typename T>
 int inverted_phases(const InvertedArgsOf<T>& args) {
   if (!args.project_weight) return !args.means || by_panels(args) || args.threads == 1 ? 1 : 2;
   return by_panels(args) ? 2 : 1;
@@ -613,6 +620,7 @@ int64_t inverted_shared_bytes(const InvertedArgsOf<T>& args) {
 }
 
 #define DYNACONV_INVERTED(T)                                                              \
+  template bool inverted_by_channels(const InvertedArgsOf<T>&);                           \
   template int inverted_phases(const InvertedArgsOf<T>&);                                 \
   template int64_t inverted_chunks(const InvertedArgsOf<T>&, int);                        \
   template void inverted_run_chunk(const InvertedArgsOf<T>&, int, int64_t, void*);        \

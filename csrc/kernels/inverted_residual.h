@@ -47,6 +47,8 @@ struct InvertedArgsOf {
   FoldedExpansion fold;   // of float32; rank 0: none
   float* means;           // [images] rows of `hidden`, or null; only without projection
   int64_t means_stride;
+  bool slices;            // cut by hidden channels and without projection: `out` has of every image the channels of each thread
+                          // together, [threads][pixels][channels of the thread]
   const uint8_t* need;         // [images * out_height * out_width] open pixels, or null: all
   const uint8_t* need_hidden;  // [images * height * width] what these read, or null: all
   const T* zeros;              // at least `hidden` zeros
@@ -58,6 +60,9 @@ struct InvertedArgsOf {
 using InvertedArgs = InvertedArgsOf<float>;
 using InvertedArgsBfloat16 = InvertedArgsOf<Bfloat16>;
 
+// Each thread takes whole panels of hidden channels: panels * share / threads and on.
+template <typename T>
+bool inverted_by_channels(const InvertedArgsOf<T>& args);
 // Chunks of one phase are independent of each other; all chunks of a phase must be done before the next phase starts.
 template <typename T>
 int inverted_phases(const InvertedArgsOf<T>& args);

@@ -12,6 +12,7 @@ template <typename Vector>
 DYNACONV_INLINE Vector joined(const Join& join, int64_t c) {
   Vector sum = load<Vector>(join.bias + c);
   for (int64_t p = 0; p < join.parts; ++p) sum += load<Vector>(join.sums + p * join.part + c);
+  if (join.scale) sum = sum * load<Vector>(join.scale + c) + load<Vector>(join.add + c);
   return activate<Vector>(sum, join.activation);
 }
 
@@ -43,19 +44,28 @@ DYNACONV_TARGET_AVX512 void join_avx512(const Join& join, const float* residual,
 }
 #endif
 
+// Additions wait for each other, so that several pixels are summed side by side.
 template <typename Vector>
 DYNACONV_INLINE void add_channels(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
   constexpr int64_t kLanes = kLanesOf<Vector>;
+  constexpr int kBeside = 4;
   int64_t c = 0;
   for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
-    Vector first = load<Vector>(sums + c), second = load<Vector>(sums + c + kLanes);
+    Vector part[kBeside][2] = {{load<Vector>(sums + c), load<Vector>(sums + c + kLanes)}};
     const float* pixel = from + c;
-    for (int64_t i = 0; i < count; ++i, pixel += step) {
-      first += load<Vector>(pixel);
-      second += load<Vector>(pixel + kLanes);
+    int64_t i = 0;
+    for (; i + kBeside <= count; i += kBeside)
+#pragma GCC unroll 4
+      for (int b = 0; b < kBeside; ++b, pixel += step) {
+        part[b][0] += load<Vector>(pixel);
+        part[b][1] += load<Vector>(pixel + kLanes);
+      }
+    for (; i < count; ++i, pixel += step) {
+      part[0][0] += load<Vector>(pixel);
+      part[0][1] += load<Vector>(pixel + kLanes);
     }
-    store<Vector>(sums + c, first);
-    store<Vector>(sums + c + kLanes, second);
+    for (int half = 0; half < 2; ++half)
+      store<Vector>(sums + c + half * kLanes, Vector((part[0][half] + part[1][half]) + (part[2][half] + part[3][half])));
   }
   for (; c < channels; ++c)
     for (int64_t i = 0; i < count; ++i) sums[c] += from[i * step + c];

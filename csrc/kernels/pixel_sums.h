@@ -11,9 +11,10 @@ struct Join {
   const float* bias;
   int64_t channels;
   int activation, final_activation;
+  const float *scale, *add;  // of the sums and the bias, and what is added to that, rounded up to whole panels; or both null
 };
 
-// out[c] = final_activation(activation(bias[c] + the sum of all parts) + residual[c]); residual may be null.
+// out[c] = final_activation(activation(scale[c] * (bias[c] + the sum of all parts) + add[c]) + residual[c]); residual may be null.
 void join_pixel(const Join& join, const float* residual, float* out);
 
 // Adds `count` pixels of at most kPanel channels to `sums`, which has room for all.

@@ -76,8 +76,6 @@ void DynamicTask::run() const {
   if (shape_.depthwise) return depthwise();
   const bool winograd = use_winograd();
   if (!shape_.small) return winograd ? large_winograd() : large_direct();
-  // With several images for each thread, every thread makes its own weights: they do not leave its cache.
-  if (shape_.folds_alone() && images_ >= 2 * worker_.threads && rows_.area <= kMostTiles * kMaxRows) return image_by_image();
   mix_all(winograd);
   if (winograd) small_winograd();
   else small_direct();
@@ -134,27 +132,6 @@ void DynamicTask::small_direct() const {
       TileCall call = tile_call(panel);
       call.weight = shared_weights(image, panel);
       call.bias = shared_bias(image, panel);
-      for (int64_t tile = 0; tile < table.tiles; ++tile) {
-        table.point(call, tile);
-        worker_.upcoming.give(call, sizeof(float));
-        gemm_tile(kFloat32, table.rows_of(tile), call.columns)(call);
-      }
-    }
-  });
-}
-
-void DynamicTask::image_by_image() const {
-  const ConvRows place(run_, step_, worker_.zeros);
-  worker_.share(images_, [&](int64_t image) {
-    if (rows_.count(image) == 0) return;
-    const RowTable table = place.table(scratch_.rest, rows_.list, rows_.first(image), rows_.count(image));
-    PanelMixer own = mixer();
-    for (int64_t panel = 0; panel < shape_.panels; ++panel) {
-      own.mix(panel, image, 1, 0, shape_.channels, {scratch_.weights, 0, 0, false}, false);
-      own.bias(panel, image, scratch_.bias);
-      TileCall call = tile_call(panel);
-      call.weight = scratch_.weights;
-      call.bias = scratch_.bias;
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
         worker_.upcoming.give(call, sizeof(float));

@@ -56,8 +56,7 @@ struct DynamicScratch {
       return from;
     };
     mixer = take(shape.scratch_floats());
-    weights = take(shape.small ? shape.folds_alone() ? shape.panel_floats(shape.channels) : 0
-                               : kMostMixed * shape.panel_floats(shape.chunk));
+    weights = take(shape.small ? 0 : kMostMixed * shape.panel_floats(shape.chunk));
     sums = take(sums_floats);
     bias = take(kPanel);
     rest = base + at;
@@ -90,7 +89,6 @@ class DynamicTask {
   }
   void mix_all(bool winograd) const;
   void small_direct() const;
-  void image_by_image() const;
   void small_winograd() const;
 
   // Large weights.

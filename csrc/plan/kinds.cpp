@@ -42,7 +42,7 @@ int64_t shared_bytes(const Plan& plan, int64_t images, int threads) {
     if (step.kind == kInverted) most = std::max(most, shared_inverted(plan, step, images, threads));
     if (step.kind == kGate) most = std::max(most, shared_gate(plan, step, images));
     if (step.kind == kDynamicConv) most = std::max(most, shared_dynamic(plan, step, images));
-    if (step.kind == kChannelFusion) most = std::max(most, shared_fusion(plan, step, images));
+    if (step.kind == kChannelFusion) most = std::max(most, shared_fusion(plan, step, images, threads));
     if (step.kind == kNarrow) most = std::max(most, shared_narrow(plan, step, images, threads));
     if (step.kind == kRouter) most = std::max(most, shared_router(plan, step, images));
   }

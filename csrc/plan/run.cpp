@@ -15,6 +15,8 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include "slices.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -298,6 +300,7 @@ void* dynaconv_plan_create(const PlanData* data, char* error, int64_t error_size
   plan->walked.resize(plan->grids.size());
   for (const Step& step : plan->steps)
     if (step.grid >= 0 && walks_open(step)) plan->walked[step.grid] = true;
+  plan->partners = partners_of(*plan);
   plan->gate_panels = std::vector<Region>(plan->steps.size());
   for (size_t i = 0; i < plan->steps.size(); ++i)
     if (plan->steps[i].kind == kGate) pack_gate(*plan, plan->steps[i], plan->gate_panels[i]);

@@ -75,6 +75,7 @@ struct Plan {
   std::vector<Grid> grids;
   std::vector<Step> steps;
   std::vector<bool> walked;         // of each grid: some step walks the list of its open positions
+  std::vector<int32_t> partners;    // of each step; see slices.h
   std::vector<Region> gate_panels;  // of each step; empty where it is no gate, or takes another way
   WindowLimits limits;
   std::mutex mutex;
@@ -216,12 +217,15 @@ int64_t shared_inverted(const Plan&, const Step&, int64_t images, int threads);
 int64_t scratch_dynamic(const Plan&, const Step&);
 int64_t shared_dynamic(const Plan&, const Step&, int64_t images);
 int64_t scratch_fusion(const Plan&, const Step&);
-int64_t shared_fusion(const Plan&, const Step&, int64_t images);
+int64_t shared_fusion(const Plan&, const Step&, int64_t images, int threads);
 int64_t scratch_factors(const Plan&, const Step&);
 int64_t scratch_router(const Plan&, const Step&);
 int64_t shared_router(const Plan&, const Step&, int64_t images);
 int64_t scratch_narrow(const Plan&, const Step&);
 int64_t shared_narrow(const Plan&, const Step&, int64_t images, int threads);
+// Whether a step of kInverted without projection is cut by its hidden channels, and where its result then lies (slices.h).
+bool inverted_by_channels(const Plan&, const Step&, int64_t images, int threads);
+bool writes_slices(const Run&, int32_t index, int threads);
 // What a thread will read of the routers that follow step `index` closely.
 Upcoming upcoming_weights(const Run&, int32_t index, int id, int threads);
 int64_t scratch_gate(const Plan&, const Step&);

@@ -4,133 +4,156 @@
 // Folded, every image gets a kernel of its own, like a mixture. Factored, the static weight serves the whole batch, and the
 // low-rank part is computed row by row; that is cheaper on small maps.
 
-#include <cstring>
-
-#include "dynamic_task.h"
+#include "fusion.h"
 
 namespace {
 
-constexpr float kNoBias[kPanel] = {};
 constexpr int64_t kTableRows = kMostTiles * kMaxRows;
+constexpr int64_t kOwnMacs = 256 << 10;  // of a kernel that every thread folds for itself, rather than meet the others for it
 
-int64_t rounded(int64_t floats) { return ceil_of(floats, 16) * 16; }
+// Floats that all threads share, for one image.
+int64_t shift_floats(const Fusion& fusion) { return rounded_floats(fusion.rank_panels * kPanel); }
+int64_t left_floats(const Fusion& fusion) {
+  return fusion.folded && !fusion.matrix_first ? fusion.channels * rounded_floats(fusion.rank) : 0;
+}
+int64_t prepared_floats(const Fusion& fusion) { return fusion.outputs + shift_floats(fusion) + left_floats(fusion); }
+// Floats of a thread: the matrix as panels, and for the factored form projected rows.
+int64_t scratch_floats(const Fusion& fusion) { return fusion.panels() + kMaxRows * fusion.rank_panels * kPanel; }
 
-struct Fusion {
-  const Conv &conv, &reduce, &expand;   // the static weight, Q, P
-  int64_t outputs, rank, rank_panels, channels;
-  bool folded, matrix_first;            // matrix_first: the matrix joins P, panel by panel, and not Q
+// Every thread folds the kernels of the images that it has rows of.
+class OwnKernels {
+ public:
+  OwnKernels(Worker& worker, const Step& step, const Fusion& fusion, const PanelShape& shape)
+      : worker_(worker), run_(worker.run), step_(step), shape_(shape), rows_(rows_of(run_, step)), place_(run_, step, worker.zeros),
+        keeps_(keeps(shape)), weights_(reinterpret_cast<float*>(worker.scratch)), bias_(weights_ + weight_floats(shape)),
+        fold_(run_, step, fusion, bias_ + shape.panels * kPanel),
+        table_(worker.scratch + rounded_floats(weight_floats(shape) + shape.panels * kPanel + ImageFold::floats(fusion)) * 4) {}
 
-  Fusion(const Plan& plan, const Step& step)
-      : conv(plan.convs[step.conv[0]]), reduce(plan.convs[step.conv[1]]), expand(plan.convs[step.conv[2]]),
-        outputs((ceil_of(conv.out_channels, kPanel) + 1) * kPanel), rank(reduce.out_channels), rank_panels(ceil_of(rank, kPanel)),
-        channels(conv.in_channels), folded(step.ints[3] == 0) {
-    const PanelShape shape(plan, step);
-    matrix_first = shape.small && shape.chunk == shape.channels && conv.out_channels < channels;
+  static int64_t scratch_bytes(const Fusion& fusion, const PanelShape& shape) {
+    return rounded_floats(weight_floats(shape) + shape.panels * kPanel + ImageFold::floats(fusion)) * 4 + table_bytes(1);
   }
-  // Floats that all threads share, for one image.
-  int64_t scale() const { return outputs; }
-  int64_t shift() const { return rounded(rank_panels * kPanel); }
-  int64_t left() const { return folded && !matrix_first ? channels * rounded(rank) : 0; }
-  int64_t prepared() const { return scale() + shift() + left(); }
-  // Floats of a thread: the matrix as panels, and for the factored form projected rows.
-  int64_t panels() const { return rank_panels * rank * kPanel; }
-  int64_t scratch() const { return panels() + kMaxRows * rank_panels * kPanel; }
-};
-
-struct Coefficients {
-  const float* scale;   // [out_channels]
-  const float* matrix;  // [rank][rank]: row m holds what latent channel m gives to every latent channel
-};
-
-Coefficients coefficients(const Run& run, const Step& step, const Fusion& fusion, int64_t image) {
-  const float* from = reinterpret_cast<const float*>(run.data(step.aux[0])) + image * run.value(step.aux[0]).stride;
-  return {from, from + fusion.conv.out_channels};
-}
-
-// relu6(z + 3) / 3, or the number itself.
-void take_scale(const Step& step, const Fusion& fusion, const float* from, float* to) {
-  for (int64_t o = 0; o < fusion.conv.out_channels; ++o)
-    to[o] = step.ints[4] ? std::min(std::max(from[o] + 3.0f, 0.0f), 6.0f) / 3.0f : from[o];
-  for (int64_t o = fusion.conv.out_channels; o < fusion.outputs; ++o) to[o] = 0.0f;
-}
-
-// [rank][rank] as panels of 32 columns, zero padded.
-void take_panels(const Fusion& fusion, const float* matrix, float* to) {
-  std::memset(to, 0, fusion.panels() * sizeof(float));
-  for (int64_t panel = 0; panel < fusion.rank_panels; ++panel) {
-    const int64_t first = panel * kPanel, columns = std::min<int64_t>(kPanel, fusion.rank - first);
-    for (int64_t m = 0; m < fusion.rank; ++m, to += kPanel)
-      std::memcpy(to, matrix + m * fusion.rank + first, columns * sizeof(float));
+  // Folding is little work, or every thread has whole images.
+  static bool fits(const Run& run, const Step& step, const PanelShape& shape, int threads) {
+    if (!shape.folds_alone()) return false;
+    const Value& out = run.value(step.out);
+    const bool whole = run.call.images >= 2 * threads || threads == 1;
+    return keeps(shape) || (whole && int64_t{out.height} * out.width <= kTableRows);
   }
-}
 
-// Rows of `rank` numbers times the matrix in panels: out + r * out_row.
-void multiply_panels(const Fusion& fusion, const float* rows, int64_t count, int64_t row, const float* panels, float* out,
-                     int64_t out_row) {
-  const void* taps[kMaxRows];
-  void* outs[kMaxRows];
-  TileCall call{};
-  call.taps = taps;
-  call.taps_count = 1;
-  call.channels = fusion.rank;
-  call.bias = kNoBias;
-  call.out = outs;
-  for (int64_t first = 0; first < count; first += kMaxRows) {
-    const int here = static_cast<int>(std::min<int64_t>(kMaxRows, count - first));
-    for (int r = 0; r < here; ++r) {
-      taps[r] = rows + (first + r) * row;
-      outs[r] = out + (first + r) * out_row;
+  void run() {
+    if (rows_.all == 0) return;
+    const int64_t images = run_.call.images, blocks = keeps_ ? row_blocks() : 1;
+    worker_.share(images * blocks, [&](int64_t forward) {
+      const int64_t task = worker_.backward(forward, images * blocks), image = task / blocks, block = task % blocks;
+      Cut own{rows_.count(image), blocks, shape_.panels, 1};
+      const int64_t first = own.first_row(block), count = own.first_row(block + 1) - first;
+      if (count > 0) multiply(image, place_.table(table_, rows_.list, rows_.first(image) + first, count));
+    });
+  }
+
+ private:
+  static bool keeps(const PanelShape& shape) {
+    return shape.panels * kPanel * shape.channels * (shape.rank + 1) <= kOwnMacs;
+  }
+  static int64_t weight_floats(const PanelShape& shape) {
+    return (keeps(shape) ? shape.panels : 1) * shape.channels * kPanel;
+  }
+  int64_t row_blocks() const {
+    const int64_t most = rows_.most(run_.call.images), row_bytes = run_.value(step_.in).stride * 4;
+    const int threads = run_.call.images >= 4 * worker_.threads ? 1 : worker_.threads;
+    const Cut all = cut(most, row_bytes, shape_.panels, shape_.channels * kPanel * 4,
+                        double(shape_.channels) * std::min<int64_t>(kPanel, shape_.outputs), threads);
+    return std::max(all.row_blocks, std::min<int64_t>(worker_.threads, ceil_of(most, kMaxRows)));
+  }
+
+  void multiply(int64_t image, const RowTable& table) {
+    const bool known = keeps_ && image == ready_;
+    if (!known) {
+      fold_.take(image);
+      for (int64_t panel = 0; panel < shape_.panels; ++panel) fold_.bias(panel, bias_ + panel * kPanel);
     }
-    for (int64_t panel = 0; panel < fusion.rank_panels; ++panel) {
-      call.weight = panels + panel * fusion.rank * kPanel;
+    ready_ = image;
+    for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+      float* const weight = weights_ + (keeps_ ? panel * shape_.channels * kPanel : 0);
+      if (!known) fold_.weights(panel, 0, shape_.channels, weight);
+      TileCall call{};
+      call.taps_count = 1;
+      call.channels = shape_.channels;
+      call.weight = weight;
+      call.bias = bias_ + panel * kPanel;
       call.column = panel * kPanel;
-      call.columns = static_cast<int>(std::min<int64_t>(kPanel, fusion.rank - panel * kPanel));
-      gemm_tile(kFloat32, here, call.columns)(call);
+      call.columns = shape_.columns(panel);
+      call.activation = step_.activation[0];
+      call.final_activation = step_.final_activation;
+      call.next.column = call.column;
+      for (int64_t tile = 0; tile < table.tiles; ++tile) {
+        table.point(call, tile);
+        // The input is larger than the caches, and a tile reads little of many rows.
+        const bool more = tile + 1 < table.tiles;
+        call.next.rows = more ? table.rows_of(tile + 1) : 0;
+        call.next.taps = more && panel == 0 ? table.taps + (tile + 1) * kMaxRows : nullptr;
+        call.next.out = more ? table.outs + (tile + 1) * kMaxRows : nullptr;
+        call.next.residual = more && table.adds && !table.in_place ? table.adds + (tile + 1) * kMaxRows : nullptr;
+        worker_.upcoming.give(call, sizeof(float));
+        gemm_tile(kFloat32, table.rows_of(tile), call.columns)(call);
+      }
     }
   }
-}
+
+  Worker& worker_;
+  const Run& run_;
+  const Step& step_;
+  const PanelShape& shape_;
+  const Images rows_;
+  const ConvRows place_;
+  const bool keeps_;  // the kernel of an image for its other rows
+  float *const weights_, *const bias_;
+  ImageFold fold_;
+  char* const table_;
+  int64_t ready_ = -1;  // whose kernel is kept
+};
 
 void run_folded(Worker& worker, const Step& step, const Fusion& fusion) {
   const Run& run = worker.run;
-  const int64_t images = run.call.images, rank_row = rounded(fusion.rank);
+  const int64_t images = run.call.images, rank_row = rounded_floats(fusion.rank);
   auto* const scale = reinterpret_cast<float*>(worker.shared);
-  float *const shift = scale + images * fusion.scale(), *const left = shift + images * fusion.shift();
+  float *const shift = scale + images * fusion.outputs, *const left = shift + images * shift_floats(fusion);
   const auto* reduce = static_cast<const float*>(fusion.reduce.weight);
-  const int64_t parts = fusion.left() && images < worker.threads ? worker.threads : 1;
+  const int64_t parts = left_floats(fusion) && images < worker.threads ? worker.threads : 1;
   worker.share(images * parts, [&](int64_t task) {
     const int64_t image = task / parts, part = task % parts;
-    const Coefficients own = coefficients(run, step, fusion, image);
+    const Coefficients own(run, step, fusion, image);
     auto* panels = reinterpret_cast<float*>(worker.scratch);
     take_panels(fusion, own.matrix, panels);
     if (part == 0) {
-      take_scale(step, fusion, own.scale, scale + image * fusion.scale());
-      multiply_panels(fusion, fusion.reduce.bias, 1, 0, panels, shift + image * fusion.shift(), 0);
+      take_scale(step, fusion, own.scale, scale + image * fusion.outputs);
+      multiply_panels(fusion, fusion.reduce.bias, 1, 0, panels, shift + image * shift_floats(fusion), 0);
     }
-    if (!fusion.left()) return;
+    if (!left_floats(fusion)) return;
     const int64_t first = fusion.channels * part / parts, last = fusion.channels * (part + 1) / parts;
     multiply_panels(fusion, reduce + first * fusion.rank, last - first, fusion.rank, panels,
-                    left + image * fusion.left() + first * rank_row, rank_row);
+                    left + image * left_floats(fusion) + first * rank_row, rank_row);
   });
   worker.barrier();
   Prepared prepared;
   prepared.scale = scale;
-  prepared.scale_step = fusion.scale();
+  prepared.scale_step = fusion.outputs;
   prepared.shift = shift;
-  prepared.shift_step = fusion.shift();
+  prepared.shift_step = shift_floats(fusion);
   prepared.right = static_cast<const float*>(fusion.expand.weight);
   prepared.offset = fusion.expand.bias;
   if (fusion.matrix_first) {
     prepared.left = reduce;
     prepared.left_row = fusion.rank;
-    prepared.matrix = coefficients(run, step, fusion, 0).matrix;
+    prepared.matrix = Coefficients(run, step, fusion, 0).matrix;
     prepared.matrix_step = run.value(step.aux[0]).stride;
   } else {
     prepared.left = left;
-    prepared.left_step = fusion.left();
+    prepared.left_step = left_floats(fusion);
     prepared.left_row = rank_row;
   }
   const PanelShape shape(run.plan, step);
-  DynamicTask(worker, step, shape, prepared, worker.shared + ceil_of(images * fusion.prepared() * 4, 64) * 64).run();
+  DynamicTask(worker, step, shape, prepared, worker.shared + ceil_of(images * prepared_floats(fusion) * 4, 64) * 64).run();
 }
 
 class Factored {
@@ -138,9 +161,9 @@ class Factored {
   Factored(Worker& worker, const Step& step, const Fusion& fusion)
       : worker_(worker), run_(worker.run), step_(step), fusion_(fusion), shape_(run_.plan, step), rows_(rows_of(run_, step)),
         place_(run_, step, worker.zeros), scale_(reinterpret_cast<float*>(worker.shared)),
-        latent_(scale_ + run_.call.images * fusion.scale()), latent_row_(fusion.rank_panels * kPanel),
+        latent_(scale_ + run_.call.images * fusion.outputs), latent_row_(fusion.rank_panels * kPanel),
         panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + fusion.panels()),
-        scales_(reinterpret_cast<const float**>(worker.scratch + rounded(fusion.scratch()) * 4)),
+        scales_(reinterpret_cast<const float**>(worker.scratch + rounded_floats(scratch_floats(fusion)) * 4)),
         latents_(reinterpret_cast<const void**>(scales_ + kTableRows)), table_(reinterpret_cast<char*>(latents_ + kTableRows)) {}
 
   void run() const {
@@ -160,8 +183,8 @@ class Factored {
     worker_.share(run_.call.images * blocks, [&](int64_t task) {
       const int64_t image = task / blocks, block = task % blocks, own = rows_.count(image);
       const int64_t from = own * block / blocks, count = own * (block + 1) / blocks - from, first = rows_.first(image) + from;
-      const Coefficients given = coefficients(run_, step_, fusion_, image);
-      if (block == 0) take_scale(step_, fusion_, given.scale, scale_ + image * fusion_.scale());
+      const Coefficients given(run_, step_, fusion_, image);
+      if (block == 0) take_scale(step_, fusion_, given.scale, scale_ + image * fusion_.outputs);
       if (count <= 0) return;
       take_panels(fusion_, given.matrix, panels_);
       const RowTable table = place_.table(table_, rows_.list, first, count);
@@ -211,7 +234,7 @@ class Factored {
     for (int64_t tile = 0; tile < table.tiles; ++tile)
       for (int r = 0; r < table.rows_of(tile); ++r, ++first) {
         const int64_t image = rows_.list ? rows_.list[first].image : first / rows_.area;
-        scales_[tile * kMaxRows + r] = scale_ + image * fusion_.scale();
+        scales_[tile * kMaxRows + r] = scale_ + image * fusion_.outputs;
         latents_[tile * kMaxRows + r] = latent_ + first * latent_row_;
       }
   }
@@ -258,19 +281,27 @@ class Factored {
 int64_t scratch_fusion(const Plan& plan, const Step& step) {
   const Fusion fusion(plan, step);
   const PanelShape shape(plan, step);
-  const int64_t own = rounded(fusion.scratch()) * 4 + 2 * kTableRows * int64_t{sizeof(void*)} + table_bytes(shape.taps);
-  return fusion.folded ? std::max(own, scratch_dynamic(plan, step)) : own;
+  const int64_t own = rounded_floats(scratch_floats(fusion)) * 4 + 2 * kTableRows * int64_t{sizeof(void*)} + table_bytes(shape.taps);
+  const int64_t most = std::max(own, scratch_by_channels(plan, step));
+  if (!fusion.folded) return most;
+  return std::max({most, scratch_dynamic(plan, step), shape.folds_alone() ? OwnKernels::scratch_bytes(fusion, shape) : 0});
 }
 
-int64_t shared_fusion(const Plan& plan, const Step& step, int64_t images) {
+int64_t shared_fusion(const Plan& plan, const Step& step, int64_t images, int threads) {
   const Fusion fusion(plan, step);
-  const int64_t own = images * fusion.prepared() * 4 + kSlack, rows = int64_t{plan.values[step.out].height} * plan.values[step.out].width;
-  if (fusion.folded) return own + shared_dynamic(plan, step, images);
-  return own + images * rows * fusion.rank_panels * kPanel * 4;
+  const int64_t rows = int64_t{plan.values[step.out].height} * plan.values[step.out].width;
+  int64_t own = images * prepared_floats(fusion) * 4 + kSlack;
+  own += fusion.folded ? shared_dynamic(plan, step, images) : images * rows * fusion.rank_panels * kPanel * 4;
+  return std::max(own, shared_by_channels(plan, step, images, threads));
 }
 
 void step_channel_fusion(Worker& worker, const Step& step) {
-  const Fusion fusion(worker.run.plan, step);
-  if (fusion.folded) run_folded(worker, step, fusion);
-  else Factored(worker, step, fusion).run();
+  const Run& run = worker.run;
+  const Fusion fusion(run.plan, step);
+  const PanelShape shape(run.plan, step);
+  if (!rows_of(run, step).list && cut_by_channels(run.plan, step, run.call.images, worker.threads))
+    fusion_by_channels(worker, step, fusion);
+  else if (!fusion.folded) Factored(worker, step, fusion).run();
+  else if (OwnKernels::fits(run, step, shape, worker.threads)) OwnKernels(worker, step, fusion, shape).run();
+  else run_folded(worker, step, fusion);
 }

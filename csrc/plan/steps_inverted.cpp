@@ -68,6 +68,7 @@ void run_inverted(Worker& worker, const Step& step) {
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;
   args.zeros = reinterpret_cast<const T*>(worker.zeros);
   args.threads = worker.threads;
+  args.slices = writes_slices(run, worker.step, worker.threads);
   args.upcoming = &worker.upcoming;
   args.shared = reinterpret_cast<T*>(worker.shared);
   const int phases = inverted_phases(args);
@@ -98,6 +99,13 @@ int64_t scratch_inverted(const Plan& plan, const Step& step) {
 int64_t shared_inverted(const Plan& plan, const Step& step, int64_t images, int threads) {
   return halves(plan, step) ? shared_bytes<Bfloat16>(plan, step, images, threads)
                             : shared_bytes<float>(plan, step, images, threads);
+}
+
+bool inverted_by_channels(const Plan& plan, const Step& step, int64_t images, int threads) {
+  InvertedArgs args = fixed<float>(plan, step);
+  args.images = images;
+  args.threads = threads;
+  return inverted_by_channels(args);
 }
 
 void step_inverted(Worker& worker, const Step& step) {

@@ -8,7 +8,7 @@
 
 #include "../kernels/gemm.h"
 #include "../kernels/rowwise.h"
-#include "run.h"
+#include "fusion.h"
 
 namespace {
 
@@ -169,8 +169,15 @@ void foresee_folded(Upcoming& upcoming, const Run& run, const Step& step, int id
   const bool folds = step.kind == kInverted ? step.ints[0] == 1 : step.kind == kChannelFusion && !step.ints[3];
   if (!folds || run.call.images >= 2 * threads) return;
   const Conv& conv = run.conv(step.conv[0]);
-  const int64_t rows = panels_of(conv) * conv.in_channels;
   if (conv.kernel[0] * conv.kernel[1] != 1) return;
+  if (step.kind == kChannelFusion && cut_by_channels(run.plan, step, run.call.images, threads)) {
+    const int64_t from = first_channel(conv.in_channels, id, threads), to = first_channel(conv.in_channels, id + 1, threads);
+    for (int64_t panel = 0; panel < panels_of(conv); ++panel)
+      upcoming.add(static_cast<const float*>(conv.weight) + (panel * conv.in_channels + from) * kPanel,
+                   (to - from) * kPanel * int64_t{sizeof(float)});
+    return;
+  }
+  const int64_t rows = panels_of(conv) * conv.in_channels;
   const int64_t first = rows * id / threads, last = rows * (id + 1) / threads;
   upcoming.add(static_cast<const float*>(conv.weight) + first * kPanel, (last - first) * kPanel * int64_t{sizeof(float)});
 }

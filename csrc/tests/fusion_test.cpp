@@ -162,6 +162,11 @@ int main() {
     c.rank = pick({1, 4, 12, 16, 24, 32, 40, 45}), c.kernel = large ? 3 : pick({1, 1, 2, 3, 5}), c.stride = pick({1, 1, 2, 3});
     c.padding = c.kernel / 2, c.threads = pick({1, 2, 3}), c.density = pick({-10, -10, 0, 3, 5, 10}) / 10.0;
     c.gate = random() % 2, c.shortcut = random() % 2, c.activation = pick({kNone, kRelu, kRelu6});
+    if (i % 10 == 1) {
+      // Wide inputs of few positions, which threads may share by their channels.
+      c.groups = c.kernel = c.stride = 1, c.padding = 0, c.h = pick({4, 7, 14}), c.w = pick({4, 7, 14}), c.density = pick({-10, -10, 5}) / 10.0;
+      c.in = pick({128, 256, 300, 384}), c.out = pick({24, 33, 64, 96});
+    }
     c.winograd = c.kernel == 3 && c.stride == 1 && c.groups == 1 && random() % 4;
     run(c, random);
   }

@@ -14,6 +14,7 @@ class RandomPlan {
   PlanBuilder b;
   std::vector<int32_t> planes;  // of each external: 1 when the image is given as planes
   std::vector<int32_t> gates;   // grids whose decision a call may replace
+  bool sliced = false;          // some value may lie otherwise in the arena where nobody looks between two steps
 
   explicit RandomPlan(Source& source) : s_(source) {
     begin();
@@ -239,7 +240,7 @@ class RandomPlan {
   void unprojected() {
     const Size in = size(current_);
     const Window w = window(in.h, in.w, false);
-    const int32_t hidden = s_.pick({4, 16, 33, 48, 70, 130});
+    const int32_t hidden = s_.pick({4, 16, 33, 48, 70, 130, 256, 300});
     const int32_t rank = s_.pick({1, 3, 16, 20, 33}), own = s_.chance(50) ? factors(in.c, hidden, rank) : -1;
     const int32_t to = make({w.of(in.h), w.of(in.w), hidden}), mean = s_.chance(60) ? make({1, 1, hidden}) : -1;
     const int32_t first = conv(in.c, hidden, 1, {1, 1, 0, 1}), middle = depthwise(hidden, w);
@@ -251,8 +252,19 @@ class RandomPlan {
     replace(to);
     if (own >= 0) drop(own);
     if (mean < 0) return;
-    b.step(kMultiply, to, to).in2 = mean;
+    if (s_.chance(40)) {
+      b.step(kMultiply, to, to).in2 = mean;
+      drop(mean);
+      return;
+    }
+    // A projection that is fused for each image, from the mean; nobody else looks at what lies between.
+    const int32_t outs = s_.pick({3, 24, 33, 64}), made = make({size(to).h, size(to).w, outs}), low = s_.pick({1, 3, 16, 20, 33});
+    const int32_t coefficients = make({1, 1, outs + low * low}), how = conv(hidden, outs + low * low, 1, {1, 1, 0, 1});
+    b.step(kConv, mean, coefficients, how).activation[0] = kSigmoid;
     drop(mean);
+    fused(to, made, {1, 1, 0, 1}, -1, low, coefficients);
+    replace(made);
+    sliced = true;
   }
   void plain_inverted() {
     const Size in = size(current_);
@@ -393,11 +405,14 @@ class RandomPlan {
   }
   // A channel fusion in either form, with coefficients from the mean.
   void fused(int32_t in, int32_t out, const Window& w, int32_t grid) {
+    const int32_t rank = s_.pick({1, 3, 16, 20, 33});
+    fused(in, out, w, grid, rank, from_mean(in, size(out).c + rank * rank));
+  }
+  void fused(int32_t in, int32_t out, const Window& w, int32_t grid, int32_t rank, int32_t coefficients) {
     const Size from = size(in), to = size(out);
     const bool factored = s_.chance(50);
     int32_t groups = factored ? s_.pick({1, 1, 2, 3}) : 1;
     if (from.c % groups || to.c % groups || from.c == groups) groups = 1;
-    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), coefficients = from_mean(in, to.c + rank * rank);
     const int64_t taps = int64_t{w.kernel} * w.kernel;
     const int32_t id = conv(from.c, to.c, groups, w), reduce = conv(from.c, rank, 1, {1, 1, 0, 1});
     Conv expand = b.packed(weights(to.c, rank), s_.noise(to.c), to.c, groups, rank, 1, kFloat32);
