@@ -59,10 +59,10 @@ build/native/%.o: csrc/%.cpp $(HEADERS)
 include csrc/tests/rules.mk
 
 # The kernels as torch operators; finds them beside itself, and torch where Python has loaded it.
-$(OPS): csrc/bindings.cpp csrc/kernels/api.h $(KERNELS)
+$(OPS): $(wildcard csrc/torch/*) csrc/kernels/api.h $(KERNELS)
 	@if [ -f $(KERNELS) ]; then \
 	torch=$$($(VENV)/bin/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])') && \
-	$(CXX) $(OPS_FLAGS) -Icsrc -isystem "$$torch/include" -shared csrc/bindings.cpp -o $@.new -L"$$torch/lib" -ltorch_cpu \
+	$(CXX) $(OPS_FLAGS) -Icsrc -isystem "$$torch/include" -shared $(wildcard csrc/torch/*.cpp) -o $@.new -L"$$torch/lib" -ltorch_cpu \
 	    -L$(@D) -ldynaconv_kernels -Wl,-rpath,'$$ORIGIN' && mv $@.new $@ || \
 	    { rm -f $@; echo "the torch operators do not build here: using PyTorch operations instead"; }; fi
 

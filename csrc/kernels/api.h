@@ -1,4 +1,4 @@
-// The kernels as plain C functions on raw pointers: what bindings call. All activations are float32.
+// The kernels as plain C functions on raw pointers: what csrc/torch calls. All activations are float32.
 
 #pragma once
 

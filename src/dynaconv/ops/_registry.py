@@ -1,7 +1,7 @@
 """The operators that torch knows by name: `torch.ops.dynaconv.*`.
 
 Each op's folder registers its own with `register`: schema, what it computes in PyTorch operations, shapes for
-compilers, gradients, multiply-adds and the operations it stands for. The compiled library (csrc/bindings.cpp) takes
+compilers, gradients, multiply-adds and the operations it stands for. The compiled library (csrc/torch) takes
 over for CPU tensors where it is there; graphs look the same without it.
 """
 
