@@ -154,6 +154,9 @@ bool is_light(int kind) {
   return kind == kMean || kind == kDepthwise || kind == kMultiply || kind == kActivate || kind == kFusionFactors;
 }
 
+// What every thread reads of a gate.
+void foresee_gate(Upcoming& upcoming, const Region& panel) { upcoming.add(panel.data(), panel.bytes()); }
+
 // What a thread reads of a router.
 void foresee_router(Upcoming& upcoming, const Run& run, const Step& step, int id, int threads) {
   const Conv &squeeze = run.conv(step.conv[0]), &last = run.conv(step.conv[2]);
@@ -192,6 +195,7 @@ Upcoming upcoming_weights(const Run& run, int32_t index, int id, int threads) {
     if (step.kind == kRouter && routed) break;
     if (step.kind == kRouter) foresee_router(upcoming, run, step, id, threads);
     else if (routed) foresee_folded(upcoming, run, step, id, threads);
+    else if (step.kind == kGate) foresee_gate(upcoming, run.plan.gate_panels[i]);
     routed = routed || step.kind == kRouter;
     if (step.kind != kRouter && !is_light(step.kind)) break;
   }
