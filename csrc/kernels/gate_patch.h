@@ -5,9 +5,28 @@
 
 #include <cstdint>
 
-constexpr int kPatchRows = 2, kPatchColumns = 7;                            // positions of a patch
-constexpr int kPatchTaps = (kPatchRows + 2) * (kPatchColumns + 2);          // rows that they read
+constexpr int kPatchRows = 2, kPatchColumns = 7;  // positions of a patch
+constexpr int kMostPatchStride = 2;
 
-// sums[r * kPatchColumns + p] = sum over taps (i, j) of dot(from[(r + i) * (kPatchColumns + 2) + p + j], weight + (3 i + j) *
-// channels). Returns the sum over all positions of dot(their own row, linear); 0 without `linear`.
-float gate_patch(const float* const* from, int64_t channels, const float* weight, const float* linear, float* sums);
+// Rows that the positions of a patch read: lines of the input, and rows of a line.
+constexpr int patch_lines(int stride) { return stride * (kPatchRows - 1) + 3; }
+constexpr int patch_line(int stride) { return stride * (kPatchColumns - 1) + 3; }
+constexpr int kMostPatchTaps = patch_lines(kMostPatchStride) * patch_line(kMostPatchStride);
+
+// Weights of a gate as its patches read them: blocks of neighbouring channels, of each the nine taps and the linear layer,
+// zeros where there is none. Weights that lie a power of two apart would push each other out of the nearest cache. float32
+// [blocks][10][16 channels]; bfloat16 [blocks][10][2][16], the even channels of 32 before the odd ones.
+int64_t patch_weight_floats(int dtype, int64_t channels);
+// weight: [9][channels], with `squeeze` followed by [channels]. dtype as in plan.h: that of the rows.
+void pack_patch_weights(int dtype, int64_t channels, const float* weight, bool squeeze, float* packed);
+
+// sums[r * kPatchColumns + p] = sum over taps (i, j) of dot(from[(stride * r + i) * patch_line(stride) + stride * p + j], tap
+// 3 i + j of `weight`). Returns what the linear layer makes of the rows that this patch alone counts as its own: from the
+// centre tap on `stride` lines of `stride` rows for each position. Meanwhile the lines that no patch has read before are fetched
+// of the rows that lie `next` bytes behind these.
+using GatePatch = float (*)(const void* const* from, int64_t channels, const float* weight, float* sums, int64_t next);
+
+// stride: 1 .. kMostPatchStride, in both directions. bfloat16 needs a processor with has_bfloat16().
+GatePatch gate_patch(int dtype, int stride);
+// Those of AVX-512, which only processors that have it may call.
+GatePatch wide_gate_patch(int dtype, int stride);

@@ -1,8 +1,9 @@
-// Logits of 3x3 gates on maps in float32, patch by patch (csrc/kernels/gate_patch.h).
+// Logits of 3x3 gates, patch by patch (csrc/kernels/gate_patch.h).
 
 #include "../kernels/gate_patch.h"
 
 #include <algorithm>
+#include <new>
 
 #include "gate_lines.h"
 #include "run.h"
@@ -19,28 +20,64 @@ float inner_bias(const Conv& conv, const Value& in, int32_t y, int32_t x) {
   return sum;
 }
 
-// Two lines of an image from `y` on. The sum of the linear layer's products with them is returned.
-float two_lines(const Worker& worker, const Step& step, int64_t image, int32_t y, float* logits) {
+// Adds `start` to a line of logits, and the biases of their taps where the gate has such. Between the edges all are alike.
+void add_biases(const Conv* biased, const Value& in, const Value& out, int32_t y, float start, float* line) {
+  const auto added = [&](int32_t x) { return biased ? start + inner_bias(*biased, in, y, x) : start; };
+  const int32_t last = out.width - 1;
+  const float within = added(std::min(1, last));
+  line[0] += added(0);
+  for (int32_t x = 1; x < last; ++x) line[x] += within;
+  if (last > 0) line[last] += added(last);
+}
+
+// Where the rows that a patch reads lie in an image.
+class PatchRows {
+ public:
+  PatchRows(const Worker& worker, const Step& step, int64_t image)
+      : in_(worker.run.value(step.in)), stride_(worker.run.conv(step.conv[0]).stride[0]), zeros_(worker.zeros),
+        row_bytes_(in_.stride * element_bytes(in_.dtype)), base_(worker.run.data(step.in) + image * in_.height * in_.width * row_bytes_) {}
+
+  // Of the patch whose first position is (y, x); rows outside of the map are zeros.
+  void find(int32_t y, int32_t x, const void** from) const {
+    const int32_t lines = patch_lines(stride_), width = patch_line(stride_), top = y * stride_ - 1, left = x * stride_ - 1;
+    for (int32_t i = 0; i < lines; ++i, from += width) {
+      const int32_t at_y = top + i;
+      const bool inside = at_y >= 0 && at_y < in_.height;
+      const char* const line = base_ + int64_t{inside ? at_y : 0} * in_.width * row_bytes_;
+      const int32_t low = inside ? std::min(width, std::max(0, -left)) : width, high = std::max(low, std::min(width, in_.width - left));
+      std::fill(from, from + low, zeros_);
+      for (int32_t j = low; j < high; ++j) from[j] = line + (left + j) * row_bytes_;
+      std::fill(from + high, from + width, zeros_);
+    }
+  }
+  // Bytes from a row to the one at its place in the next patch of the line.
+  int64_t next() const { return int64_t{kPatchColumns} * stride_ * row_bytes_; }
+
+ private:
+  const Value& in_;
+  const int32_t stride_;
+  const void* const zeros_;
+  const int64_t row_bytes_;
+  const char* const base_;
+};
+
+// Some lines of logits from `y` on. The sum of the linear layer's products with the rows that are theirs is returned.
+float some_lines(const Worker& worker, const Step& step, int64_t image, int32_t y, float* logits) {
   const Run& run = worker.run;
   const Conv& conv = run.conv(step.conv[0]);
-  const Value& in = run.value(step.in);
-  const float* const weight = static_cast<const float*>(conv.weight);
-  const float* const linear = step.ints[0] ? weight + 9 * int64_t{in.channels} : nullptr;
-  const float* const base = reinterpret_cast<const float*>(run.data(step.in)) + image * in.height * in.width * in.stride;
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const float* const weight = reinterpret_cast<const float*>(run.plan.gate_panels[worker.step].data());
+  const GatePatch patch = gate_patch(in.dtype, conv.stride[0]);
+  const PatchRows rows(worker, step, image);
   float sum = 0;
-  for (int32_t x = 0; x < in.width; x += kPatchColumns) {
-    const float* from[kPatchTaps];
-    for (int32_t i = 0; i < kPatchTaps; ++i) {
-      const int32_t at_y = y - 1 + i / (kPatchColumns + 2), at_x = x - 1 + i % (kPatchColumns + 2);
-      const bool inside = at_y >= 0 && at_y < in.height && at_x >= 0 && at_x < in.width;
-      from[i] = inside ? base + (int64_t{at_y} * in.width + at_x) * in.stride : worker.zeros;
-    }
+  for (int32_t x = 0; x < out.width; x += kPatchColumns) {
+    const void* from[kMostPatchTaps];
+    rows.find(y, x, from);
     float sums[kPatchRows * kPatchColumns];
-    sum += gate_patch(from, in.channels, weight, linear, sums);
-    for (int32_t r = 0; r < kPatchRows && y + r < in.height; ++r)
-      for (int32_t p = 0; p < kPatchColumns && x + p < in.width; ++p)
-        logits[(image * in.height + y + r) * in.width + x + p] =
-            sums[r * kPatchColumns + p] + (step.ints[1] ? inner_bias(conv, in, y + r, x + p) : 0.0f);
+    sum += patch(from, in.channels, weight, sums, rows.next());
+    const int32_t columns = std::min(kPatchColumns, out.width - x);
+    for (int32_t r = 0; r < kPatchRows && y + r < out.height; ++r)
+      std::copy_n(sums + r * kPatchColumns, columns, logits + (image * out.height + y + r) * out.width + x);
   }
   return sum;
 }
@@ -49,28 +86,39 @@ float two_lines(const Worker& worker, const Step& step, int64_t image, int32_t y
 
 bool takes_patches(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
+  const int32_t stride = conv.stride[0];
   for (int i = 0; i < 2; ++i)
-    if (conv.kernel[i] != 3 || conv.stride[i] != 1 || conv.padding[i] != 1 || conv.dilation[i] != 1) return false;
-  return plan.values[step.in].dtype == kFloat32;
+    if (conv.kernel[i] != 3 || conv.stride[i] != stride || conv.padding[i] != 1 || conv.dilation[i] != 1) return false;
+  return stride <= kMostPatchStride;
+}
+
+void pack_gate_patches(const Plan& plan, const Step& step, Region& panel) {
+  const Conv& conv = plan.convs[step.conv[0]];
+  const int dtype = plan.values[step.in].dtype;
+  if (!panel.reserve(patch_weight_floats(dtype, conv.in_channels) * int64_t{sizeof(float)})) throw std::bad_alloc();
+  pack_patch_weights(dtype, conv.in_channels, static_cast<const float*>(conv.weight), step.ints[0] != 0,
+                     reinterpret_cast<float*>(panel.data()));
 }
 
 void gate_patches(Worker& worker, const Step& step) {
   Run& run = worker.run;
   const Conv& conv = run.conv(step.conv[0]);
-  const Value& in = run.value(step.in);
+  const Value &in = run.value(step.in), &out = run.value(step.out);
   const bool squeeze = step.ints[0] != 0;
   float* const logits = reinterpret_cast<float*>(run.data(step.out));
-  // One sum for two lines, added up in order afterwards: the same bits whichever thread took the lines.
+  // One sum for the lines of a task, added up in order afterwards: the same bits whichever thread took them.
   float* const line_sums = squeeze ? reinterpret_cast<float*>(run.data(step.aux[0])) : nullptr;
-  const int64_t pairs = (in.height + 1) / 2;
-  worker.share(run.call.images * pairs, [&](int64_t task) {
-    const int64_t image = task / pairs, y = task % pairs * 2;
-    const float sum = two_lines(worker, step, image, static_cast<int32_t>(y), logits);
-    for (int64_t line = y; squeeze && line < std::min<int64_t>(y + 2, in.height); ++line)
-      line_sums[image * in.height + line] = line == y ? sum : 0.0f;
+  const int64_t tasks = (out.height + kPatchRows - 1) / kPatchRows, lines = kPatchRows * int64_t{conv.stride[0]};
+  worker.share(run.call.images * tasks, [&](int64_t task) {
+    const int64_t image = task / tasks, first = task % tasks;
+    const float sum = some_lines(worker, step, image, static_cast<int32_t>(first * kPatchRows), logits);
+    const int64_t end = std::min<int64_t>((first + 1) * lines, in.height);
+    for (int64_t line = first * lines; squeeze && line < end; ++line)
+      line_sums[image * in.height + line] = line == first * lines ? sum : 0.0f;
   });
   worker.barrier();
-  each_gate_line(worker, conv, in, line_sums, in.height, [&](int64_t line, float start) {
-    for (int32_t x = 0; x < in.width; ++x) logits[line * in.width + x] += start;
+  const Conv* const biased = step.ints[1] ? &conv : nullptr;
+  each_gate_line(worker, conv, in, line_sums, out.height, [&](int64_t line, float start) {
+    add_biases(biased, in, out, static_cast<int32_t>(line % out.height), start, logits + line * out.width);
   });
 }

@@ -234,10 +234,11 @@ int64_t shared_gate(const Plan&, const Step&, int64_t images);
 // The most of all steps: of a thread, and of what all threads share during a step that takes so many images.
 int64_t scratch_bytes(const Plan& plan);
 int64_t shared_bytes(const Plan& plan, int64_t images, int threads);
-// The weights of a gate once more, as columns of a product, where that is the faster way.
+// The weights of a gate once more, as columns of a product or as patches read them, where that is the faster way.
 void pack_gate(const Plan&, const Step&, Region& panel);
-// Gates that need no such columns, and their step.
+// Gates that go patch by patch, their weights and their step.
 bool takes_patches(const Plan&, const Step&);
+void pack_gate_patches(const Plan&, const Step&, Region& panel);
 void gate_patches(Worker&, const Step&);
 
 // Why a plan cannot be run, or an empty text. Looks at everything that does not depend on the input.

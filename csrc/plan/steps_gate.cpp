@@ -1,6 +1,6 @@
 // Mask logits of every position. Source: arXiv 1912.03203, section 3.2.
 //
-// 3x3 gates at stride 1 in float32 go patch by patch (gate_patches.cpp). Others at stride 1 take one product of all rows with
+// 3x3 gates at stride 1 or 2 go patch by patch (gate_patches.cpp). Others at stride 1 take one product of all rows with
 // the few columns that the taps and the linear layer make, which reads every row once; a position then adds up numbers of its
 // neighbours. Else every position takes its dot products.
 
@@ -208,10 +208,11 @@ void gate_dots(Worker& worker, const Step& step) {
 }  // namespace
 
 void pack_gate(const Plan& plan, const Step& step, Region& panel) {
+  if (takes_patches(plan, step)) return pack_gate_patches(plan, step, panel);
   const Conv& conv = plan.convs[step.conv[0]];
   const int64_t taps = taps_of(conv), used = taps + (step.ints[0] != 0), channels = conv.in_channels;
   // One column alone is not worth a product of 16.
-  if (conv.stride[0] != 1 || conv.stride[1] != 1 || used == 1 || used > kColumns || takes_patches(plan, step)) return;
+  if (conv.stride[0] != 1 || conv.stride[1] != 1 || used == 1 || used > kColumns) return;
   const int dtype = plan.values[step.in].dtype;
   const int64_t bytes = panel_elements(dtype, 1, channels) * element_bytes(dtype);
   if (!panel.reserve(bytes)) throw std::bad_alloc();
@@ -238,6 +239,7 @@ int64_t scratch_gate(const Plan& plan, const Step& step) {
 }
 
 int64_t shared_gate(const Plan& plan, const Step& step, int64_t images) {
+  if (takes_patches(plan, step)) return 0;
   const Value& in = plan.values[step.in];
   return images * in.height * in.width * columns_of(in.dtype) * int64_t{sizeof(float)};
 }

@@ -325,33 +325,37 @@ void normalisation(const Map& m, std::mt19937& random) {
           }), false, m.channels);
 }
 
-// A squeeze gate: 3x3 plus the mean times a Linear; logits and weights are float32.
-void gate(const Map& m, std::mt19937& random) {
+// A squeeze gate: 3x3 plus the mean times a Linear; logits and weights are float32. At stride 1 its taps have biases, too.
+void gate(const Map& m, int32_t stride, std::mt19937& random) {
   const int64_t area = int64_t{m.h} * m.w;
-  const auto a = rounded(noise(random, m.count())), weight = noise(random, 10 * m.channels), bias = noise(random, 1);
+  const int32_t h = (m.h - 1) / stride + 1, w = (m.w - 1) / stride + 1;
+  const bool biased = stride == 1;
+  const auto a = rounded(noise(random, m.count())), weight = noise(random, 10 * m.channels), bias = noise(random, 10);
   PlanBuilder b;
-  const int32_t x = b.value(m.h, m.w, m.channels, true, 0, kBfloat16), out = b.value(m.h, m.w, 1, true);
+  const int32_t x = b.value(m.h, m.w, m.channels, true, 0, kBfloat16), out = b.value(h, w, 1, true);
   const int32_t sums = b.value(m.h, 1, 1);
   Conv c{};
   c.weight = b.keep(weight), c.bias = b.keep(bias), c.in_channels = m.channels, c.out_channels = 1, c.groups = 1;
-  for (int i = 0; i < 2; ++i) c.kernel[i] = 3, c.stride[i] = c.padding[i] = c.dilation[i] = 1;
+  for (int i = 0; i < 2; ++i) c.kernel[i] = 3, c.stride[i] = stride, c.padding[i] = c.dilation[i] = 1;
   b.convs.push_back(c);
   Step& step = b.step(kGate, x, out, 0);
-  step.ints[0] = 1, step.aux[0] = sums;
+  step.ints[0] = 1, step.ints[1] = biased, step.aux[0] = sums;
   auto half = halves(a);
-  std::vector<float> result(m.n * area);
+  std::vector<float> result(m.n * h * w);
   execute(b, m.n, m.threads, {half.data(), result.data()});
-  compare("gate", result, each(m.n * area, [&](int64_t p) {
+  compare("gate", result, each(m.n * h * w, [&](int64_t p) {
+            const int64_t image = p / (h * w);
             double sum = bias[0];
-            for (int64_t k = 0; k < m.channels; ++k) {
-              for (int t = 0; t < 9; ++t) {
-                const int64_t y = p / m.w % m.h + t / 3 - 1, xx = p % m.w + t % 3 - 1;
-                if (y < 0 || y >= m.h || xx < 0 || xx >= m.w) continue;
-                sum += double(weight[t * m.channels + k]) * a[((p / area * m.h + y) * m.w + xx) * m.channels + k];
-              }
-              for (int64_t q = 0; q < area; ++q)
-                sum += double(weight[9 * m.channels + k]) * a[(p / area * area + q) * m.channels + k] / area;
+            for (int t = 0; t < 9; ++t) {
+              const int64_t y = p / w % h * stride + t / 3 - 1, xx = p % w * stride + t % 3 - 1;
+              if (y < 0 || y >= m.h || xx < 0 || xx >= m.w) continue;
+              if (biased) sum += bias[1 + t];
+              for (int64_t k = 0; k < m.channels; ++k)
+                sum += double(weight[t * m.channels + k]) * a[(image * area + y * m.w + xx) * m.channels + k];
             }
+            for (int64_t k = 0; k < m.channels; ++k)
+              for (int64_t q = 0; q < area; ++q)
+                sum += double(weight[9 * m.channels + k]) * a[(image * area + q) * m.channels + k] / area;
             return sum;
           }), true, 10 * m.channels);
 }
@@ -419,7 +423,9 @@ int main() {
   for (const int32_t channels : {1, 3, 8, 16, 24, 40, 64, 130}) {
     const Map m{2, 5, 7, channels, 2};
     for (int32_t activation = kNone; activation < kActivations; ++activation) elementwise(m, activation, random);
-    means(m, random), layout(m, random), pooling(m, random), normalisation(m, random), gate(m, random);
+    means(m, random), layout(m, random), pooling(m, random), normalisation(m, random);
+    for (const auto& [h, w] : {std::pair{5, 7}, {8, 15}, {1, 30}, {9, 1}, {2, 2}})
+      for (const int32_t stride : {1, 2, 3}) gate({2, h, w, channels, 2}, stride, random);
   }
   std::printf("%d failures\n", failures);
   return failures != 0;
