@@ -20,15 +20,27 @@ float inner_bias(const Conv& conv, const Value& in, int32_t y, int32_t x) {
   return sum;
 }
 
-// Adds `start` to a line of logits, and the biases of their taps where the gate has such. Between the edges all are alike.
-void add_biases(const Conv* biased, const Value& in, const Value& out, int32_t y, float start, float* line) {
-  const auto added = [&](int32_t x) { return biased ? start + inner_bias(*biased, in, y, x) : start; };
-  const int32_t last = out.width - 1;
-  const float within = added(std::min(1, last));
-  line[0] += added(0);
-  for (int32_t x = 1; x < last; ++x) line[x] += within;
-  if (last > 0) line[last] += added(last);
-}
+// What the biases of the taps come to at every position of a map: the first line, those between and the last, likewise columns.
+class TapBiases {
+ public:
+  TapBiases(const Step& step, const Conv& conv, const Value& in) : last_{in.height - 1, in.width - 1} {
+    for (int i = 0; step.ints[1] && i < 9; ++i)
+      sums_[i / 3][i % 3] = inner_bias(conv, in, place(i / 3, last_[0]), place(i % 3, last_[1]));
+  }
+  // Adds them and `start` to a line of logits.
+  void add(int32_t y, float start, int32_t width, float* line) const {
+    const float* const sums = sums_[y == 0 ? 0 : y < last_[0] ? 1 : 2];
+    line[0] += start + sums[0];
+    for (int32_t x = 1; x + 1 < width; ++x) line[x] += start + sums[1];
+    if (width > 1) line[width - 1] += start + sums[2];
+  }
+
+ private:
+  static int32_t place(int i, int32_t last) { return i == 0 ? 0 : i == 1 ? std::min(1, last) : last; }
+
+  const int32_t last_[2];
+  float sums_[3][3] = {};
+};
 
 // Where the rows that a patch reads lie in an image.
 class PatchRows {
@@ -117,8 +129,8 @@ void gate_patches(Worker& worker, const Step& step) {
       line_sums[image * in.height + line] = line == first * lines ? sum : 0.0f;
   });
   worker.barrier();
-  const Conv* const biased = step.ints[1] ? &conv : nullptr;
+  const TapBiases biases(step, conv, in);
   each_gate_line(worker, conv, in, line_sums, out.height, [&](int64_t line, float start) {
-    add_biases(biased, in, out, static_cast<int32_t>(line % out.height), start, logits + line * out.width);
+    biases.add(static_cast<int32_t>(line % out.height), start, out.width, logits + line * out.width);
   });
 }

@@ -190,14 +190,16 @@ void work(std::vector<Run>& runs, int id, int threads, char* scratch, char* shar
   using Clock = std::chrono::steady_clock;
   Clock::time_point last = Clock::now();
   for (Run& run : runs) {
-    Worker worker{run, id, threads, scratch, shared, zeros};
+    Worker worker{run, id, threads, scratch, shared, zeros}, alone{run, id, 1, scratch, shared, zeros};
     for (int32_t i = run.first; i < run.last; ++i) {
       const Step& step = run.plan.steps[i];
-      worker.step = i;
+      worker.step = alone.step = i;
       worker.phase = 0;
       worker.upcoming = upcoming_weights(run, i, id, threads);
-      function_of(step.kind)(worker, step);
-      worker.barrier();
+      if (!is_small(run, step)) function_of(step.kind)(worker, step);
+      else if (id == 0) function_of(step.kind)(alone, step);
+      const bool goes_on = i + 1 < run.last && ends_alone(run, i) && is_small(run, run.plan.steps[i + 1]);
+      if (!goes_on) worker.barrier();
       if (run.call.step_ns && id == 0) {
         const auto now = Clock::now();
         run.call.step_ns[i] += std::chrono::duration<double, std::nano>(now - last).count();

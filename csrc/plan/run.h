@@ -181,6 +181,17 @@ struct Worker {
   }
 };
 
+// A step of so little work that the first thread does it alone, without waiting for anybody: masks of one image.
+inline bool is_small(const Run& run, const Step& step) {
+  return run.call.images == 1 && (step.kind == kThreshold || step.kind == kDilate);
+}
+// Whether the first thread does alone what comes last in a step, and may go on to a small step right away: see each_gate_line.
+inline bool ends_alone(const Run& run, int32_t index) {
+  const Step& step = run.plan.steps[index];
+  const bool adds = step.kind == kGate && (step.ints[0] || run.plan.gate_panels[index].data());
+  return is_small(run, step) || (adds && run.call.images == 1);
+}
+
 using StepFunction = void (*)(Worker&, const Step&);
 
 void step_layout(Worker&, const Step&);

@@ -100,6 +100,15 @@ void mark_shifted(const uint8_t* __restrict from, int32_t count, int32_t shift, 
     for (int32_t x = first; x < end; ++x) to[x * step + shift] |= from[x];
 }
 
+// Whether outputs that are all open read every input.
+bool reads_all(const Conv& conv, const Grid& out, const Grid& in) {
+  const int32_t outs[2] = {out.height, out.width}, ins[2] = {in.height, in.width};
+  for (int i = 0; i < 2; ++i)
+    if (conv.dilation[i] != 1 || conv.stride[i] > conv.kernel[i] ||
+        int64_t{outs[i] - 1} * conv.stride[i] + conv.kernel[i] - conv.padding[i] < ins[i]) return false;
+  return true;
+}
+
 // Marks what a convolution reads for the open outputs of one image: along the lines first, then across them. `line` has room
 // for one of the input.
 void dilate_image(const uint8_t* from, const Grid& out, const Conv& conv, uint8_t* to, const Grid& in, uint8_t* line) {
@@ -154,14 +163,18 @@ void step_dilate(Worker& worker, const Step& step) {
   const Grid &out = run.plan.grids[step.grid], &in = run.plan.grids[step.grid2];
   const GridState& from = run.context.grids[step.grid];
   GridState& to = run.context.grids[step.grid2];
+  const Conv& conv = run.conv(step.conv[0]);
   const int64_t out_area = int64_t{out.height} * out.width, in_area = int64_t{in.height} * in.width;
+  const bool whole = reads_all(conv, out, in);
   const uint8_t* forced = run.forced(step.grid2);
   worker.share(run.call.images, [&](int64_t image) {
     uint8_t* need = to.need + image * in_area;
     if (forced) {
       decide(in_area, need, forced + image * in_area, [](uint8_t f) { return f != 0; });
+    } else if (from.image_counts[image] == 0 || (whole && from.image_counts[image] == out_area)) {
+      std::memset(need, from.image_counts[image] != 0, in_area);
     } else {
-      dilate_image(from.need + image * out_area, out, run.conv(step.conv[0]), need, in, reinterpret_cast<uint8_t*>(worker.scratch));
+      dilate_image(from.need + image * out_area, out, conv, need, in, reinterpret_cast<uint8_t*>(worker.scratch));
     }
     count_image(in, to, image);
   });
