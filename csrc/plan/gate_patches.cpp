@@ -49,23 +49,32 @@ class PatchRows {
       : in_(worker.run.value(step.in)), stride_(worker.run.conv(step.conv[0]).stride[0]), zeros_(worker.zeros),
         row_bytes_(in_.stride * element_bytes(in_.dtype)), base_(worker.run.data(step.in) + image * in_.height * in_.width * row_bytes_) {}
 
-  // Of the patch whose first position is (y, x); rows outside of the map are zeros.
+  // Of the patch whose first position is (y, x).
   void find(int32_t y, int32_t x, const void** from) const {
-    const int32_t lines = patch_lines(stride_), width = patch_line(stride_), top = y * stride_ - 1, left = x * stride_ - 1;
-    for (int32_t i = 0; i < lines; ++i, from += width) {
-      const int32_t at_y = top + i;
-      const bool inside = at_y >= 0 && at_y < in_.height;
-      const char* const line = base_ + int64_t{inside ? at_y : 0} * in_.width * row_bytes_;
-      const int32_t low = inside ? std::min(width, std::max(0, -left)) : width, high = std::max(low, std::min(width, in_.width - left));
-      std::fill(from, from + low, zeros_);
-      for (int32_t j = low; j < high; ++j) from[j] = line + (left + j) * row_bytes_;
-      std::fill(from + high, from + width, zeros_);
-    }
+    if (stride_ == 1) find<1>(y, x, from);
+    else find<2>(y, x, from);
   }
   // Bytes from a row to the one at its place in the next patch of the line.
   int64_t next() const { return int64_t{kPatchColumns} * stride_ * row_bytes_; }
 
  private:
+  // Rows outside of the map are zeros.
+  template <int Stride>
+  void find(int32_t y, int32_t x, const void** from) const {
+    constexpr int32_t kWidth = patch_line(Stride);
+    const int32_t left = x * Stride - 1;
+    const bool within = left >= 0 && left + kWidth <= in_.width;
+    for (int32_t i = 0; i < patch_lines(Stride); ++i, from += kWidth) {
+      const int32_t at_y = y * Stride - 1 + i;
+      const bool inside = at_y >= 0 && at_y < in_.height;
+      const char* const line = base_ + int64_t{inside ? at_y : 0} * in_.width * row_bytes_;
+      if (inside && within)
+        for (int32_t j = 0; j < kWidth; ++j) from[j] = line + (left + j) * row_bytes_;
+      else
+        for (int32_t j = 0; j < kWidth; ++j) from[j] = inside && left + j >= 0 && left + j < in_.width ? line + (left + j) * row_bytes_ : zeros_;
+    }
+  }
+
   const Value& in_;
   const int32_t stride_;
   const void* const zeros_;
@@ -87,9 +96,12 @@ float some_lines(const Worker& worker, const Step& step, int64_t image, int32_t 
     rows.find(y, x, from);
     float sums[kPatchRows * kPatchColumns];
     sum += patch(from, in.channels, weight, sums, rows.next());
-    const int32_t columns = std::min(kPatchColumns, out.width - x);
-    for (int32_t r = 0; r < kPatchRows && y + r < out.height; ++r)
-      std::copy_n(sums + r * kPatchColumns, columns, logits + (image * out.height + y + r) * out.width + x);
+    for (int32_t r = 0; r < kPatchRows && y + r < out.height; ++r) {
+      const float* const line = sums + r * kPatchColumns;
+      float* const to = logits + (image * out.height + y + r) * out.width + x;
+      if (x + kPatchColumns <= out.width) std::copy_n(line, kPatchColumns, to);
+      else std::copy_n(line, out.width - x, to);
+    }
   }
   return sum;
 }
