@@ -1,12 +1,13 @@
 #include "gate_patch.h"
 
+#include <cstring>
+
 #include "../plan/plan.h"
+#include "bfloat16.h"
 #include "gate_patch_sums.h"
 #include "isa.h"
 
 namespace {
-
-constexpr int64_t kBlockWeights = int64_t{kPatchBlock} * kPatchTapsPacked;
 
 template <int Stride, typename Vector, int Rows, int Columns>
 struct Sums {
@@ -15,7 +16,7 @@ struct Sums {
   // Whole vectors of channels from `c` on; returns the next channel.
   DYNACONV_INLINE_MEMBER int64_t add(const float* const* from, int64_t c, int64_t channels, const float* weight) {
     for (; c + kLanesOf<Vector> <= channels; c += kLanesOf<Vector>) {
-      const float* const w = weight + c / kPatchBlock * kBlockWeights + c % kPatchBlock;
+      const float* const w = weight + c / kPatchBlock * kPatchBlockWeights + c % kPatchBlock;
       dots += add_channels<Stride>(from, c, w, positions) * load<Vector>(w + 9 * kPatchBlock);
     }
     return c;
@@ -50,38 +51,47 @@ DYNACONV_INLINE float pieces(const float* const* from, int64_t channels, const f
   return all + add_rest<Stride>(from, done, channels, weight, sums);
 }
 
-#define DYNACONV_PATCH(NAME, STRIDE, TARGET, VECTOR)                                                              \
-  TARGET float patch_##NAME##_##STRIDE(const void* const* from, int64_t channels, const float* weight, float* sums, int64_t) { \
-    return pieces<STRIDE, VECTOR>(reinterpret_cast<const float* const*>(from), channels, weight, sums);           \
-  }
-
-DYNACONV_PATCH(plain, 1, , float4)
-DYNACONV_PATCH(plain, 2, , float4)
+template <int Stride>
+float patch_plain(const void* const* from, int64_t channels, const void* weight, float* sums, int64_t) {
+  return pieces<Stride, float4>(reinterpret_cast<const float* const*>(from), channels, static_cast<const float*>(weight), sums);
+}
 #ifdef DYNACONV_X86
-DYNACONV_PATCH(avx2, 1, DYNACONV_TARGET_AVX2, float8)
-DYNACONV_PATCH(avx2, 2, DYNACONV_TARGET_AVX2, float8)
+template <int Stride>
+DYNACONV_TARGET_AVX2 float patch_avx2(const void* const* from, int64_t channels, const void* weight, float* sums, int64_t) {
+  return pieces<Stride, float8>(reinterpret_cast<const float* const*>(from), channels, static_cast<const float*>(weight), sums);
+}
 #endif
+
+void put(float* to, float value) { *to = value; }
+void put(Bfloat16* to, float value) { *to = narrowed(value); }
+
+template <typename T>
+void pack(int64_t channels, const float* weight, int64_t taps, T* packed) {
+  constexpr int64_t kBlock = 64 / sizeof(T);
+  std::memset(packed, 0, (channels + kBlock - 1) / kBlock * kBlock * kPatchTapsPacked * sizeof(T));
+  for (int64_t t = 0; t < taps; ++t)
+    for (int64_t c = 0; c < channels; ++c)
+      put(packed + (c / kBlock * kPatchTapsPacked + t) * kBlock + c % kBlock, weight[t * channels + c]);
+}
 
 }  // namespace
 
-int64_t patch_weight_floats(int dtype, int64_t channels) {
-  const int64_t block = dtype == kBfloat16 ? 2 * kPatchBlock : kPatchBlock;
-  return (channels + block - 1) / block * block * kPatchTapsPacked;
+int64_t patch_weight_bytes(int dtype, int64_t channels) {
+  const int64_t block = dtype == kBfloat16 ? 32 : 16;
+  return (channels + block - 1) / block * 64 * kPatchTapsPacked;
 }
 
-void pack_patch_weights(int dtype, int64_t channels, const float* weight, bool squeeze, float* packed) {
-  const int64_t parts = dtype == kBfloat16 ? 2 : 1, block = parts * kPatchBlock;
-  for (int64_t i = 0; i < patch_weight_floats(dtype, channels); ++i) packed[i] = 0;
-  for (int64_t t = 0; t < 9 + squeeze; ++t)
-    for (int64_t c = 0; c < channels; ++c)
-      packed[((c / block * kPatchTapsPacked + t) * parts + c % parts) * kPatchBlock + c % block / parts] = weight[t * channels + c];
+void pack_patch_weights(int dtype, int64_t channels, const float* weight, bool squeeze, void* packed) {
+  if (dtype == kBfloat16) pack(channels, weight, 9 + squeeze, static_cast<Bfloat16*>(packed));
+  else pack(channels, weight, 9 + squeeze, static_cast<float*>(packed));
 }
 
 GatePatch gate_patch(int dtype, int stride) {
 #ifdef DYNACONV_X86
-  if (dtype == kBfloat16 || best_isa_level() == Isa::kAvx512) return wide_gate_patch(dtype, stride);
-  if (best_isa_level() == Isa::kAvx2) return stride == 1 ? patch_avx2_1 : patch_avx2_2;
+  if (dtype == kBfloat16) return gate_patch_bfloat16(stride);
+  if (best_isa_level() == Isa::kAvx512) return gate_patch_avx512(stride);
+  if (best_isa_level() == Isa::kAvx2) return stride == 1 ? patch_avx2<1> : patch_avx2<2>;
 #endif
   (void)dtype;
-  return stride == 1 ? patch_plain_1 : patch_plain_2;
+  return stride == 1 ? patch_plain<1> : patch_plain<2>;
 }

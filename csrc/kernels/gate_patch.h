@@ -15,18 +15,20 @@ constexpr int kMostPatchTaps = patch_lines(kMostPatchStride) * patch_line(kMostP
 
 // Weights of a gate as its patches read them: blocks of neighbouring channels, of each the nine taps and the linear layer,
 // zeros where there is none. Weights that lie a power of two apart would push each other out of the nearest cache. float32
-// [blocks][10][16 channels]; bfloat16 [blocks][10][2][16], the even channels of 32 before the odd ones.
-int64_t patch_weight_floats(int dtype, int64_t channels);
-// weight: [9][channels], with `squeeze` followed by [channels]. dtype as in plan.h: that of the rows.
-void pack_patch_weights(int dtype, int64_t channels, const float* weight, bool squeeze, float* packed);
+// [blocks][10][16]; for rows in bfloat16 [blocks][10][32], rounded as the weights of all other layers are. dtype as in plan.h:
+// that of the rows.
+int64_t patch_weight_bytes(int dtype, int64_t channels);
+// weight: [9][channels], with `squeeze` followed by [channels].
+void pack_patch_weights(int dtype, int64_t channels, const float* weight, bool squeeze, void* packed);
 
 // sums[r * kPatchColumns + p] = sum over taps (i, j) of dot(from[(stride * r + i) * patch_line(stride) + stride * p + j], tap
 // 3 i + j of `weight`). Returns what the linear layer makes of the rows that this patch alone counts as its own: from the
 // centre tap on `stride` lines of `stride` rows for each position. Meanwhile the lines that no patch has read before are fetched
 // of the rows that lie `next` bytes behind these.
-using GatePatch = float (*)(const void* const* from, int64_t channels, const float* weight, float* sums, int64_t next);
+using GatePatch = float (*)(const void* const* from, int64_t channels, const void* weight, float* sums, int64_t next);
 
 // stride: 1 .. kMostPatchStride, in both directions. bfloat16 needs a processor with has_bfloat16().
 GatePatch gate_patch(int dtype, int stride);
-// Those of AVX-512, which only processors that have it may call.
-GatePatch wide_gate_patch(int dtype, int stride);
+// Those for processors that have more.
+GatePatch gate_patch_avx512(int stride);
+GatePatch gate_patch_bfloat16(int stride);

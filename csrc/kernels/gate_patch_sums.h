@@ -5,17 +5,15 @@
 #include "gate_patch.h"
 #include "vectors.h"
 
-constexpr int kPatchBlock = 16, kPatchTapsPacked = 10;  // weights of a block: see gate_patch.h
+constexpr int kPatchBlock = 16, kPatchTapsPacked = 10;  // channels and weights of a block: see gate_patch.h
+constexpr int64_t kPatchBlockWeights = int64_t{kPatchBlock} * kPatchTapsPacked;
 
-// sums += value * the taps that meet row x of line y of what Rows x Columns positions read. `w` gives a tap's weight.
-template <int Stride, int Rows, int Columns, typename Vector, typename Weights>
-DYNACONV_INLINE void add_products(int y, int x, const Vector& value, const Weights& w, Vector (&sums)[Rows][Columns]) {
-#pragma GCC unroll 9
-  for (int t = 0; t < 9; ++t) {
-    const int down = y - t / 3, right = x - t % 3;
-    if (down < 0 || right < 0 || down % Stride || right % Stride) continue;
-    if (down / Stride < Rows && right / Stride < Columns) sums[down / Stride][right / Stride] += value * w[t];
-  }
+// Which of Rows x Columns positions tap `t` of row x of line y of what they read belongs to, row by row; -1: none.
+template <int Stride, int Rows, int Columns>
+constexpr int position_of(int y, int x, int t) {
+  const int down = y - t / 3, right = x - t % 3;
+  if (down < 0 || right < 0 || down % Stride || right % Stride) return -1;
+  return down / Stride < Rows && right / Stride < Columns ? down / Stride * Columns + right / Stride : -1;
 }
 
 // Whether the row counts to these positions alone.
@@ -51,7 +49,11 @@ DYNACONV_INLINE Vector add_channels(const float* const* from, int64_t c, const f
       Vector value = load<Vector>(from[y * patch_line(Stride) + x] + c);
       hold(value);
       if constexpr (sizeof(Vector) == 64) fetch_next<Stride, Rows, Columns>(y, x, from[y * patch_line(Stride) + x] + c, next);
-      add_products<Stride>(y, x, value, w, sums);
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; ++t) {
+        const int i = position_of<Stride, Rows, Columns>(y, x, t);
+        if (i >= 0) sums[i / Columns][i % Columns] += value * w[t];
+      }
       if (is_own<Stride, Rows, Columns>(y, x)) own[x % kParts] += value;
     }
   }

@@ -87,7 +87,7 @@ float some_lines(const Worker& worker, const Step& step, int64_t image, int32_t 
   const Run& run = worker.run;
   const Conv& conv = run.conv(step.conv[0]);
   const Value &in = run.value(step.in), &out = run.value(step.out);
-  const float* const weight = reinterpret_cast<const float*>(run.plan.gate_panels[worker.step].data());
+  const char* const weight = run.plan.gate_panels[worker.step].data();
   const GatePatch patch = gate_patch(in.dtype, conv.stride[0]);
   const PatchRows rows(worker, step, image);
   float sum = 0;
@@ -119,9 +119,8 @@ bool takes_patches(const Plan& plan, const Step& step) {
 void pack_gate_patches(const Plan& plan, const Step& step, Region& panel) {
   const Conv& conv = plan.convs[step.conv[0]];
   const int dtype = plan.values[step.in].dtype;
-  if (!panel.reserve(patch_weight_floats(dtype, conv.in_channels) * int64_t{sizeof(float)})) throw std::bad_alloc();
-  pack_patch_weights(dtype, conv.in_channels, static_cast<const float*>(conv.weight), step.ints[0] != 0,
-                     reinterpret_cast<float*>(panel.data()));
+  if (!panel.reserve(patch_weight_bytes(dtype, conv.in_channels))) throw std::bad_alloc();
+  pack_patch_weights(dtype, conv.in_channels, static_cast<const float*>(conv.weight), step.ints[0] != 0, panel.data());
 }
 
 void gate_patches(Worker& worker, const Step& step) {

@@ -31,7 +31,8 @@ struct Value {
 //   kConv       [groups][panels of 32 outputs][taps * in_channels / groups][32], zero padded; taps in row-major order
 //   kDepthwise  [taps][channels]
 //   kStem       as kConv
-//   kGate       [taps][C] float32, for squeeze followed by [C] of the Linear; bias[0] is the sum of both biases
+//   kGate       [taps][C] float32, for squeeze followed by [C] of the Linear; bias[0] is the sum of both biases. Where the
+//               rows are bfloat16, a step may round them likewise
 // For bfloat16 inputs (for kStem: outputs) the weights are bfloat16, rounded to the nearest, with pairs of neighbours in
 // depth beside each other:
 //   kConv       [groups][panels of 32 outputs][taps][(in_channels / groups + 1) / 2][32][2], zeros beside odd channels

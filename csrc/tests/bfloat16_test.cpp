@@ -325,17 +325,19 @@ void normalisation(const Map& m, std::mt19937& random) {
           }), false, m.channels);
 }
 
-// A squeeze gate: 3x3 plus the mean times a Linear; logits and weights are float32. At stride 1 its taps have biases, too.
+// A squeeze gate: 3x3 plus the mean times a Linear; logits are float32, and weights where it does not go patch by patch. At
+// stride 1 its taps have biases, too.
 void gate(const Map& m, int32_t stride, std::mt19937& random) {
   const int64_t area = int64_t{m.h} * m.w;
   const int32_t h = (m.h - 1) / stride + 1, w = (m.w - 1) / stride + 1;
   const bool biased = stride == 1;
-  const auto a = rounded(noise(random, m.count())), weight = noise(random, 10 * m.channels), bias = noise(random, 10);
+  const auto a = rounded(noise(random, m.count())), given = noise(random, 10 * m.channels), bias = noise(random, 10);
+  const auto weight = stride <= 2 ? rounded(given) : given;
   PlanBuilder b;
   const int32_t x = b.value(m.h, m.w, m.channels, true, 0, kBfloat16), out = b.value(h, w, 1, true);
   const int32_t sums = b.value(m.h, 1, 1);
   Conv c{};
-  c.weight = b.keep(weight), c.bias = b.keep(bias), c.in_channels = m.channels, c.out_channels = 1, c.groups = 1;
+  c.weight = b.keep(given), c.bias = b.keep(bias), c.in_channels = m.channels, c.out_channels = 1, c.groups = 1;
   for (int i = 0; i < 2; ++i) c.kernel[i] = 3, c.stride[i] = stride, c.padding[i] = c.dilation[i] = 1;
   b.convs.push_back(c);
   Step& step = b.step(kGate, x, out, 0);

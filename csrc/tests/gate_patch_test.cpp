@@ -29,9 +29,10 @@ bool right(int dtype, int stride, int channels, bool squeezes, std::mt19937& ran
     }
     from[i] = halves[i].data();
   }
-  const std::vector<float> weight = noise(random, (9 + squeezes) * channels);
-  std::vector<float> packed(patch_weight_floats(dtype, channels), NAN), sums(kPositions, NAN);
+  std::vector<float> weight = noise(random, (9 + squeezes) * channels);
+  std::vector<float> packed(patch_weight_bytes(dtype, channels) / sizeof(float), NAN), sums(kPositions, NAN);
   pack_patch_weights(dtype, channels, weight.data(), squeezes, packed.data());
+  for (float& w : weight) w = dtype == kBfloat16 ? widened(narrowed(w)) : w;
   const float all = gate_patch(dtype, stride)(from.data(), channels, packed.data(), sums.data(), 0);
   double wanted = 0, worst = 0;
   for (int y = 1; squeezes && y <= stride * kPatchRows; ++y)
