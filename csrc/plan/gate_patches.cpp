@@ -54,8 +54,12 @@ class PatchRows {
     if (stride_ == 1) find<1>(y, x, from);
     else find<2>(y, x, from);
   }
-  // Bytes from a row to the one at its place in the next patch of the line.
-  int64_t next() const { return int64_t{kPatchColumns} * stride_ * row_bytes_; }
+  // Bytes from a row of the patch that begins in column x to the one at its place in the next patch: in the same lines, or
+  // the first one of the next lines.
+  int64_t next(int32_t x, int32_t width) const {
+    const int64_t positions = x + kPatchColumns < width ? kPatchColumns : int64_t{kPatchRows} * in_.width - x;
+    return positions * stride_ * row_bytes_;
+  }
 
  private:
   // Rows outside of the map are zeros.
@@ -95,7 +99,7 @@ float some_lines(const Worker& worker, const Step& step, int64_t image, int32_t 
     const void* from[kMostPatchTaps];
     rows.find(y, x, from);
     float sums[kPatchRows * kPatchColumns];
-    sum += patch(from, in.channels, weight, sums, rows.next());
+    sum += patch(from, in.channels, weight, sums, rows.next(x, out.width));
     for (int32_t r = 0; r < kPatchRows && y + r < out.height; ++r) {
       const float* const line = sums + r * kPatchColumns;
       float* const to = logits + (image * out.height + y + r) * out.width + x;
