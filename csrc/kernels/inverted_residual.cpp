@@ -35,6 +35,8 @@ constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden 
 
 int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
 
+bool is_factored(const FusedExpansion& fusion) { return fusion.rank && !fusion.folded; }
+
 // Where things lie in a thread's scratch.
 template <typename T>
 struct Layout {
@@ -101,6 +103,7 @@ struct Scratch {
   Span* spans;
   float* means;  // sums of the rows in hand
   float* folded;
+  const void** latents;  // of the pixels that are expanded
 
   Scratch(const InvertedArgsOf<T>& args, const Layout<T>& layout, void* base, T* shared, int64_t* bytes = nullptr) {
     int64_t at = 0;
@@ -112,7 +115,8 @@ struct Scratch {
     const int64_t pixels = args.project_weight ? layout.band * args.out_width : 0, inputs = layout.slots * args.width;
     ring = reinterpret_cast<T*>(take(args.expand_weight ? layout.panels * layout.panel_size * sizeof(T) : 0));
     buffer = shared ? shared : reinterpret_cast<T*>(take(pixels * layout.hidden_stride * sizeof(T)));
-    folded = reinterpret_cast<float*>(take(args.fold.rank ? layout.panels * (args.channels + 1) * kPanel * sizeof(float) : 0));
+    folded = reinterpret_cast<float*>(take(args.fusion.folded ? layout.panels * (args.channels + 1) * kPanel * sizeof(float) : 0));
+    latents = reinterpret_cast<const void**>(take(is_factored(args.fusion) ? inputs * 8 : 0));
     means = reinterpret_cast<float*>(take(args.means ? panels_of(args.hidden) * kPanel * sizeof(float) : 0));
     expand.from = reinterpret_cast<const void**>(take(inputs * 8));
     expand.to = reinterpret_cast<void**>(take(inputs * 8));
@@ -306,13 +310,45 @@ class Walk {
     }
     ready_ = std::max(ready_, high);
     scratch_.expand.count = count;
+    if (is_factored(args_.fusion)) find_latents();
+  }
+
+  const float* factors() const { return args_.fusion.factors + image_ * args_.fusion.factors_stride; }
+  // The latent row of every pixel that is expanded.
+  void find_latents() const {
+    const int64_t row = fusion_row(args_.fusion.rank);
+    const float* const rows = factors() + panels_of(args_.hidden) * kPanel;
+    const T* const image = args_.in + image_ * args_.height * args_.width * args_.in_stride;
+    for (int64_t i = 0; i < scratch_.expand.count; ++i)
+      scratch_.latents[i] = rows + (static_cast<const T*>(scratch_.expand.from[i]) - image) / args_.in_stride * row;
+  }
+  // A panel of static weights, scaled for this image, with what the latent rows give.
+  void expand_factored(int64_t panel, int64_t place) const {
+    const FusedExpansion& fusion = args_.fusion;
+    const float* scales[kMaxRows];
+    std::fill_n(scales, kMaxRows, factors());
+    TileCall call = panel_call(args_.expand_weight, args_.expand_bias, args_.channels, panel, args_.hidden);
+    call.column = place * layout_.panel_size;
+    call.activation = args_.activation[0];
+    Blend blend{scales, panel * kPanel, nullptr, fusion.rank, fusion.right + panel * fusion.rank * kPanel, fusion.offset + panel * kPanel};
+    call.blend = &blend;
+    const List& list = scratch_.expand;
+    for (int64_t tile = 0; tile < list.tiles(); ++tile) {
+      const int64_t first = list.start(tile), last = list.start(tile + 1);
+      call.taps = list.from + first;
+      call.out = list.to + first;
+      blend.taps = scratch_.latents + first;
+      if (args_.upcoming) args_.upcoming->give(call, sizeof(T));
+      fetch_ahead(call, tile, list.tiles(), args_.channels * kPanel * int64_t{sizeof(float)});
+      gemm_tile(kFloat32, static_cast<int>(last - first), call.columns)(call);
+    }
   }
 
   // The expansion's weights for this image: of every panel a row of bias, then one for each channel.
   float* folded(int64_t panel) const { return scratch_.folded + panel * (args_.channels + 1) * kPanel; }
   void fold_panel(int64_t panel, int64_t place) const {
-    const FoldedExpansion& fold = args_.fold;
-    const float* const scale = fold.factors + image_ * fold.factors_stride;
+    const FusedExpansion& fold = args_.fusion;
+    const float* const scale = factors();
     FuseCall call{};
     call.weights = reinterpret_cast<const float*>(args_.expand_bias) + panel * kPanel;
     call.rows = 1;
@@ -331,14 +367,15 @@ class Walk {
     mix_kernels().fuse(call);
   }
   void fold_panels() const {
-    for (int64_t panel = 0; args_.fold.rank && panel < layout_.panels && layout_.panels > 1; ++panel) fold_panel(panel, panel);
+    for (int64_t panel = 0; args_.fusion.folded && panel < layout_.panels && layout_.panels > 1; ++panel) fold_panel(panel, panel);
   }
 
   // `place`: where the panel lies in the ring.
   void expand_panel(int64_t panel, int64_t place) const {
     TileCall call = panel_call(args_.expand_weight, args_.expand_bias, args_.channels, panel, args_.hidden);
     if constexpr (sizeof(T) == 4) {
-      if (args_.fold.rank) {
+      if (is_factored(args_.fusion)) return expand_factored(panel, place);
+      if (args_.fusion.folded) {
         // Cut by hidden channels, a panel is folded when its turn comes.
         if (layout_.panels == 1) fold_panel(panel, 0);
         call.bias = folded(layout_.panels == 1 ? 0 : panel);

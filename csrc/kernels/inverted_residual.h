@@ -14,17 +14,18 @@
 
 // A low-rank part that is added to the scaled weights of the expansion, other for each image: DCD's channel fusion, arXiv
 // 2103.08756, equation 6. factors: of each image the scale of every output, padded to panels, then rows of fusion_row(rank):
-// one for the bias, one for each channel.
-struct FoldedExpansion {
+// folded, one for the bias and one for each channel; else one for each pixel.
+struct FusedExpansion {
   int64_t rank;
+  bool folded;           // to weights of the image
   const float* right;    // [panels][rank][32]
   const float* offset;   // added to the bias, not scaled
   const float* factors;
   int64_t factors_stride;
 };
 inline int64_t fusion_row(int64_t rank) { return (rank + 15) / 16 * 16; }
-inline int64_t fusion_floats(int64_t outputs, int64_t rank, int64_t channels) {
-  return (outputs + 31) / 32 * 32 + (1 + channels) * fusion_row(rank);
+inline int64_t fusion_floats(int64_t outputs, int64_t rank, int64_t rows) {
+  return (outputs + 31) / 32 * 32 + rows * fusion_row(rank);
 }
 
 // Weights as in csrc/plan/plan.h: panels for expand and project, [taps][hidden] for depthwise. T is float or Bfloat16.
@@ -44,7 +45,7 @@ struct InvertedArgsOf {
   int64_t out_stride;
   const T* residual;      // rows as `out`, or null; may be `out`, but not `in` where `in` is `out`
   int64_t residual_stride;
-  FoldedExpansion fold;   // of float32; rank 0: none
+  FusedExpansion fusion;  // of float32; rank 0: none
   float* means;           // [images] rows of `hidden`, or null; only without projection
   int64_t means_stride;
   bool slices;            // cut by hidden channels and without projection: `out` has of every image the channels of each thread

@@ -162,9 +162,12 @@ struct Checker {
     if (!weights(reduce) || reduce.groups != 1 || !pointwise(reduce) || reduce.out_channels > 4096)
       return fail("the factors of a channel fusion need its 1x1 projection");
     const int64_t rank = reduce.out_channels, outputs = at(s.aux[0]).channels - rank * rank;
-    if (outputs < 1 || s.in != -1 || s.aux[1] != -1 || s.aux[2] != -1 || s.aux[3] != -1)
+    if (s.in != -1 && (!float_value(s.in, "in") || at(s.in).channels != reduce.in_channels))
+      return fail("the projection of a channel fusion does not fit its input");
+    const int64_t rows = s.in == -1 ? 1 + int64_t{reduce.in_channels} : int64_t{at(s.in).height} * at(s.in).width;
+    if (outputs < 1 || s.aux[1] != -1 || s.aux[2] != -1 || s.aux[3] != -1)
       return fail("the factors of a channel fusion follow from its coefficients alone");
-    return numbers(s.aux[0], outputs + rank * rank) && numbers(s.out, fusion_floats(outputs, rank, reduce.in_channels)) && no_mask(s) &&
+    return numbers(s.aux[0], outputs + rank * rank) && numbers(s.out, fusion_floats(outputs, rank, rows)) && no_mask(s) &&
            no_second(s);
   }
   // One of a router's layers, from `inputs` channels in all on a grid of its own size.
@@ -186,7 +189,7 @@ struct Checker {
       return fail("the gate of a router has other channels than what it scales");
     return numbers(s.out, data.convs[s.conv[2]].out_channels) && no_mask(s) && no_second(s);
   }
-  // The expansion of an inverted residual: static, or folded for each image.
+  // The expansion of an inverted residual: static, or a channel fusion.
   bool expansion(const Step& s, const Conv& expand) {
     if (!weights(expand) || !pointwise(expand) || expand.groups != 1) return fail("the expansion does not fit its block");
     if (!s.ints[0]) return s.aux[0] == -1 || fail("an inverted residual takes other values than it has");
@@ -194,7 +197,9 @@ struct Checker {
     const Conv& add = data.convs[s.conv[2]];
     if (!weights(add) || !pointwise(add) || add.groups != 1 || add.out_channels != expand.out_channels || add.in_channels > 4096)
       return fail("what is folded into an expansion does not fit it");
-    return numbers(s.aux[0], fusion_floats(expand.out_channels, add.in_channels, expand.in_channels));
+    const Value& in = at(s.in);
+    const int64_t rows = s.ints[0] == 1 ? 1 + int64_t{expand.in_channels} : int64_t{in.height} * in.width;
+    return numbers(s.aux[0], fusion_floats(expand.out_channels, add.in_channels, rows));
   }
   bool unprojected(const Step& s, const Conv& depthwise) {
     const Value &in = at(s.in), &out = at(s.out);
@@ -211,7 +216,7 @@ struct Checker {
     if (!conv(s.conv[1])) return false;
     const Conv& depthwise = data.convs[s.conv[1]];
     const bool projects = s.conv[2] >= 0 && !s.ints[0];
-    if (s.aux[2] != -1 || s.aux[3] != -1 || s.ints[0] < 0 || s.ints[0] > 1 || (s.conv[0] < 0 && (s.ints[0] || s.aux[0] != -1)) ||
+    if (s.aux[2] != -1 || s.aux[3] != -1 || s.ints[0] < 0 || s.ints[0] > 2 || (s.conv[0] < 0 && (s.ints[0] || s.aux[0] != -1)) ||
         (s.aux[1] >= 0 && projects))
       return fail("an inverted residual takes other values than it has");
     if (s.conv[0] >= 0) {

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 5;
+constexpr int kPlanAbi = 6;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -71,9 +71,9 @@ enum Kind : int32_t {
   kStem,          // conv from an external image of few channels (planes or rows), out rows
   kDepthwise,     // out = act(depthwise(in) [+ in2])
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion).
-                  // conv[2] = -1 (or ints[0] = 1), float32 without mask and in2: no projection, out = act2(depthwise(act1(expand(in)))), and
+                  // conv[2] = -1 (or ints[0] > 0), float32 without mask and in2: no projection, out = act2(depthwise(act1(expand(in)))), and
                   // aux[1] (or -1) takes its mean over all positions. With ints[0] = 1 the expansion is a folded channel
-                  // fusion: conv[0] is its static weight, conv[2] is P and aux[0] what kFusionFactors made
+                  // fusion, with 2 a factored one: conv[0] is its static weight, conv[2] is P and aux[0] what kFusionFactors made
   kMaxPool,       // geometry of conv[0] (weight null), padding counts as -inf
   kAvgPool,       // geometry of conv[0]; ints[0] = 1: padding counts in the average
   kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average (bins may share positions); with grid: over open
@@ -104,7 +104,8 @@ enum Kind : int32_t {
                   // 1: factored
   kFusionFactors, // what the coefficients of a 1x1 kChannelFusion come to, for steps that fold its kernel themselves: out is one
                   // row [N, 1, 1, n] of the outputs' scale, padded to panels of 32, then Q's bias and each row of Q [in_channels]
-                  // [rank] = conv[1] times the matrix, padded to 16. aux[0] and ints[4] as there; in = -1
+                  // [rank] = conv[1] times the matrix, padded to 16. aux[0] and ints[4] as there; in = -1. Factored, with in: conv[1]
+                  // as kConv, and the rows are those of Q in + bias for every position of in, times the matrix
   kRouter,        // out = act2(conv[2](h)) of h = act0(conv[0](in)), or of h * act1(conv[1](h)) where conv[1] is given. conv[0]
                   // reads all of in at once, so that each image has one row; the others are linear layers. float32
   kNarrow,        // the step of kind ints[0] (kConv, kDepthwise, kInverted; float32) of each image's open channels: `grid` (1 x G) decides

@@ -35,7 +35,7 @@ InvertedArgsOf<T> fixed(const Plan& plan, const Step& step) {
   args.depthwise_bias = depthwise.bias;
   if (step.ints[0]) {
     const Conv& add = plan.convs[step.conv[2]];
-    args.fold = {add.in_channels, static_cast<const float*>(add.weight), add.bias, nullptr, plan.values[step.aux[0]].stride};
+    args.fusion = {add.in_channels, step.ints[0] == 1, static_cast<const float*>(add.weight), add.bias, nullptr, plan.values[step.aux[0]].stride};
   } else if (step.conv[2] >= 0) {
     args.project_weight = static_cast<const T*>(plan.convs[step.conv[2]].weight);
     args.project_bias = plan.convs[step.conv[2]].bias;
@@ -62,7 +62,7 @@ void run_inverted(Worker& worker, const Step& step) {
     args.residual = reinterpret_cast<const T*>(run.data(step.in2));
     args.residual_stride = run.value(step.in2).stride;
   }
-  if (step.ints[0]) args.fold.factors = reinterpret_cast<const float*>(run.data(step.aux[0]));
+  if (step.ints[0]) args.fusion.factors = reinterpret_cast<const float*>(run.data(step.aux[0]));
   if (args.means) args.means = reinterpret_cast<float*>(run.data(step.aux[1]));
   args.need = run.need(step.grid, step.run_all_above);
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;

@@ -167,7 +167,7 @@ class DamagedPlan {
         const Conv& of = convs_[s.conv[0]];
         if (of.groups > 0) need.cover((up(double(of.out_channels) / of.groups, 32) * of.groups) * std::max(1, s.ints[0]), 0);
       } else if (kind == kDynamicConv) panels(need, c, false, s.ints[0]);
-      else if (kind == kFusionFactors && i == 1) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
+      else if (kind == kFusionFactors && i == 1 && s.in < 0) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
       else if (kind == kChannelFusion && i == 1 && !s.ints[3]) need.cover(double(c.in_channels) * c.out_channels, c.out_channels);
       else if (kind == kChannelFusion && i == 2 && good(s.conv[0]) && convs_[s.conv[0]].groups > 0) {
         // The panels of P follow the groups of the outputs.
@@ -178,7 +178,7 @@ class DamagedPlan {
       else if (kind == kLayerNorm) need.cover(c.in_channels, c.in_channels);
       else if (kind == kDepthwise || (kind == kInverted && i == 1)) columns(need, c, bfloat16);
       else if (kind == kStem && bfloat16) need.cover(up(c.out_channels, 32) * c.kernel[0] * up(double(c.kernel[1]) * c.in_channels, 2) / 2, up(c.out_channels, 32));
-      else if (kind == kConv || kind == kStem || kind == kInverted || kind == kRouter) panels(need, c, bfloat16, 0);
+      else if (kind == kConv || kind == kStem || kind == kInverted || kind == kRouter || kind == kFusionFactors) panels(need, c, bfloat16, 0);
     }
   }
   const float* memory(Source& source, double floats) {

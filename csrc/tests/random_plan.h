@@ -226,12 +226,14 @@ class RandomPlan {
     drop(mean);
     return made;
   }
-  // The factors of a channel fusion from `inputs` channels, whose coefficients follow from the mean.
-  int32_t factors(int32_t inputs, int32_t outputs, int32_t rank) {
+  // The factors of a channel fusion from the channels of `current_`, whose coefficients follow from the mean.
+  int32_t factors(int32_t outputs, int32_t rank, bool folded) {
+    const Size in = size(current_);
+    const int32_t inputs = in.c, rows = folded ? 1 + inputs : in.h * in.w;
     const int32_t coefficients = from_mean(current_, outputs + rank * rank), reduce = conv(inputs, rank, 1, {1, 1, 0, 1});
-    b.convs[reduce].weight = b.keep(weights(inputs, rank));
-    const int32_t out = make({1, 1, (outputs + 31) / 32 * 32 + (1 + inputs) * ((rank + 15) / 16 * 16)});
-    Step& step = b.step(kFusionFactors, -1, out);
+    if (folded) b.convs[reduce].weight = b.keep(weights(inputs, rank));
+    const int32_t out = make({1, 1, (outputs + 31) / 32 * 32 + rows * ((rank + 15) / 16 * 16)});
+    Step& step = b.step(kFusionFactors, folded ? -1 : current_, out);
     step.conv[1] = reduce, step.aux[0] = coefficients, step.ints[4] = s_.chance(50);
     drop(coefficients);
     return out;
@@ -241,14 +243,14 @@ class RandomPlan {
     const Size in = size(current_);
     const Window w = window(in.h, in.w, false);
     const int32_t hidden = s_.pick({4, 16, 33, 48, 70, 130, 256, 300});
-    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), own = s_.chance(50) ? factors(in.c, hidden, rank) : -1;
+    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), form = s_.below(4), own = form % 3 ? factors(hidden, rank, form == 1) : -1;
     const int32_t to = make({w.of(in.h), w.of(in.w), hidden}), mean = s_.chance(60) ? make({1, 1, hidden}) : -1;
     const int32_t first = conv(in.c, hidden, 1, {1, 1, 0, 1}), middle = depthwise(hidden, w);
     const int32_t add = own >= 0 ? conv(rank, hidden, 1, {1, 1, 0, 1}) : -1;
     const int32_t acts[2] = {activation(), activation()};
     Step& step = b.step(kInverted, current_, to, first);
     step.conv[1] = middle, step.conv[2] = add, step.activation[0] = acts[0], step.activation[1] = acts[1];
-    step.aux[0] = own, step.aux[1] = mean, step.ints[0] = own >= 0;
+    step.aux[0] = own, step.aux[1] = mean, step.ints[0] = own >= 0 ? form : 0;
     replace(to);
     if (own >= 0) drop(own);
     if (mean < 0) return;

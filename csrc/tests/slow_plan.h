@@ -285,6 +285,7 @@ class SlowPlan {
         double v = s.conv[0] < 0 ? at(s.in, p.image, y, x, o) : expansion(s, p.image, o, -1);
         if (s.conv[0] >= 0) {
           for (int64_t k = 0; k < channels; ++k) v += at(s.in, p.image, y, x, k) * expansion(s, p.image, o, k);
+          if (s.ints[0] == 2) v = v * scalar(s.aux[0], p.image, o) + latents(s, p.image, y * in.width + x, o);
           v = activated(v, s.activation[0]);
         }
         sums[o] += v * static_cast<const float*>(middle.weight)[tap * hidden + o];
@@ -306,10 +307,18 @@ class SlowPlan {
     }
   }
 
+  // What the latent row of a pixel gives to an output.
+  double latents(const Step& s, int64_t image, int64_t pixel, int64_t o) const {
+    const Conv& add = conv(s.conv[2]);
+    const int64_t rank = add.in_channels, row = (add.out_channels + 31) / 32 * 32 + pixel * ((rank + 15) / 16 * 16);
+    double sum = bias(add, o);
+    for (int64_t l = 0; l < rank; ++l) sum += scalar(s.aux[0], image, row + l) * weight(add, o, l, 0);
+    return sum;
+  }
   // Weight of an expansion, or its bias for k = -1.
   double expansion(const Step& s, int64_t image, int64_t o, int64_t k) const {
     const double own = k < 0 ? bias(conv(s.conv[0]), o) : weight(conv(s.conv[0]), o, k, 0);
-    if (!s.ints[0]) return own;
+    if (s.ints[0] != 1) return own;
     const Conv& add = conv(s.conv[2]);
     const int64_t rank = add.in_channels, left = (add.out_channels + 31) / 32 * 32 + (1 + k) * ((rank + 15) / 16 * 16);
     double sum = own * scalar(s.aux[0], image, o) + (k < 0 ? bias(add, o) : 0.0);
@@ -326,14 +335,28 @@ class SlowPlan {
       want[o] = s.ints[4] ? std::min(std::max(given + 3, 0.0), 6.0) / 3 : given;
       scale = std::max(scale, std::fabs(want[o]));
     }
-    for (int64_t k = -1; k < reduce.in_channels; ++k)
-      for (int64_t l = 0; l < rank; ++l) {
-        double sum = 0;
-        for (int64_t m = 0; m < rank; ++m)
-          sum += double(k < 0 ? reduce.bias[m] : static_cast<const float*>(reduce.weight)[k * rank + m]) *
-                 scalar(s.aux[0], image, outputs + m * rank + l);
-        scale = std::max(scale, std::fabs(want[(outputs + 31) / 32 * 32 + (1 + k) * row + l] = sum));
+    const bool factored = s.in >= 0;
+    const int64_t rows = factored ? int64_t{value(s.in).height} * value(s.in).width : 1 + int64_t{reduce.in_channels};
+    for (int64_t r = 0; r < rows; ++r) {
+      std::vector<double> given(rank), sizes(rank);
+      for (int64_t m = 0; m < rank; ++m) {
+        given[m] = r && !factored ? double(static_cast<const float*>(reduce.weight)[(r - 1) * rank + m]) : double(reduce.bias[m]);
+        sizes[m] = std::fabs(given[m]);
+        for (int64_t k = 0; factored && k < reduce.in_channels; ++k) {
+          const double term = at(s.in, image, r / value(s.in).width, r % value(s.in).width, k) * weight(reduce, m, k, 0);
+          given[m] += term, sizes[m] += std::fabs(term);
+        }
       }
+      for (int64_t l = 0; l < rank; ++l) {
+        double sum = 0, size = 0;
+        for (int64_t m = 0; m < rank; ++m) {
+          const double share = scalar(s.aux[0], image, outputs + m * rank + l);
+          sum += given[m] * share, size += sizes[m] * std::fabs(share);
+        }
+        want[(outputs + 31) / 32 * 32 + r * row + l] = sum;
+        scale = std::max(scale, size);
+      }
+    }
   }
 
   // A linear layer of a router, of all positions of `x`.

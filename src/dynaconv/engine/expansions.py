@@ -13,7 +13,7 @@ from dynaconv.engine.ir import Graph, Node
 
 
 def fuse_expansions(graph: Graph) -> None:
-    """One step for 1x1 -> depthwise [-> mean], with static weights or those of a folded channel fusion."""
+    """One step for 1x1 -> depthwise [-> mean], with static weights or a channel fusion."""
     for depthwise in list(graph.nodes):
         users = graph.users()
         if not _is_last(depthwise) or not _is_expansion(depthwise.x, users):
@@ -60,7 +60,7 @@ def _is_expansion(node: Node, users: dict[Node, list[Node]]) -> bool:
         return False
     return (
         pointwise(node, mixed=True)
-        and ("low_rank" not in node.attrs or folds(node))
+        and ("low_rank" not in node.attrs or node.attrs["groups"] == 1)
         and "experts" not in node.attrs
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from dynaconv.engine import pack
@@ -49,8 +50,9 @@ def _expanded(lowering: Lowering, node: Node) -> None:
         static, reduce, add = (
             lowering.conv_data(c)[0] for c in pack_fusion(expand.attrs, zero_bias(expand), False)
         )
-        convs, ints[0] = [static, middle, add], 1
-        aux[0] = _factors(lowering, node, expand, reduce)
+        folded = folds(expand)
+        convs, ints[0] = [static, middle, add], 1 if folded else 2
+        aux[0] = _factors(lowering, node, expand, reduce, folded)
     else:
         convs = [packed(lowering, expand, "conv")[0], middle, -1]
     out = lowering.result(node)
@@ -71,16 +73,19 @@ def _router(lowering: Lowering, node: Node) -> None:
     lowering.step("router", node, input=source, out=out, conv=convs, activation=acts)
 
 
-def _factors(lowering: Lowering, node: Node, expand: Node, reduce: int) -> int:
-    """What the coefficients come to, for each image."""
+def _factors(lowering: Lowering, node: Node, expand: Node, reduce: int, folded: bool) -> int:
+    """What the coefficients come to for each image: for its weights where it folds them, else at every position."""
     part, coefficients = expand.attrs["low_rank"], lowering.value(node.inputs["coefficients"])
-    conv = lowering.plan.convs[reduce]
-    conv.form, conv.weight, conv.bias = "reduction", part.q.t().contiguous(), part.shift.clone()
     rank, inputs = part.q.shape
+    if folded:
+        conv = lowering.plan.convs[reduce]
+        conv.form, conv.weight, conv.bias = "reduction", part.q.t().contiguous(), part.shift.clone()
+    rows = 1 + inputs if folded else math.prod(expand.size[:2])
     scales, row = -(-expand.size[2] // pack.PANEL) * pack.PANEL, -(-rank // _FACTOR_ROW) * _FACTOR_ROW
-    out = lowering.room((1, 1, scales + (1 + inputs) * row), expand.layer)
+    out = lowering.room((1, 1, scales + rows * row), expand.layer)
+    source = -1 if folded else lowering.value(node.x)
     lowering.step(
-        "fusion_factors", expand, out=out, conv=[-1, reduce, -1], aux=[coefficients, -1, -1, -1],
+        "fusion_factors", expand, input=source, out=out, conv=[-1, reduce, -1], aux=[coefficients, -1, -1, -1],
         ints=[0, 0, 0, 0, int(part.gated), 0, 0, 0],
     )  # fmt: skip
     return out

@@ -62,7 +62,7 @@ def _row(plan: Plan, index: int, step: Step) -> dict[str, Any]:
     if step.kind == "conv" and plan.convs[step.conv[0]].winograd is not None:
         kernel = "conv (winograd)"
     if _is_unprojected(step):
-        kernel = "inverted (no projection, folded)" if step.ints[0] else "inverted (no projection)"
+        kernel = f"inverted (no projection{('', ', folded', ', factored')[step.ints[0]]})"
     return {
         "layer": step.layer, "kernel": kernel, "dense_ms": times.get("dense_ms"), "sparse_ms": times.get("sparse_ms"),
         "break_even": times.get("break_even"), "choice": choice, "reason": reason,
@@ -70,14 +70,14 @@ def _row(plan: Plan, index: int, step: Step) -> dict[str, Any]:
 
 
 def _is_unprojected(step: Step) -> bool:
-    return step.kind == "inverted" and (step.conv[2] < 0 or step.ints[0] == 1)
+    return step.kind == "inverted" and (step.conv[2] < 0 or step.ints[0] > 0)
 
 
 def _choice(step: Step, measured: bool) -> tuple[str, str]:
     if step.kind in ("threshold", "dilate", "mask_value", "gate"):
         return "mask", "decides where to compute"
     if step.kind == "fusion_factors":
-        return "dense", "what the next step folds into the weights of each image"
+        return "dense", "what the channel fusion of the next step has for each image"
     if step.kind == "router":
         return "dense", "small layers behind a mean, in one step"
     if _is_unprojected(step):

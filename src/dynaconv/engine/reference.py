@@ -201,14 +201,14 @@ def stem(run: Run, step: Step) -> None:
 def inverted(run: Run, step: Step) -> None:
     """out = final([in2 +] project(act2(depthwise(act1(expand(in)))))); without expand when conv[0] is -1.
 
-    Without projection when conv[2] is -1, or ints[0] = 1: then the expansion is a folded channel fusion with the static
-    weight conv[0], P = conv[2] and the factors aux[0]. aux[1] takes the mean of what is not projected.
+    Without projection when conv[2] is -1, or ints[0] > 0: then the expansion is a channel fusion with the static weight
+    conv[0], P = conv[2] and the factors aux[0], folded (1) or not (2). aux[1] takes the mean of what is not projected.
     """
     x, size = run.planes(step.input), run.plan.values[step.out].size
     grids = [run.plan.values[step.input].size, size, size]
     for i, (index, act, grid) in enumerate(zip(step.conv, step.activation, grids, strict=True)):
         if i == 0 and step.ints[0]:
-            x = APPLY[act](folded(run, step, x))
+            x = APPLY[act](fused(run, step, x))
         elif index >= 0 and not (i == 2 and step.ints[0]):
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
             x = APPLY[act](x)
@@ -217,14 +217,16 @@ def inverted(run: Run, step: Step) -> None:
     run.write(step, finish(run, step, x))
 
 
-def folded(run: Run, step: Step, x: Tensor) -> Tensor:
+def fused(run: Run, step: Step, x: Tensor) -> Tensor:
     """A channel fusion's 1x1 convolution from its factors."""
     (weight, bias), (p, offset) = run.weight(step.conv[0]), run.weight(step.conv[2])
     outputs, rank = p.shape
     factors = run.value(step.aux[0]).reshape(run.n, -1)
-    rows = factors[:, -(1 + x.shape[1]) * (rank + -rank % 16) :].unflatten(1, (1 + x.shape[1], -1))[
-        ..., :rank
-    ]
+    count = 1 + x.shape[1] if step.ints[0] == 1 else x.shape[2] * x.shape[3]
+    rows = factors[:, -count * (rank + -rank % 16) :].unflatten(1, (count, -1))[..., :rank]
+    if step.ints[0] == 2:
+        y = F.conv2d(x, weight, bias) * factors[:, :outputs, None, None]
+        return y + (rows @ p.t() + offset).transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
     rows = rows @ p.t() + torch.cat([bias[None], weight.flatten(1).t()]) * factors[:, None, :outputs]
     return torch.einsum("nihw,nio->nohw", x, rows[:, 1:]) + (rows[:, 0] + offset)[:, :, None, None]
 

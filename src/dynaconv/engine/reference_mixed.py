@@ -53,13 +53,19 @@ def channel_fusion(run: Run, step: Step) -> None:
 
 @step_kind("fusion_factors")
 def fusion_factors(run: Run, step: Step) -> None:
-    """The scale of every output, padded to panels; Q's bias and each of its rows times the matrix, padded to 16."""
+    """The scale of every output, padded to panels; rows times the matrix, padded to 16.
+
+    They are Q's bias and its rows, or with an input what Q makes of every position.
+    """
     q, shift = run.weight(step.conv[1])
-    rank = len(q)
+    q, rank = q.flatten(1), len(q)
     given = run.value(step.aux[0]).reshape(run.n, -1).float()
     scale, matrix = given[:, : -rank * rank], given[:, -rank * rank :].unflatten(1, (rank, rank))
     scale = F.relu6(scale + 3) / 3 if step.ints[4] else scale
-    rows = torch.cat([shift[None], q.t()]) @ matrix
+    rows = torch.cat([shift[None], q.t()])
+    if step.input >= 0:
+        rows = run.value(step.input).flatten(1, 2).float() @ q.t() + shift
+    rows = rows @ matrix
     scale, rows = F.pad(scale, (0, -scale.shape[1] % pack.PANEL)), F.pad(rows, (0, -rank % 16))
     run.value(step.out).copy_(torch.cat([scale, rows.flatten(1)], 1)[:, None, None])
 

@@ -37,6 +37,8 @@ def check_weights(plan: Plan) -> None:
             forms = _FUSIONS[1 if step.ints[3] else 0]
         if step.kind == "narrow":
             forms = _FORMS.get(KINDS[step.ints[0]], ())
+        if step.kind == "fusion_factors" and step.input >= 0:
+            forms = ("none", "conv")
         if step.kind == "inverted" and step.ints[0]:
             forms = ("conv", "depthwise", "expansion")
         for index, form in zip(step.conv, forms, strict=False):
