@@ -33,14 +33,20 @@ typedef uint16_t short16 __attribute__((vector_size(32)));
 typedef uint32_t word8 __attribute__((vector_size(32)));
 typedef uint32_t word16 __attribute__((vector_size(64)));
 
-DYNACONV_INLINE float16 widen(short16 values) { return (float16)(__builtin_convertvector(values, word16) << 16); }
-DYNACONV_INLINE float8 widen(short8 values) { return (float8)(__builtin_convertvector(values, word8) << 16); }
-
 // One instruction, which GCC lets a template name that is compiled for another target in the end.
 #ifdef DYNACONV_ONE_INSTRUCTION
+typedef int16_t Shorts8 __attribute__((vector_size(16)));
+typedef int16_t Shorts16 __attribute__((vector_size(32)));
+typedef int32_t Ints16 __attribute__((vector_size(64)));
+DYNACONV_INLINE float16 widen(short16 values) {
+  return (float16)((word16)__builtin_ia32_pmovzxwd512_mask((Shorts16)values, Ints16{}, 0xffff) << 16);
+}
+DYNACONV_INLINE float8 widen(short8 values) { return (float8)((word8)__builtin_ia32_pmovzxwd256((Shorts8)values) << 16); }
 DYNACONV_INLINE short16 narrow(float16 values) { return (short16)__builtin_ia32_cvtneps2bf16_v16sf(values); }
 DYNACONV_INLINE short8 narrow(float8 values) { return (short8)__builtin_ia32_cvtneps2bf16_v8sf(values); }
 #else
+DYNACONV_INLINE float16 widen(short16 values) { return (float16)(__builtin_convertvector(values, word16) << 16); }
+DYNACONV_INLINE float8 widen(short8 values) { return (float8)(__builtin_convertvector(values, word8) << 16); }
 DYNACONV_INLINE short16 narrow(float16 values) {
   const word16 bits = (word16)values, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return __builtin_convertvector(values == values ? rounded : bits >> 16 | 0x40, short16);
