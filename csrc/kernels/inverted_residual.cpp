@@ -29,6 +29,7 @@ constexpr bool kOwnSums = sizeof(T) == 4;
 
 constexpr int64_t kRingBytes = 400 << 10;  // of the ring and of the buffer behind the depthwise convolution
 constexpr int64_t kBareRingBytes = 128 << 10;  // without a projection: the result is read soon, and should stay in the cache
+constexpr int64_t kLightBytes = 32 << 10;      // of weights that a band may read again
 constexpr int kMostBand = 16;              // output rows
 constexpr int kFewRows = 8;                // so few that two threads would compute most hidden rows twice
 constexpr int kMostRowsByPanels = 16;      // of an image that is cut by hidden channels
@@ -68,7 +69,9 @@ struct Layout {
   }
 
   int64_t chosen_band(const InvertedArgsOf<T>& args) const {
-    const int64_t elements = (args.project_weight ? kRingBytes : kBareRingBytes) / int64_t{sizeof(T)};
+    // Every band reads the weights anew.
+    const bool light = args.channels * panels * kPanel * int64_t{sizeof(T)} <= kLightBytes;
+    const int64_t elements = (!args.project_weight && light ? kBareRingBytes : kRingBytes) / int64_t{sizeof(T)};
     const int64_t row = pitch * panels * kPanel * args.stride[0] +
                         (args.project_weight ? args.out_width * hidden_stride : 0);
     const int64_t fits = (elements - pitch * panels * kPanel * span) / row;
