@@ -7,7 +7,7 @@ densely. The sparse lowering takes x and the kernels, anything else y; no such n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,40 +68,56 @@ def write_densely(graph: Any, keep: Iterable[Any] = ()) -> None:
             graph.remove(node, safe=True)
 
 
-def product(lowering: Any, stage: ComputedStage, taps: Any, places: Any, need: Any, grid: tables.Grid) -> Any:
-    """taps [K, taps, C] (or [K, C]) times the kernels of the image that each row is of: [K, O].
+class Slots(NamedTuple):
+    """Where the rows of a product lie, as many for each image.
+
+    places: [N * most, 1], of the output positions; of those that hold no row, the first position. rows: which of them
+    hold the listed rows, [K, 1], or None where they are the listed rows themselves. most: [1]. image: of each row, [K].
+    """
+
+    places: Any
+    rows: Any = None
+    most: Any = None
+    image: Any = None
+
+
+def slots(lowering: Any, stage: ComputedStage, places: Any, need: Any, grid: tables.Grid) -> Slots:
+    """In which order a convolution's product takes its rows.
 
     Rows are sorted by image. As many rows for each image as the fullest has make one batched product.
 
     Args:
         lowering: the `Rows` in work. places: [K, 1] of the rows. need: the mask that lists them. grid: of the output.
     """
+    if stage.depthwise:
+        return Slots(places, image=lowering.image(places, need, grid))
+    if stage.kernels.shape[0] == 1:
+        return Slots(places)
+    return lowering.once(("slots", need), lambda: _slots(lowering, places, need, grid))
+
+
+def product(lowering: Any, stage: ComputedStage, taps: Any, order: Slots) -> Any:
+    """taps [slots, taps, C] (or [slots, C]) times the kernels of the image that each row is of: [K, O]."""
     write, count = lowering.write, int(np.prod(stage.kernel))
     outputs, inner = stage.weight.shape[:2]
     # [N, O, I, taps] -> [N, taps, I, O].
     weight = write("Reshape", stage.kernels, write.integers(-1, outputs, inner, count))
     weight = write("Transpose", weight, perm=(0, 3, 2, 1))
     if stage.depthwise:
-        image = lowering.image(places, need, grid)
         weight = write("Reshape", weight, write.integers(-1, count, outputs))
         taps = write("Reshape", taps, write.integers(-1, count, outputs))
-        weighted = write("Mul", taps, write("Gather", weight, image, axis=0))
+        weighted = write("Mul", taps, write("Gather", weight, order.image, axis=0))
         return write("ReduceSum", weighted, write.integers(1), keepdims=0)
-    flat = write("Reshape", taps, write.integers(-1, count * inner))
-    if stage.kernels.shape[0] == 1:
+    if order.rows is None:
+        flat = write("Reshape", taps, write.integers(-1, count * inner))
         return write("MatMul", flat, write("Reshape", weight, write.integers(count * inner, outputs)))
     weight = write("Reshape", weight, write.integers(-1, count * inner, outputs))
-    slots, most = lowering.once(("slots", need), lambda: _slots(lowering, places, need, grid))
-    length = write("Mul", grid.batch, most)
-    empty = write("ConstantOfShape", write("Concat", length, write.integers(count * inner), axis=0))
-    padded = write("ScatterND", empty, slots, flat)
-    shape = write("Concat", grid.batch, most, write.integers(count * inner), axis=0)
-    y = write("MatMul", write("Reshape", padded, shape), weight)
-    return write("GatherND", write("Reshape", y, write.integers(-1, outputs)), slots)
+    shape = write("Concat", write.integers(-1), order.most, write.integers(count * inner), axis=0)
+    y = write("MatMul", write("Reshape", taps, shape), weight)
+    return write("GatherND", write("Reshape", y, write.integers(-1, outputs)), order.rows)
 
 
-def _slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> tuple[Any, Any]:
-    """Where each row goes, [K, 1], in a matrix with the same number of rows [1] for every image."""
+def _slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> Slots:
     write = lowering.write
     image, member = lowering.image(places, need, grid), lowering.member(places, need, grid)
     counts = write("Cast", write("ReduceSum", member, write.integers(1), keepdims=0), to=7, like=image)
@@ -112,8 +128,11 @@ def _slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> tuple[An
     )
     number = write("CumSum", ones, write.constant(np.array(0)), exclusive=1)
     rank = write("Sub", number, write("Gather", before, image, axis=0))
-    slots = write("Add", write("Mul", image, most), rank)
-    return write("Reshape", slots, write.integers(-1, 1)), most
+    rows = write("Add", write("Mul", image, most), rank)
+    rows = write("Reshape", rows, write.integers(-1, 1))
+    length = write("Concat", write("Mul", grid.batch, most), write.integers(1), axis=0)
+    free = write("ConstantOfShape", length, value=ir_tensor(np.zeros(1, np.int64)))
+    return Slots(write("ScatterND", free, rows, places), rows, most)
 
 
-__all__ = ["of_any_batch", "of_one_image", "product", "write_densely"]
+__all__ = ["Slots", "of_any_batch", "of_one_image", "product", "slots", "write_densely"]

@@ -134,10 +134,8 @@ def _logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> tu
     )  # fmt: skip
     if gate.linear is None:
         return z, None
-    pick = np.zeros((1, used, 1, 1), np.float32)
-    pick[0, taps] = 1
-    mean = write("Conv", write("GlobalAveragePool", answers), write.constant(pick), kernel_shape=(1, 1))
-    return z, mean
+    means = write("GlobalAveragePool", answers)
+    return z, write("Gather", means, write.integers(taps), axis=1)
 
 
 def rewrite(graph: Any) -> None:

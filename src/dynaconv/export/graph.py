@@ -54,8 +54,7 @@ def _result_type(op: str, inputs: tuple[Any, ...]) -> Any:
         return ir.DataType.BOOL
     if op == "Where":
         return inputs[1].dtype
-    # Casts are written to float only.
-    return ir.DataType.FLOAT if op in ("ConstantOfShape", "Cast") else inputs[0].dtype
+    return ir.DataType.FLOAT if op == "ConstantOfShape" else inputs[0].dtype
 
 
 class Writer:
@@ -81,7 +80,8 @@ class Writer:
             y.shape = ir.Shape([d if isinstance(d, int) else getattr(d, "value", d) for d in shape])
         if y.type is None:
             filled = attributes.get("value") if op == "ConstantOfShape" else None
-            y.type = ir.TensorType(_result_type(op, inputs) if filled is None else filled.dtype)
+            kind = ir.DataType(attributes["to"]) if op == "Cast" else _result_type(op, inputs)
+            y.type = ir.TensorType(kind if filled is None else filled.dtype)
         return y
 
     def constant(self, array: Any, name: str = "constant") -> Any:

@@ -123,7 +123,7 @@ class Rows:
             if isinstance(x, Listed) and isinstance(stage, ComputedStage) and stage.pooled is not None:
                 write_total(self, stage.pooled, x.rows, x.places, before, inside)
             places, before = self.listing(need), need
-            x = Listed(run_stage(self, stage, x, inside, outside, places, need), places)
+            x = Listed(run_stage(self, stage, x, inside, outside, places, need), places, need)
         rows = self._join(branch, x, grid)
         self.keep(branch.result, rows, grid)
 
@@ -162,6 +162,10 @@ class Rows:
     def listing(self, mask: Any) -> Any:
         """Open rows of a mask, [K, 1]."""
         return self.once(("list", mask), lambda: tables.open_rows(self.write, mask))
+
+    def index(self, mask: Any) -> Any:
+        """Where each position's row is in the list of a mask, counted from 1; see `tables.ranks`."""
+        return self.once(("index", mask), lambda: tables.ranks(self.write, mask))
 
     def image(self, places: Any, need: Any, grid: Grid) -> Any:
         """The image that each listed row is of, [K]; `places` lists the mask `need` on the grid."""
@@ -236,15 +240,11 @@ class Rows:
         """A 1 x 1 convolution, possibly strided."""
         stage, x = Stage(node, []), self.rows(node.inputs[0])
         inside = self.grid(node.inputs[0])
-        channels = stage.weight.shape[1]
+        outside = self._behind(stage, inside)
         if stage.stride != (1, 1):
-            whole = self.write("Reshape", x, tables.shape_of(self.write, inside, channels))
-            far = np.array([2**62] * 2, np.int64)
-            kept = self.write(
-                "Slice", whole, self.write.integers(0, 0), self.write.constant(far), self.write.integers(1, 2),
-                self.write.integers(*stage.stride),
-            )  # fmt: skip
-            x = self.write("Reshape", kept, self.write.integers(-1, channels))
+            key = ("every", stage.stride, *inside.key)
+            table = self.once(key, lambda: tables.tap_table(self.write, stage, inside, outside))
+            x = self.write("GatherND", x, table)
         weight = self.write.constant(stage.weight[:, :, 0, 0].T, f"{node.inputs[1].name}.rows")
         bias = None if stage.bias is None else self.write.constant(stage.bias)
         if bias is None or node in self.shortcuts:
@@ -253,7 +253,7 @@ class Rows:
             self.without_bias |= {} if bias is None else {y: bias}
         else:
             y = self.write("Gemm", x, weight, bias)
-        self.keep(node.outputs[0], y, self._behind(stage, inside))
+        self.keep(node.outputs[0], y, outside)
 
     def _average(self, node: Any) -> None:
         value, y = node.inputs[0], node.outputs[0]

@@ -11,12 +11,16 @@ from dynaconv.export.branches import ComputedStage, Stage
 from dynaconv.export.regions import PerImage, Region, Squeeze, apply_region, write_per_image, write_squeeze
 from dynaconv.export.tables import Grid
 
+# From so many channels on, looking up where a tap's row lies costs less than laying out the map again.
+WIDE = 128
+
 
 class Listed(NamedTuple):
-    """Rows [K, C] at `places` [K, 1] of a map; other positions are not known and not needed."""
+    """Rows [K, C] at `places` [K, 1] of a map, which `mask` lists; other positions are not known and not needed."""
 
     rows: Any
     places: Any
+    mask: Any
 
 
 def run_stage(
@@ -31,17 +35,13 @@ def run_stage(
     from dynaconv.export.rows import apply_pointwise
 
     write = lowering.write
-    if stage.pointwise:
-        taps = x.rows if isinstance(x, Listed) else write("GatherND", x, places)
-    else:
-        whole = _with_zeros(lowering, stage, x, inside)
-        key = ("taps", stage.kernel, stage.stride, stage.dilation, stage.pads, *inside.key, *outside.key)
-        table = lowering.once(key, lambda: tables.tap_table(write, stage, inside, outside))
-        taps = write("Gather", whole, write("GatherND", table, places), axis=0)
     if isinstance(stage, ComputedStage):
-        y = computed.product(lowering, stage, taps, places, need, outside)
+        # Read in the order in which the product wants it, because to move it there later would cost as much again.
+        slots = computed.slots(lowering, stage, places, need, outside)
+        taps = _read(lowering, stage, x, inside, outside, slots.places)
+        y = computed.product(lowering, stage, taps, slots)
     else:
-        y = _product(write, stage, taps)
+        y = _product(write, stage, _read(lowering, stage, x, inside, outside, places))
     for step in stage.after:
         if isinstance(step, Squeeze):
             y = write_squeeze(lowering, step, y, places, need, outside)
@@ -54,21 +54,36 @@ def run_stage(
     return y
 
 
-def _with_zeros(lowering: Any, stage: Stage, x: Any, grid: Grid) -> Any:
-    """The input map as rows, and where windows reach beyond the image, a row of zeros behind them."""
-    write, channels, frame = lowering.write, stage.weight.shape[1] * stage.groups, any(stage.pads)
+def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, places: Any) -> Any:
+    """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, taps, C].
+
+    Windows hold zeros where they reach beyond the image.
+    """
+    write, channels = lowering.write, stage.weight.shape[1] * stage.groups
+    if stage.pointwise and not isinstance(x, Listed):
+        return write("GatherND", x, places)
+    if stage.pointwise and places is x.places:
+        return x.rows
+    zero = write.constant(np.zeros((1, channels), np.float32))
+    # Row 0 is the zero row: it stands for what is not listed and, behind the last position, for what is outside.
+    if stage.pointwise:
+        found = write("GatherND", lowering.index(x.mask), places)
+        return write("Gather", write("Concat", zero, x.rows, axis=0), found, axis=0)
+    key = ("taps", stage.kernel, stage.stride, stage.dilation, stage.pads, *inside.key, *outside.key)
+    table = lowering.once(key, lambda: tables.tap_table(write, stage, inside, outside))
+    read = write("GatherND", table, places)
     if not isinstance(x, Listed):
-        zero = write.constant(np.zeros((1, channels), np.float32)) if frame else None
-        return write("Concat", x, zero, axis=0) if frame else x
-    shape = lowering.once(
-        ("zeros", channels, frame, *grid.key), lambda: row_shape(write, grid, channels, frame)
-    )
-    return write("ScatterND", write("ConstantOfShape", shape), x.places, x.rows)
+        return write("Gather", write("Concat", x, zero, axis=0) if any(stage.pads) else x, read, axis=0)
+    rows, index = write("Concat", zero, x.rows, axis=0), lowering.index(x.mask)
+    if channels >= WIDE or stage.stride != (1, 1):
+        return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
+    # A gather of the whole map, because a scatter copies what it writes to, with one thread.
+    return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
 
 
-def row_shape(write: Any, grid: Grid, channels: int, more: int = 0) -> Any:
-    """The shape [N * h * w + more, channels] as a value."""
-    count = tables.add(write, tables.length(write, tables.multiply(write, *grid)), int(more))
+def row_shape(write: Any, grid: Grid, channels: int) -> Any:
+    """The shape [N * h * w, channels] as a value."""
+    count = tables.length(write, tables.multiply(write, *grid))
     return write("Concat", count, write.integers(channels), axis=0)
 
 
@@ -87,6 +102,9 @@ def _product(write: Any, stage: Stage, taps: Any) -> Any:
             else write("Reshape", taps, write.integers(-1, count * inner))
         )
         matrix = write.constant(ordered.reshape(count * inner, outputs), name)
+        if bias is not None and outputs > count * inner and not stage.after:
+            # See `Rows._project`; a subtraction, since runtimes would make a product with a bias of an addition.
+            return write("Sub", write("MatMul", flat, matrix), write.constant(-stage.bias))
         return write("Gemm", flat, matrix, *([] if bias is None else [bias]))
     if stage.depthwise:
         weighted = write(

@@ -88,6 +88,18 @@ def open_rows(write: Writer, mask: Any) -> Any:
     return write("Reshape", found, write.integers(-1, 1))
 
 
+def ranks(write: Writer, mask: Any) -> Any:
+    """Which entry of `open_rows` each position of a mask is, counted from 1; closed ones, and one behind all, are 0.
+
+    Returns:
+        [N * h * w + 1] int64.
+    """
+    flat = write("Reshape", mask, write.integers(-1))
+    listed = write("Cast", write("Cast", flat, to=9), to=7)
+    listed = write("Concat", listed, write.integers(0), axis=0)
+    return write("Mul", write("CumSum", listed, write.constant(np.array(0))), listed)
+
+
 def members(write: Writer, image: Any, batch: Any) -> Any:
     """1 where a row belongs to an image, else 0: [N, K] float, from the image [K] of each row."""
     numbers = write("Unsqueeze", _count(write, batch), write.integers(1))
