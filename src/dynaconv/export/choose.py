@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
-from dynaconv.export.branches import Branch
+from dynaconv.export.branches import Branch, ComputedStage
 
 # Nanoseconds in ONNX Runtime of what is counted below; `benchmarks/lowering_costs.py --write` measures them.
 COSTS = Path(__file__).with_name("costs.json")
@@ -25,6 +25,9 @@ MARGIN = 0.85
 # And by so many nanoseconds: the small operations of a sparse block, which its amounts do not count (MobileNetV2's
 # blocks of 7 x 7 gain less, and two of them made the network slower; docs/benchmarks.md).
 SMALL_OPERATIONS_NS = 60e3
+# A dense convolution with computed kernels also writes what each tap reads: nanoseconds for each of these numbers
+# (slices and their concatenation, by ONNX Runtime's profile of ResNet-18 with DYConv).
+UNFOLDED_NS = 0.86
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,7 +87,8 @@ def choose_sparse(branches: list[Branch], densities: Mapping[str, float]) -> lis
     chosen = []
     for branch in branches:
         sparse = nanoseconds(sparse_amounts(branch, densities.get(branch.name, 1.0)))
-        if sparse < MARGIN * nanoseconds(dense_amounts(branch)) - SMALL_OPERATIONS_NS:
+        dense = nanoseconds(dense_amounts(branch)) + UNFOLDED_NS * _unfolded(branch)
+        if sparse < MARGIN * dense - SMALL_OPERATIONS_NS:
             chosen.append(branch)
     return chosen
 
@@ -95,6 +99,15 @@ def dense_amounts(branch: Branch) -> dict[str, float]:
     for stage, outside in zip(branch.stages, _positions(branch), strict=True):
         found["depthwise" if stage.depthwise else "product"] += outside * stage.weight.size
     return found | {"masked": float(branch.stages[-1].weight.shape[0] * _positions(branch)[-1])}
+
+
+def _unfolded(branch: Branch) -> float:
+    """Numbers that windows of convolutions with computed kernels hold, of one image."""
+    pairs = zip(branch.stages, _positions(branch), strict=True)
+    computed = (
+        (s, n) for s, n in pairs if isinstance(s, ComputedStage) and not s.depthwise and not s.pointwise
+    )
+    return float(sum(n * s.weight.shape[1] * s.groups * int(np.prod(s.kernel)) for s, n in computed))
 
 
 def sparse_amounts(branch: Branch, density: float) -> dict[str, float]:

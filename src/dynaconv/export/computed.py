@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dynaconv.export import tables
 from dynaconv.export.branches import COMPUTED, ComputedStage
-from dynaconv.export.graph import ir_tensor
+from dynaconv.export.graph import constant, ir_tensor
+from dynaconv.ops.dynamic_conv2d import strategies
 from dynaconv.ops.dynamic_conv2d.choice import strategy_for_any_batch
 from dynaconv.ops.dynamic_conv2d.execute import add_biases, run
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
@@ -41,8 +42,11 @@ def of_any_batch(
     geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     several = taps is not None and taps.shape[1] > 1
     chosen = strategy_for_any_batch(experts.shape[1:], groups, experts.shape[0], several)
-    y = run(chosen, x, experts, routing, None, None, taps, geometry)
     kernels = mix_kernels(experts, routing, taps)
+    if chosen == "unfold":
+        y = strategies.unfold(x, kernels, geometry, slices=True)
+    else:
+        y = run(chosen, x, experts, routing, None, None, taps, geometry)
     y = _known_by_name(x, kernels, y, geometry)
     return add_biases(y, mix_biases(bias, routing), static_bias)
 
@@ -100,9 +104,7 @@ def product(lowering: Any, stage: ComputedStage, taps: Any, order: Slots) -> Any
     """taps [slots, taps, C] (or [slots, C]) times the kernels of the image that each row is of: [K, O]."""
     write, count = lowering.write, int(np.prod(stage.kernel))
     outputs, inner = stage.weight.shape[:2]
-    # [N, O, I, taps] -> [N, taps, I, O].
-    weight = write("Reshape", stage.kernels, write.integers(-1, outputs, inner, count))
-    weight = write("Transpose", weight, perm=(0, 3, 2, 1))
+    weight = _turned(write, stage)
     if stage.depthwise:
         weight = write("Reshape", weight, write.integers(-1, count, outputs))
         taps = write("Reshape", taps, write.integers(-1, count, outputs))
@@ -115,6 +117,38 @@ def product(lowering: Any, stage: ComputedStage, taps: Any, order: Slots) -> Any
     shape = write("Concat", write.integers(-1), order.most, write.integers(count * inner), axis=0)
     y = write("MatMul", write("Reshape", taps, shape), weight)
     return write("GatherND", write("Reshape", y, write.integers(-1, outputs)), order.rows)
+
+
+def _turned(write: Any, stage: ComputedStage) -> Any:
+    """The kernels as [N, taps, I, O] in any shape."""
+    experts, routing = _mixture(stage.kernels)
+    if experts is not None:
+        # Turned before they are mixed, once and for all: kernels are as large as all other numbers together.
+        turned = experts.reshape(*experts.shape[:3], -1).transpose(0, 3, 2, 1).reshape(len(experts), -1)
+        return write("MatMul", routing, write.constant(turned, "experts"))
+    outputs, inner = stage.weight.shape[:2]
+    weight = write("Reshape", stage.kernels, write.integers(-1, outputs, inner, int(np.prod(stage.kernel))))
+    return write("Transpose", weight, perm=(0, 3, 2, 1))
+
+
+def _mixture(kernels: Any) -> tuple[np.ndarray | None, Any]:
+    """Constant experts [E, O, I, kh, kw] and the routing [N, E] that mixes them; (None, None) for other kernels."""
+    product = kernels.producer()
+    while product is not None and product.op_type == "Reshape":
+        product = product.inputs[0].producer()
+    if product is None or product.op_type != "MatMul" or product.inputs[0].shape is None:
+        return None, None
+    routing, experts = product.inputs
+    while (
+        constant(experts) is None
+        and experts.producer() is not None
+        and experts.producer().op_type == "Reshape"
+    ):
+        experts = experts.producer().inputs[0]
+    array, shape = constant(experts), list(kernels.shape)[1:]
+    if array is None or len(routing.shape) != 2 or array.size != len(array) * int(np.prod(shape)):
+        return None, None
+    return array.reshape(len(array), *shape), routing
 
 
 def _slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> Slots:

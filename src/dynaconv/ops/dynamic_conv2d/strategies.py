@@ -63,11 +63,15 @@ def bmm(x: Tensor, kernels: Tensor, geometry: ConvGeometry) -> Tensor:
     return _product(columns, kernels, x.shape[0], x.shape[2:], geometry.groups)
 
 
-def unfold(x: Tensor, kernels: Tensor, geometry: ConvGeometry) -> Tensor:
-    """im2col, then a batched product."""
+def unfold(x: Tensor, kernels: Tensor, geometry: ConvGeometry, slices: bool = False) -> Tensor:
+    """im2col, then a batched product.
+
+    slices: columns by one slice a tap, as graphs should have them: `F.unfold` becomes a gather of single numbers there.
+    """
     kernel = kernels.shape[3:]
     size = geometry.output_size(x.shape[2:], kernel)
-    columns = _columns_2d(x, kernel, geometry) if len(kernel) == 2 else _columns(x, kernel, size, geometry)
+    plain = len(kernel) == 2 and not slices
+    columns = _columns_2d(x, kernel, geometry) if plain else _columns(x, kernel, size, geometry)
     rows = x.shape[1] * kernel.numel() // geometry.groups
     return _product(
         columns.reshape(x.shape[0] * geometry.groups, rows, -1), kernels, x.shape[0], size, geometry.groups
