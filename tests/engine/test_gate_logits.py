@@ -31,14 +31,16 @@ def logits_of(channels: int, stride: int) -> nn.Module:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [5, 24, 49])
-def test_logits_of_any_size(channels: int, stride: int, dtype: torch.dtype | None) -> None:
+def test_logits_of_any_size(channels: int, stride: int, dtype: torch.dtype | None, seed: int) -> None:
     model = logits_of(channels, stride)
     for size in SIZES:
         x = torch.randn(3, 3, *size)
         fast = dc.compile(model, (x[:1],), dtype=dtype, measure=False)
         assert fast.plan.aten == [] and any(row["kernel"] == "gate" for row in fast.plan.steps)
-        check(fast, model, x, 2e-5 if dtype is None else CLOSE)
-        check(fast, model, x[:1], 2e-5 if dtype is None else CLOSE)
+        # The logits of a tiny map may cancel to less than what bfloat16 rounds of their terms.
+        tolerance = 2e-5 if dtype is None else CLOSE if min(size) > 3 else 10 * CLOSE
+        check(fast, model, x, tolerance)
+        check(fast, model, x[:1], tolerance)
         # Neighbours and threads change nothing.
         expected = fast(x)
         for threads in (1, 3):
