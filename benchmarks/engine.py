@@ -41,7 +41,10 @@ GROUPS = {
         "timm:resnet18", "timm:resnet34", "timm:resnet101", "timm:resnext50_32x4d", "timm:regnety_008",
         "timm:mobilenetv3_large_100", "timm:efficientnet_b0", "timm:convnext_tiny",
     ],
-    "dynamic": ["dyconv4_resnet18", "dcd_mobilenetv2_100", "condconv8_mobilenetv2_100", "odconv4_resnet18"],
+    "dynamic": [
+        "dyconv4_resnet18", "dcd_mobilenetv2_100", "condconv8_mobilenetv2_100", "odconv4_resnet18",
+        "dynet_mobilenetv2_100", "weightnet_shufflenetv2_100",
+    ],
 }  # fmt: skip
 
 
