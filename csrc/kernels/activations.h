@@ -38,7 +38,7 @@ DYNACONV_INLINE Vector at_most(Vector v, Vector high) {
 // e^v, relative error below 3e-7 for v in [-87, 88]; beyond, the value at the nearer end.
 template <typename Vector>
 DYNACONV_INLINE Vector exponential(Vector v) {
-  using Integers = decltype(v > v);
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(Vector))));
   v = at_most(at_least(v, broadcast<Vector>(-87.0f)), broadcast<Vector>(88.0f));
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
   const Vector shifted = v * 1.44269504f + 12582912.0f;
@@ -50,7 +50,8 @@ DYNACONV_INLINE Vector exponential(Vector v) {
   sum = sum * rest + 1.66666657e-1f;
   sum = sum * rest + 0.5f;
   sum = sum * (rest * rest) + (rest + 1.0f);
-  const Integers power = ((Integers)shifted << 23) + 0x3f800000;
+  // Bits that wrap around, where v is NaN.
+  const Bits power = ((Bits)shifted << 23) + 0x3f800000u;
   return sum * (Vector)power;
 }
 
