@@ -8,6 +8,7 @@
 
 constexpr int kMaxRows = 14;  // rows of the largest tile
 constexpr int kPanel = 32;    // output channels of a packed weight panel
+inline constexpr float kNoBias[kPanel] = {};
 
 // The rows of the next tile, which come into the cache while this one multiplies. A tile reads and writes a few lines of many
 // rows, and the processor foresees none of them.

@@ -215,7 +215,6 @@ class Walk {
 
   // What those panels add to the projection, one row of `sums` for each open pixel.
   void project_sums(int64_t first, int64_t last, float* sums, int64_t step) {
-    static constexpr float kNoBias[kPanel] = {};
     for (int64_t i = 0; i < scratch_.project.count; ++i) scratch_.project.to[i] = sums + i * step;
     const int64_t depth = std::min<int64_t>(last * kPanel, args_.hidden) - first * kPanel;
     for (int64_t panel = 0; panel < panels_of(args_.out_channels); ++panel) {

@@ -6,7 +6,6 @@
 namespace {
 
 constexpr int kWinogradImages = 2;  // whose transformed weights lie in the L2 cache together
-constexpr float kNoBias[kPanel] = {};
 
 }  // namespace
 

@@ -6,12 +6,6 @@
 
 #include "../kernels/mixing.h"
 
-namespace {
-
-constexpr float kNoBias[kPanel] = {};
-
-}  // namespace
-
 Fusion::Fusion(const Plan& plan, const Step& step)
     : conv(plan.convs[step.conv[0]]), reduce(plan.convs[step.conv[1]]), expand(plan.convs[step.conv[2]]),
       outputs((ceil_of(conv.out_channels, kPanel) + 1) * kPanel), rank(reduce.out_channels), rank_panels(ceil_of(rank, kPanel)),
@@ -24,87 +18,42 @@ Coefficients::Coefficients(const Run& run, const Step& step, const Fusion& fusio
     : scale(reinterpret_cast<const float*>(run.data(step.aux[0])) + image * run.value(step.aux[0]).stride),
       matrix(scale + fusion.conv.out_channels) {}
 
-void take_scale(const Step& step, const Fusion& fusion, const float* from, float* to) {
-  for (int64_t o = 0; o < fusion.conv.out_channels; ++o)
-    to[o] = step.ints[4] ? std::min(std::max(from[o] + 3.0f, 0.0f), 6.0f) / 3.0f : from[o];
-  for (int64_t o = fusion.conv.out_channels; o < fusion.outputs; ++o) to[o] = 0.0f;
+void take_scale(const Step& step, const float* from, int64_t count, int64_t padded, float* to) {
+  for (int64_t o = 0; o < count; ++o) to[o] = step.ints[4] ? std::min(std::max(from[o] + 3.0f, 0.0f), 6.0f) / 3.0f : from[o];
+  for (int64_t o = count; o < padded; ++o) to[o] = 0.0f;
 }
 
-void take_panels(const Fusion& fusion, const float* matrix, float* to) {
-  std::memset(to, 0, fusion.panels() * sizeof(float));
-  for (int64_t panel = 0; panel < fusion.rank_panels; ++panel) {
-    const int64_t first = panel * kPanel, columns = std::min<int64_t>(kPanel, fusion.rank - first);
-    for (int64_t m = 0; m < fusion.rank; ++m, to += kPanel)
-      std::memcpy(to, matrix + m * fusion.rank + first, columns * sizeof(float));
-  }
-}
-
-void multiply_panels(const Fusion& fusion, const float* rows, int64_t count, int64_t row, const float* panels, float* out,
-                     int64_t out_row) {
-  const void* taps[kMaxRows];
-  void* outs[kMaxRows];
-  TileCall call{};
-  call.taps = taps;
-  call.taps_count = 1;
-  call.channels = fusion.rank;
-  call.bias = kNoBias;
-  call.out = outs;
-  for (int64_t first = 0; first < count; first += kMaxRows) {
-    const int here = static_cast<int>(std::min<int64_t>(kMaxRows, count - first));
-    for (int r = 0; r < here; ++r) {
-      taps[r] = rows + (first + r) * row;
-      outs[r] = out + (first + r) * out_row;
-    }
-    for (int64_t panel = 0; panel < fusion.rank_panels; ++panel) {
-      call.weight = panels + panel * fusion.rank * kPanel;
-      call.column = panel * kPanel;
-      call.columns = static_cast<int>(std::min<int64_t>(kPanel, fusion.rank - panel * kPanel));
-      gemm_tile(kFloat32, here, call.columns)(call);
-    }
+void take_panels(const float* matrix, int64_t rank, float* to) {
+  std::memset(to, 0, matrix_floats(rank) * sizeof(float));
+  for (int64_t first = 0; first < rank; first += kPanel) {
+    const int64_t columns = std::min<int64_t>(kPanel, rank - first);
+    for (int64_t m = 0; m < rank; ++m, to += kPanel) std::memcpy(to, matrix + m * rank + first, columns * sizeof(float));
   }
 }
 
 int64_t ImageFold::floats(const Fusion& fusion) {
   const int64_t factor = fusion.matrix_first ? ceil_of(fusion.conv.out_channels, kPanel) * fusion.rank * kPanel
                                              : fusion.channels * rounded_floats(fusion.rank);
-  return fusion.outputs + fusion.rank_panels * kPanel + fusion.panels() + factor;
+  return fusion.outputs + fusion.rank_panels * kPanel + matrix_floats(fusion.rank) + factor;
 }
 
 ImageFold::ImageFold(const Run& run, const Step& step, const Fusion& fusion, float* scratch)
     : run_(run), step_(step), fusion_(fusion), scale_(scratch), shift_(scale_ + fusion.outputs),
-      matrix_(shift_ + fusion.rank_panels * kPanel), factor_(matrix_ + fusion.panels()) {}
+      matrix_(shift_ + fusion.rank_panels * kPanel), factor_(matrix_ + matrix_floats(fusion.rank)) {}
 
 void ImageFold::take(int64_t image) {
   const Coefficients given(run_, step_, fusion_, image);
-  take_scale(step_, fusion_, given.scale, scale_);
-  take_panels(fusion_, given.matrix, matrix_);
-  multiply_panels(fusion_, fusion_.reduce.bias, 1, 0, matrix_, shift_, 0);
   const int64_t rank = fusion_.rank;
+  const auto* const reduce = static_cast<const float*>(fusion_.reduce.weight);
+  take_scale(step_, given.scale, fusion_.conv.out_channels, fusion_.outputs, scale_);
+  take_panels(given.matrix, rank, matrix_);
+  RowsTimesPanels{fusion_.reduce.bias, 1, 0, rank, matrix_, rank, shift_, 0}.multiply();
   if (!fusion_.matrix_first) {
-    multiply_panels(fusion_, static_cast<const float*>(fusion_.reduce.weight), fusion_.channels, rank, matrix_, factor_,
-                    rounded_floats(rank));
+    RowsTimesPanels{reduce, fusion_.channels, rank, rank, matrix_, rank, factor_, rounded_floats(rank)}.multiply();
     return;
   }
-  const void* taps[kMaxRows];
-  void* outs[kMaxRows];
-  TileCall call{};
-  call.taps = taps;
-  call.taps_count = 1;
-  call.channels = rank;
-  call.bias = kNoBias;
-  call.out = outs;
-  call.columns = kPanel;
-  for (int64_t panel = 0; panel * kPanel < fusion_.conv.out_channels; ++panel) {
-    call.weight = right(panel);
-    for (int64_t from = 0; from < rank; from += kMaxRows) {
-      const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, rank - from));
-      for (int r = 0; r < rows; ++r) {
-        taps[r] = given.matrix + (from + r) * rank;
-        outs[r] = factor_ + (panel * rank + from + r) * kPanel;
-      }
-      gemm_tile(kFloat32, rows, kPanel)(call);
-    }
-  }
+  for (int64_t panel = 0; panel * kPanel < fusion_.conv.out_channels; ++panel)
+    RowsTimesPanels{given.matrix, rank, rank, rank, right(panel), kPanel, factor_ + panel * rank * kPanel, kPanel}.multiply();
 }
 
 void ImageFold::weights(int64_t panel, int64_t first, int64_t channels, float* out) const {
@@ -127,17 +76,7 @@ void ImageFold::weights(int64_t panel, int64_t first, int64_t channels, float* o
 }
 
 void ImageFold::bias(int64_t panel, float* out) const {
-  const void* taps[kMaxRows] = {shift_};
-  void* outs[kMaxRows] = {out};
-  TileCall call{};
-  call.taps = taps;
-  call.taps_count = 1;
-  call.channels = fusion_.rank;
-  call.weight = right(panel);
-  call.bias = fusion_.expand.bias + panel * kPanel;
-  call.out = outs;
-  call.columns = kPanel;
-  gemm_tile(kFloat32, 1, kPanel)(call);
+  RowsTimesPanels{shift_, 1, 0, fusion_.rank, right(panel), kPanel, out, 0, fusion_.expand.bias + panel * kPanel}.multiply();
   const float *const scale = scale_ + panel * kPanel, *const inner = fusion_.conv.bias + panel * kPanel;
   for (int c = 0; c < kPanel; ++c) out[c] += inner[c] * scale[c];
 }

@@ -11,9 +11,10 @@ struct Fusion {
   bool folded, matrix_first;           // matrix_first: the matrix joins P, panel by panel, and not Q
 
   Fusion(const Plan& plan, const Step& step);
-  int64_t panels() const { return rank_panels * rank * kPanel; }  // floats of the matrix as panels
 };
 
+// Floats of a matrix [rank][rank] as panels.
+inline int64_t matrix_floats(int64_t rank) { return ceil_of(rank, kPanel) * rank * kPanel; }
 inline int64_t rounded_floats(int64_t floats) { return ceil_of(floats, 16) * 16; }
 
 struct Coefficients {
@@ -23,13 +24,10 @@ struct Coefficients {
   Coefficients(const Run& run, const Step& step, const Fusion& fusion, int64_t image);
 };
 
-// relu6(z + 3) / 3, or the number itself; zeros up to Fusion::outputs.
-void take_scale(const Step& step, const Fusion& fusion, const float* from, float* to);
+// relu6(z + 3) / 3 of the `count` scales, or the numbers themselves; zeros up to `padded`.
+void take_scale(const Step& step, const float* from, int64_t count, int64_t padded, float* to);
 // [rank][rank] as panels of 32 columns, zero padded.
-void take_panels(const Fusion& fusion, const float* matrix, float* to);
-// Rows of `rank` numbers times the matrix in panels: out + r * out_row.
-void multiply_panels(const Fusion& fusion, const float* rows, int64_t count, int64_t row, const float* panels, float* out,
-                     int64_t out_row);
+void take_panels(const float* matrix, int64_t rank, float* to);
 
 // The kernel that one image gets from a 1x1 fusion, made by one thread for itself, some of its rows at a time.
 class ImageFold {

@@ -9,7 +9,6 @@
 
 namespace {
 
-constexpr float kNoBias[kPanel] = {};
 constexpr int64_t kMostPositions = 256;
 constexpr int64_t kAhead = 8;          // positions from those that are joined to those that are fetched
 constexpr int64_t kFewChannels = 256;  // that are folded by every thread for itself (see steps_fusion.cpp)
@@ -41,7 +40,7 @@ struct Scratch {
     const int64_t latents = kMaxRows * fusion.rank_panels * kPanel;
     fold = floats(fusion.folded ? ImageFold::floats(fusion) : 0);
     weights = floats(fusion.folded ? fusion.channels * kPanel : 0);
-    matrix = floats(fusion.folded ? 0 : fusion.panels());
+    matrix = floats(fusion.folded ? 0 : matrix_floats(fusion.rank));
     reduced = floats(fusion.folded ? 0 : latents);
     latent = floats(fusion.folded ? 0 : latents);
     added = floats(fusion.folded ? 0 : kMaxRows * fusion.outputs);
@@ -99,7 +98,8 @@ class ByChannels {
   }
 
   void factored_part(int64_t image, int64_t share, int64_t first, int64_t depth) const {
-    if (share == 0) take_scale(step_, fusion_, Coefficients(run_, step_, fusion_, image).scale, common(image));
+    if (share == 0)
+      take_scale(step_, Coefficients(run_, step_, fusion_, image).scale, fusion_.conv.out_channels, fusion_.outputs, common(image));
     const int64_t outputs = panels_of(fusion_.conv.out_channels);
     const bool heavy = outputs * depth * kPanel * 4 > kFetchBytes;
     const auto weight = [&](const Conv& conv, int64_t panel) {
@@ -158,38 +158,22 @@ class ByChannels {
   }
 
   void join_factored(int64_t image, int64_t first, int64_t last) const {
-    take_panels(fusion_, Coefficients(run_, step_, fusion_, image).matrix, scratch_.matrix);
-    const int64_t latent_row = fusion_.rank_panels * kPanel, outputs = panels_of(fusion_.conv.out_channels);
+    take_panels(Coefficients(run_, step_, fusion_, image).matrix, fusion_.rank, scratch_.matrix);
+    const int64_t rank = fusion_.rank, latent_row = fusion_.rank_panels * kPanel, outputs = panels_of(fusion_.conv.out_channels);
     Join reduced{};
     reduced.part = positions_ * row_;
     reduced.parts = threads_;
     reduced.bias = fusion_.reduce.bias;
     reduced.channels = fusion_.rank;
-    const void* taps[kMaxRows];
-    void* outs[kMaxRows];
-    for (int r = 0; r < kMaxRows; ++r) {
-      taps[r] = scratch_.latent + r * latent_row;
-      outs[r] = scratch_.added + r * fusion_.outputs;
-    }
-    TileCall call{};
-    call.taps = taps;
-    call.taps_count = 1;
-    call.channels = fusion_.rank;
-    call.out = outs;
-    call.columns = kPanel;
     for (; first < last; first += kMaxRows) {
       const int count = static_cast<int>(std::min<int64_t>(kMaxRows, last - first));
       for (int r = 0; r < count; ++r) {
         reduced.sums = sums(image, 0) + (first + r) * row_ + outputs * kPanel;
         join_pixel(reduced, nullptr, scratch_.reduced + r * latent_row);
       }
-      multiply_panels(fusion_, scratch_.reduced, count, latent_row, scratch_.matrix, scratch_.latent, latent_row);
-      for (int64_t panel = 0; panel < outputs; ++panel) {
-        call.weight = static_cast<const float*>(fusion_.expand.weight) + panel * fusion_.rank * kPanel;
-        call.bias = fusion_.expand.bias + panel * kPanel;
-        call.column = panel * kPanel;
-        gemm_tile(kFloat32, count, kPanel)(call);
-      }
+      RowsTimesPanels{scratch_.reduced, count, latent_row, rank, scratch_.matrix, rank, scratch_.latent, latent_row}.multiply();
+      RowsTimesPanels{scratch_.latent, count, latent_row, rank, static_cast<const float*>(fusion_.expand.weight), outputs * kPanel,
+                      scratch_.added, fusion_.outputs, fusion_.expand.bias}.multiply();
       join(image, first, first + count, scratch_.added);
     }
   }

@@ -10,10 +10,34 @@ namespace {
 
 constexpr int64_t kChunkBytes = 600 << 10;   // of a chunk's experts and what is mixed of them, to stay in the L2 cache
 constexpr float kOnes[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-constexpr float kNoBias[kPanel] = {};
 constexpr int64_t kSmallBytes = 1280 << 10;  // of an image's mixed weights, to stay in the caches of all threads
 
 }  // namespace
+
+void RowsTimesPanels::multiply() const {
+  const void* taps[kMaxRows];
+  void* outs[kMaxRows];
+  TileCall call{};
+  call.taps = taps;
+  call.taps_count = 1;
+  call.channels = depth;
+  call.out = outs;
+  call.residual = add ? outs : nullptr;
+  for (int64_t first = 0; first < count; first += kMaxRows) {
+    const int here = static_cast<int>(std::min<int64_t>(kMaxRows, count - first));
+    for (int r = 0; r < here; ++r) {
+      taps[r] = rows + (first + r) * row;
+      outs[r] = out + (first + r) * out_row;
+    }
+    for (int64_t column = 0; column < columns; column += kPanel) {
+      call.weight = weight + column * depth;
+      call.bias = bias ? bias + column : kNoBias;
+      call.column = column;
+      call.columns = static_cast<int>(std::min<int64_t>(kPanel, columns - column));
+      gemm_tile(kFloat32, here, call.columns)(call);
+    }
+  }
+}
 
 PanelShape::PanelShape(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
@@ -161,49 +185,15 @@ void PanelMixer::fuse_point(int64_t panel, int64_t image, int64_t first, int64_t
 // out[k * step] += left[first + k] * right, a row of the panel for each channel.
 void PanelMixer::add_low_rank(int64_t panel, int64_t image, int64_t first, int64_t channels, float* out, int64_t step) {
   const float* left = prepared_.left + image * prepared_.left_step + first * prepared_.left_row;
-  const void* taps[kMaxRows];
-  void* outs[kMaxRows];
-  TileCall call{};
-  call.taps = taps;
-  call.taps_count = 1;
-  call.channels = shape_.rank;
-  call.weight = right_of(panel, image);
-  call.bias = kNoBias;
-  call.out = outs;
-  call.residual = outs;
-  call.columns = kPanel;
-  for (int64_t from = 0; from < channels; from += kMaxRows) {
-    const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, channels - from));
-    for (int r = 0; r < rows; ++r) {
-      taps[r] = left + (from + r) * prepared_.left_row;
-      outs[r] = out + (from + r) * step;
-    }
-    gemm_tile(kFloat32, rows, kPanel)(call);
-  }
+  const int64_t rank = shape_.rank;
+  RowsTimesPanels{left, channels, prepared_.left_row, rank, right_of(panel, image), kPanel, out, step, nullptr, true}.multiply();
 }
 
 const float* PanelMixer::right_of(int64_t panel, int64_t image) {
   const float* right = prepared_.right + panel * shape_.rank * kPanel;
   if (!prepared_.matrix) return right;
   const float* matrix = prepared_.matrix + image * prepared_.matrix_step;
-  const void* taps[kMaxRows];
-  void* outs[kMaxRows];
-  TileCall call{};
-  call.taps = taps;
-  call.taps_count = 1;
-  call.channels = shape_.rank;
-  call.weight = right;
-  call.bias = kNoBias;
-  call.out = outs;
-  call.columns = kPanel;
-  for (int64_t from = 0; from < shape_.rank; from += kMaxRows) {
-    const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, shape_.rank - from));
-    for (int r = 0; r < rows; ++r) {
-      taps[r] = matrix + (from + r) * shape_.rank;
-      outs[r] = right_ + (from + r) * kPanel;
-    }
-    gemm_tile(kFloat32, rows, kPanel)(call);
-  }
+  RowsTimesPanels{matrix, shape_.rank, shape_.rank, shape_.rank, right, kPanel, right_, kPanel}.multiply();
   return right_;
 }
 

@@ -10,6 +10,21 @@
 #include "../kernels/mixing.h"
 #include "run.h"
 
+// A small product by one thread: `count` rows of `depth` numbers, `row` apart, times weights [panels][depth][kPanel]. Row r of
+// the `columns` results is out + r * out_row.
+struct RowsTimesPanels {
+  const float* rows;
+  int64_t count, row, depth;
+  const float* weight;
+  int64_t columns;
+  float* out;
+  int64_t out_row;
+  const float* bias = nullptr;  // [panels * kPanel], null: none
+  bool add = false;             // to what `out` holds; of one panel
+
+  void multiply() const;
+};
+
 // What follows from a step's geometry alone.
 struct PanelShape {
   int64_t panels, per_group;   // all panels, and those of one group

@@ -18,7 +18,7 @@ int64_t left_floats(const Fusion& fusion) {
 }
 int64_t prepared_floats(const Fusion& fusion) { return fusion.outputs + shift_floats(fusion) + left_floats(fusion); }
 // Floats of a thread: the matrix as panels, and for the factored form projected rows.
-int64_t scratch_floats(const Fusion& fusion) { return fusion.panels() + kMaxRows * fusion.rank_panels * kPanel; }
+int64_t scratch_floats(const Fusion& fusion) { return matrix_floats(fusion.rank) + kMaxRows * fusion.rank_panels * kPanel; }
 
 // Every thread folds the kernels of the images that it has rows of.
 class OwnKernels {
@@ -115,7 +115,7 @@ class OwnKernels {
 
 void run_folded(Worker& worker, const Step& step, const Fusion& fusion) {
   const Run& run = worker.run;
-  const int64_t images = run.call.images, rank_row = rounded_floats(fusion.rank);
+  const int64_t images = run.call.images, rank = fusion.rank, rank_row = rounded_floats(rank);
   auto* const scale = reinterpret_cast<float*>(worker.shared);
   float *const shift = scale + images * fusion.outputs, *const left = shift + images * shift_floats(fusion);
   const auto* reduce = static_cast<const float*>(fusion.reduce.weight);
@@ -124,15 +124,15 @@ void run_folded(Worker& worker, const Step& step, const Fusion& fusion) {
     const int64_t image = task / parts, part = task % parts;
     const Coefficients own(run, step, fusion, image);
     auto* panels = reinterpret_cast<float*>(worker.scratch);
-    take_panels(fusion, own.matrix, panels);
+    take_panels(own.matrix, fusion.rank, panels);
     if (part == 0) {
-      take_scale(step, fusion, own.scale, scale + image * fusion.outputs);
-      multiply_panels(fusion, fusion.reduce.bias, 1, 0, panels, shift + image * shift_floats(fusion), 0);
+      take_scale(step, own.scale, fusion.conv.out_channels, fusion.outputs, scale + image * fusion.outputs);
+      RowsTimesPanels{fusion.reduce.bias, 1, 0, rank, panels, rank, shift + image * shift_floats(fusion), 0}.multiply();
     }
     if (!left_floats(fusion)) return;
     const int64_t first = fusion.channels * part / parts, last = fusion.channels * (part + 1) / parts;
-    multiply_panels(fusion, reduce + first * fusion.rank, last - first, fusion.rank, panels,
-                    left + image * left_floats(fusion) + first * rank_row, rank_row);
+    float* const out = left + image * left_floats(fusion) + first * rank_row;
+    RowsTimesPanels{reduce + first * rank, last - first, rank, rank, panels, rank, out, rank_row}.multiply();
   });
   worker.barrier();
   Prepared prepared;
@@ -162,7 +162,7 @@ class Factored {
       : worker_(worker), run_(worker.run), step_(step), fusion_(fusion), shape_(run_.plan, step), rows_(rows_of(run_, step)),
         place_(run_, step, worker.zeros), scale_(reinterpret_cast<float*>(worker.shared)),
         latent_(scale_ + run_.call.images * fusion.outputs), latent_row_(fusion.rank_panels * kPanel),
-        panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + fusion.panels()),
+        panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + matrix_floats(fusion.rank)),
         scales_(reinterpret_cast<const float**>(worker.scratch + rounded_floats(scratch_floats(fusion)) * 4)),
         latents_(reinterpret_cast<const void**>(scales_ + kTableRows)), table_(reinterpret_cast<char*>(latents_ + kTableRows)) {}
 
@@ -184,14 +184,15 @@ class Factored {
       const int64_t image = task / blocks, block = task % blocks, own = rows_.count(image);
       const int64_t from = own * block / blocks, count = own * (block + 1) / blocks - from, first = rows_.first(image) + from;
       const Coefficients given(run_, step_, fusion_, image);
-      if (block == 0) take_scale(step_, fusion_, given.scale, scale_ + image * fusion_.outputs);
+      if (block == 0)
+        take_scale(step_, given.scale, fusion_.conv.out_channels, fusion_.outputs, scale_ + image * fusion_.outputs);
       if (count <= 0) return;
-      take_panels(fusion_, given.matrix, panels_);
+      take_panels(given.matrix, fusion_.rank, panels_);
       const RowTable table = place_.table(table_, rows_.list, first, count);
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         project(table.taps + (tile * table.taps_count + centre) * kMaxRows, table.rows_of(tile));
-        multiply_panels(fusion_, reduced_, table.rows_of(tile), latent_row_, panels_,
-                        latent_ + (first + table.first_of(tile)) * latent_row_, latent_row_);
+        float* const out = latent_ + (first + table.first_of(tile)) * latent_row_;
+        RowsTimesPanels{reduced_, table.rows_of(tile), latent_row_, fusion_.rank, panels_, fusion_.rank, out, latent_row_}.multiply();
       }
     });
   }

@@ -120,7 +120,6 @@ struct WinogradProducts {
  private:
   // Pointers are made once: a point lies as far from them as from those of any other row.
   void multiply(int64_t first, int64_t rows) const {
-    static constexpr float kNoBias[kPanel] = {};
     constexpr int64_t kTiles = (kMostWinogradTiles + kMaxRows - 1) / kMaxRows;
     const int64_t element = element_bytes(dtype), tiles = (rows + kMaxRows - 1) / kMaxRows;
     const void* taps[kTiles * kMaxRows];
