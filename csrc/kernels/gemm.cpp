@@ -69,20 +69,28 @@ DYNACONV_INLINE void finish_clamped(const TileCall& call, const Vector (&sums)[R
   const Bounds first = clamp_bounds(call.activation), last = clamp_bounds(call.final_activation);
   const Vector low = broadcast<Vector>(first.low), high = broadcast<Vector>(first.high);
   const Vector last_low = broadcast<Vector>(last.low), last_high = broadcast<Vector>(last.high);
-  // The bounds of one activation lie within those of the other.
-  const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
+  // Copies, since a store could change the originals.
+  void* const* const outs = call.out + row;
+  const int64_t at = call.column + column;
+  if (!call.residual) {
+    // The bounds of one activation lie within those of the other.
+    const Vector inner_low = at_least(low, last_low), inner_high = at_most(high, last_high);
 #pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r) {
-    float* out = static_cast<float*>(call.out[row + r]) + call.column + column;
-    if (!call.residual) {
+    for (int r = 0; r < Rows; ++r) {
+      float* const out = static_cast<float*>(outs[r]) + at;
 #pragma GCC unroll 4
       for (int c = 0; c < Columns; ++c) {
         const Vector value = at_least(sums[r][c], inner_low);
         store<Vector>(out + c * kLanes, Floor ? value : at_most(value, inner_high));
       }
-      continue;
     }
-    const float* add = static_cast<const float*>(call.residual[row + r]) + call.column + column;
+    return;
+  }
+  const void* const* const adds = call.residual + row;
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    float* const out = static_cast<float*>(outs[r]) + at;
+    const float* const add = static_cast<const float*>(adds[r]) + at;
 #pragma GCC unroll 4
     for (int c = 0; c < Columns; ++c) {
       const Vector value = Floor ? sums[r][c] : clamped<Vector>(sums[r][c], low, high);
@@ -90,6 +98,25 @@ DYNACONV_INLINE void finish_clamped(const TileCall& call, const Vector (&sums)[R
       store<Vector>(out + c * kLanes, Floor ? joined : at_most(joined, last_high));
     }
   }
+}
+
+// The end of a piece, whatever it is.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void finish_piece(const TileCall& call, const Vector (&sums)[Rows][Columns], int row, int column, Finish end) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const int width = call.columns - column < Columns * kLanes ? call.columns - column : Columns * kLanes;
+  if (width == Columns * kLanes && is_clamp(call.activation) && is_clamp(call.final_activation)) {
+    if (only_a_floor(call)) return finish_clamped<Vector, Rows, Columns, true>(call, sums, row, column);
+    return finish_clamped<Vector, Rows, Columns, false>(call, sums, row, column);
+  }
+  float block[Rows * 2 * kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c) store<Vector>(block + (r * 2 + c) * kLanes, sums[r][c]);
+  if constexpr (Columns == 1)
+    for (int r = 0; r < Rows; ++r) store<Vector>(block + (r * 2 + 1) * kLanes, Vector{});
+  end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
 constexpr int kDeep = 4;
@@ -180,19 +207,7 @@ DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end
     }
   }
   if (call.blend) blended<Vector, Rows, Columns>(*call.blend, row, column, sums);
-  const int width = call.columns - column < Columns * kLanes ? call.columns - column : Columns * kLanes;
-  if (width == Columns * kLanes && is_clamp(call.activation) && is_clamp(call.final_activation)) {
-    if (only_a_floor(call)) return finish_clamped<Vector, Rows, Columns, true>(call, sums, row, column);
-    return finish_clamped<Vector, Rows, Columns, false>(call, sums, row, column);
-  }
-  float block[Rows * 2 * kLanes];
-#pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < Columns; ++c) store<Vector>(block + (r * 2 + c) * kLanes, sums[r][c]);
-  if constexpr (Columns == 1)
-    for (int r = 0; r < Rows; ++r) store<Vector>(block + (r * 2 + 1) * kLanes, Vector{});
-  end(call, block, 2 * kLanes, Rows, row, column, width);
+  finish_piece<Vector, Rows, Columns>(call, sums, row, column, end);
 }
 
 // The bounds of both activations of a tile, each of which is a clamp.
@@ -264,6 +279,63 @@ DYNACONV_INLINE void piece_and_half(const TileCall& call, int row, int column, F
   end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
+// A piece of even rows while nothing is fetched. Pointers to all rows do not fit the registers, and GCC keeps what does not in
+// vectors, for which the next tile would wait: one pointer walks from row to row.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finish end) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  Vector sums[Rows][Columns];
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) {
+    const Vector start = load<Vector>(call.bias + column + c * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
+  }
+  const int64_t step = call.row_step;
+  const float* weight = static_cast<const float*>(call.weight) + column;
+  for (int t = 0; t < call.taps_count; ++t) {
+    const float* from = static_cast<const float*>(call.taps[t * kMaxRows]) + call.tap_offset + row * step;
+    for (const float* const last = from + call.channels; from != last; ++from, weight += kPanel) {
+      Vector w[Columns];
+#pragma GCC unroll 4
+      for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+      const float* at = from;
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r, at += step) {
+        hold(at);
+        const float value = *at;
+#pragma GCC unroll 4
+        for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+      }
+    }
+  }
+  finish_piece<Vector, Rows, Columns>(call, sums, row, column, end);
+}
+
+template <typename Vector, int Most, int Rows, int Columns>
+DYNACONV_INLINE void all_even_rows(const TileCall& call, int column, Finish end) {
+  constexpr int kWhole = Rows / Most * Most;
+  for (int first = 0, end_row = (call.more + 1) * Rows; first < end_row; first += Rows) {
+    for (int row = 0; row < kWhole; row += Most) even_piece<Vector, Most, Columns>(call, first + row, column, end);
+    if constexpr (Rows > kWhole) even_piece<Vector, Rows - kWhole, Columns>(call, first + kWhole, column, end);
+  }
+}
+
+// By number of vectors, the first for half of one.
+using EvenPieces = std::array<void (*)(const TileCall& call, int column), 3>;
+
+// Two vectors of columns at once, one, or half of one at the end of a panel: one and a half would keep the units that multiply
+// waiting for each other.
+template <int Lanes>
+DYNACONV_INLINE void even_tile(const TileCall& call, const EvenPieces& pieces) {
+  for (int column = 0; column < call.columns;) {
+    const int left = call.columns - column;
+    const int vectors = left > Lanes + Lanes / 2 ? 2 : left > Lanes / 2 ? 1 : 0;
+    pieces[vectors](call, column);
+    column += vectors ? vectors * Lanes : Lanes / 2;
+  }
+}
+
 template <typename Vector, int Most, int Rows, int Columns>
 DYNACONV_INLINE void all_rows(const TileCall& call, int column, Finish end) {
   constexpr int kWhole = Rows / Most * Most;
@@ -295,14 +367,24 @@ DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
   }
 }
 
-#define DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, ROWS) \
-  TARGET void tile_##NAME##_##ROWS(const TileCall& call) { tile<VECTOR, HALF, MOST, ROWS>(call, finish_##NAME); }
+#define DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, ROWS)                                   \
+  TARGET void tile_##NAME##_##ROWS(const TileCall& call) {                                      \
+    if (is_even(call)) return even_tile<kLanesOf<VECTOR>>(call, kEven_##NAME<ROWS>);            \
+    tile<VECTOR, HALF, MOST, ROWS>(call, finish_##NAME);                                        \
+  }
 
 #define DYNACONV_TILES(NAME, TARGET, VECTOR, HALF, MOST) \
   TARGET __attribute__((noinline)) void finish_##NAME(const TileCall& call, float* block, int step, int rows, int row, \
                                                       int column, int width) {                                       \
     finish<VECTOR>(call, block, step, rows, row, column, width);                                                     \
   }                                                                                                                  \
+  template <typename Vector, int Rows, int Columns>                                                                  \
+  TARGET __attribute__((noinline)) void even_##NAME(const TileCall& call, int column) {                              \
+    all_even_rows<Vector, MOST, Rows, Columns>(call, column, finish_##NAME);                                         \
+  }                                                                                                                  \
+  template <int Rows>                                                                                                \
+  constexpr EvenPieces kEven_##NAME = {even_##NAME<HALF, Rows, 1>, even_##NAME<VECTOR, Rows, 1>,                     \
+                                       even_##NAME<VECTOR, Rows, 2>};                                                \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 2)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 4)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 6)                      \

@@ -41,6 +41,8 @@ struct TileCall {
   int taps_count;
   int64_t channels;             // elements at every tap
   int64_t tap_offset;           // elements to skip at every tap (groups)
+  int64_t row_step;             // float32: elements from each row to the next at every tap, 0 where rows lie anywhere
+  int more;                     // tiles of as many rows that follow evenly, their `out` and `residual` too; see is_even()
   const void* weight;           // [taps_count * channels][kPanel]; bfloat16: see panel_elements()
   const float* bias;            // [kPanel]
   void* const* out;             // a pointer for each row, at column 0 of the tensor
@@ -63,11 +65,14 @@ class Upcoming {
     const auto* const start = static_cast<const char*>(from);
     parts_[count_++] = {start, start + bytes};
   }
+  bool empty() {
+    while (first_ < count_ && parts_[first_].at >= parts_[first_].end) ++first_;
+    return first_ == count_;
+  }
   // The share of a tile that has its taps and channels.
   void give(TileCall& call, int64_t element) {
-    while (first_ < count_ && parts_[first_].at >= parts_[first_].end) ++first_;
-    call.next.later = first_ < count_ ? parts_[first_].at : nullptr;
-    if (first_ < count_) parts_[first_].at += call.taps_count * ((call.channels * element + 63) / 64) * kLaterBytes;
+    call.next.later = empty() ? nullptr : parts_[first_].at;
+    if (call.next.later) parts_[first_].at += call.taps_count * ((call.channels * element + 63) / 64) * kLaterBytes;
   }
 
  private:
@@ -78,6 +83,19 @@ class Upcoming {
   Part parts_[kMost];
   int first_ = 0, count_ = 0;
 };
+
+// Whether a tile goes the faster way of even rows: nothing may be fetched meanwhile.
+inline bool is_even(const TileCall& call) {
+  const bool fetches = call.ahead[0] || call.ahead[1] || call.next.taps || call.next.out || call.next.later;
+  return call.row_step && !fetches && !call.blend;
+}
+
+// The step of rows of one tap that were listed in order and lie at least `step` elements apart: `step` where all lie just so far
+// apart, else 0.
+inline int64_t even_step(const void* const* taps, int64_t rows, int64_t step) {
+  const int64_t bytes = static_cast<const char*>(taps[rows - 1]) - static_cast<const char*>(taps[0]);
+  return bytes == (rows - 1) * step * int64_t{sizeof(float)} ? step : 0;
+}
 
 // Of activations that are clamps: nothing has a ceiling, and nothing happens before a residual is added. That is what most
 // convolutions want, and every operation that a tile does without lets the next one start earlier.

@@ -144,23 +144,31 @@ TileCall panel_call(const T* weight, const float* bias, int64_t depth, int64_t p
   return call;
 }
 
-// What comes into the cache for the next tile while one multiplies.
+// What comes into the cache for the next tile while one multiplies, where its rows lie anywhere.
 enum class Fetch { kNothing, kInputs, kResults };
 
-// The tiles [from, to).
-void multiply(const List& list, int64_t from, int64_t to, int dtype, TileCall call, bool residual, Fetch fetch, Upcoming* upcoming) {
+// The tiles [from, to). `step`: elements from one row to the next, where none are nearer.
+void multiply(const List& list, int64_t from, int64_t to, int dtype, int64_t step, TileCall call, bool residual, Fetch fetch,
+              Upcoming* upcoming) {
+  const bool single = dtype != kFloat32;
   call.next.column = call.column;
+  // All at once, where every tile is like the one before.
+  if (!single && from < to && list.count % list.tiles() == 0 && (!upcoming || upcoming->empty())) {
+    call.row_step = even_step(list.from + list.start(from), list.start(to) - list.start(from), step);
+    if (call.row_step) call.more = static_cast<int>(to - from) - 1;
+  }
   int64_t first = list.start(from);
-  for (int64_t tile = from; tile < to; ++tile) {
+  for (int64_t tile = from; tile < to; tile += call.more + 1) {
     const int64_t last = list.start(tile + 1);
     call.taps = list.from + first;
     call.out = list.to + first;
     call.residual = residual ? list.add + first : nullptr;
-    const bool more = tile + 1 < list.tiles();
+    if (!single && !call.more) call.row_step = even_step(call.taps, last - first, step);
+    const bool more = tile + 1 < list.tiles() && !call.row_step;
     call.next.rows = more ? static_cast<int>(list.start(tile + 2) - last) : 0;
     call.next.taps = more && fetch == Fetch::kInputs ? list.from + last : nullptr;
     call.next.out = more && fetch == Fetch::kResults ? list.to + last : nullptr;
-    if (upcoming) upcoming->give(call, dtype == kBfloat16 ? 2 : 4);
+    if (upcoming) upcoming->give(call, single ? 2 : 4);
     gemm_tile(dtype, static_cast<int>(last - first), call.columns)(call);
     first = last;
   }
@@ -223,7 +231,8 @@ class Walk {
       call.channels = depth;
       call.bias = kNoBias;
       call.column = panel * kPanel;
-      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, call, false, Fetch::kNothing, args_.upcoming);
+      multiply(scratch_.project, 0, scratch_.project.tiles(), kDtypeOf<T>, layout_.hidden_stride, call, false, Fetch::kNothing,
+               args_.upcoming);
     }
   }
 
@@ -388,7 +397,7 @@ class Walk {
     call.activation = args_.activation[0];
     // Every panel but the first finds the inputs in the cache.
     const Fetch fetch = panel == 0 ? Fetch::kInputs : Fetch::kNothing;
-    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, call, false, fetch, args_.upcoming);
+    multiply(scratch_.expand, 0, scratch_.expand.tiles(), kDtypeOf<T>, args_.in_stride, call, false, fetch, args_.upcoming);
   }
 
   void depthwise_panel(int64_t panel, int64_t place, const Span& span) const {
@@ -456,8 +465,8 @@ class Walk {
     call.column = panel * kPanel;
     call.activation = args_.activation[2];
     call.final_activation = args_.final_activation;
-    multiply(scratch_.project, from, to, kDtypeOf<T>, call, args_.residual != nullptr, Fetch::kResults,
-             args_.upcoming);
+    multiply(scratch_.project, from, to, kDtypeOf<T>, layout_.hidden_stride, call, args_.residual != nullptr,
+             Fetch::kResults, args_.upcoming);
   }
 
  private:

@@ -60,6 +60,7 @@ struct RowTable {
   void** outs;         // [tiles][kMaxRows]
   const void** adds;   // likewise, or null
   int64_t rows, tiles, taps_count;
+  int64_t step;        // elements between rows where none are nearer; 0: not known
   bool in_place;       // the result takes the place of what is added
 
   int64_t first_of(int64_t tile) const { return rows * tile / tiles; }
@@ -68,6 +69,7 @@ struct RowTable {
     call.taps = taps + tile * kMaxRows * taps_count;
     call.out = outs + tile * kMaxRows;
     call.residual = adds ? adds + tile * kMaxRows : nullptr;
+    call.row_step = step ? even_step(call.taps, rows_of(tile), step) : 0;
   }
 };
 
@@ -93,6 +95,7 @@ class ConvRows {
     table.rows = rows;
     table.tiles = (rows + kMaxRows - 1) / kMaxRows;
     table.taps_count = taps();
+    table.step = pointwise_ && in_.dtype == kFloat32 ? in_.stride : 0;
     table.in_place = residual_ == result_;
     table.taps = static_cast<const void**>(scratch);
     table.outs = const_cast<void**>(table.taps + table.tiles * kMaxRows * table.taps_count);

@@ -17,6 +17,11 @@ int64_t line_elements(const Conv& conv, const Value& out) {
 
 int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// Of the taps of a tile, and of the results of a line with as many behind them.
+int64_t pointer_bytes(const Conv& conv, const Value& out) {
+  return rounded((conv.kernel[0] * kMaxRows + 2 * int64_t{out.width}) * int64_t{sizeof(void*)});
+}
+
 struct Picture {
   const float* base;
   int64_t channel_step, row_step, x_step, image_step;  // floats
@@ -52,7 +57,7 @@ void copy_lines(const Picture& picture, const Conv& conv, int64_t image, int64_t
 int64_t scratch_stem(const Plan& plan, const Step& step) {
   const Conv& conv = plan.convs[step.conv[0]];
   const int64_t lines = conv.kernel[0] * line_elements(conv, plan.values[step.out]);
-  return rounded(conv.kernel[0] * kMaxRows * int64_t{sizeof(void*)}) + rounded(lines * 4);
+  return pointer_bytes(conv, plan.values[step.out]) + rounded(lines * 4);
 }
 
 void step_stem(Worker& worker, const Step& step) {
@@ -73,29 +78,33 @@ void step_stem(Worker& worker, const Step& step) {
   const int64_t tiles = (out.width + kMaxRows - 1) / kMaxRows, taps_count = conv.kernel[0];
   const int64_t channels = int64_t{conv.kernel[1]} * conv.in_channels, shift = int64_t{conv.stride[1]} * conv.in_channels;
   const int64_t element = element_bytes(out.dtype), panel_bytes = panel_elements(out.dtype, taps_count, channels) * element;
+  // Tiles of as many rows each go through a panel at once.
+  const int64_t group = out.dtype == kFloat32 && out.width % tiles == 0 ? tiles : 1;
   worker.share(run.call.images * out.height, [&](int64_t line) {
     const int64_t image = line / out.height, oy = line % out.height;
     auto** taps = reinterpret_cast<const void**>(worker.scratch);
-    char* const lines = worker.scratch + rounded(taps_count * kMaxRows * int64_t{sizeof(void*)});
+    auto** outs = const_cast<void**>(taps + taps_count * kMaxRows);
+    char* const lines = worker.scratch + pointer_bytes(conv, out);
     copy_lines(picture, conv, image, oy, length, out.dtype, lines);
     for (int64_t t = 0; t < taps_count; ++t)
       for (int p = 0; p < kMaxRows; ++p) taps[t * kMaxRows + p] = lines + (t * length + p * shift) * element;
+    char* const row = result + line * out.width * out_bytes;
+    // Behind the results of this line come those of the next, which are fetched meanwhile where tiles go one by one.
+    for (int64_t p = 0; p < 2 * out.width; ++p) outs[p] = row + p * out_bytes;
     TileCall call{};
     call.taps = taps;
     call.taps_count = static_cast<int>(taps_count);
     call.channels = channels;
+    call.row_step = shift;
+    call.more = static_cast<int>(group) - 1;
     call.activation = step.activation[0];
     call.final_activation = kNone;
-    char* const row = result + line * out.width * out_bytes;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int64_t tile = 0; tile < tiles; tile += group) {
       const int64_t first = out.width * tile / tiles;
       const int pixels = static_cast<int>(out.width * (tile + 1) / tiles - first);
-      // Behind the rows of this tile come those of the next, which are fetched meanwhile.
-      void* outs[2 * kMaxRows];
-      for (int p = 0; p < 2 * kMaxRows; ++p) outs[p] = row + (first + p) * out_bytes;
       call.tap_offset = first * shift;
-      call.out = outs;
-      call.next.out = outs + pixels;
+      call.out = outs + first;
+      call.next.out = group == 1 ? outs + first + pixels : nullptr;
       call.next.rows = pixels;
       for (int64_t panel = 0; panel < panels; ++panel) {
         call.weight = static_cast<const char*>(conv.weight) + panel * panel_bytes;

@@ -133,6 +133,7 @@ struct WinogradProducts {
     TileCall call{};
     call.taps_count = 1;
     call.channels = channels;
+    call.row_step = row;
     call.bias = kNoBias;
     call.columns = kPanel;
     call.float_out = true;
