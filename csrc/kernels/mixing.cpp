@@ -106,32 +106,33 @@ DYNACONV_INLINE void transform(const Vector (&sums)[9][Images], int image, float
   }
 }
 
+// The nine taps of one channel, from `row` on.
 template <typename Vector, int Count, int Images>
-DYNACONV_INLINE void winograd_images(const MixCall& call, int first) {
+DYNACONV_INLINE void winograd_channel(const MixCall& call, int64_t row, int first) {
   const int64_t count = Count ? Count : call.count;
-  const float* shares = call.shares + first * count * kPanel;
-  float* out = call.out + first * call.image_step;
-  for (int64_t row = 0; row < call.rows; row += 9, out += kPanel) {
-    for (int c = 0; c < kPanel; c += kLanesOf<Vector>) {
-      Vector sums[9][Images];
-      sum_experts<Vector, Count, Images, 9>(call, call.experts + row * count * kPanel + c, shares + c, sums);
-      if (call.scale) {
-        for (int i = 0; i < Images; ++i)
-          for (int r = 0; r < 9; ++r) sums[r][i] *= call.scale[(first + i) * call.rows + row + r];
-      }
-#pragma GCC unroll 2
+  const float* const shares = call.shares + first * count * kPanel;
+  float* const out = call.out + first * call.image_step + row / 9 * kPanel;
+  for (int c = 0; c < kPanel; c += kLanesOf<Vector>) {
+    Vector sums[9][Images];
+    sum_experts<Vector, Count, Images, 9>(call, call.experts + row * count * kPanel + c, shares + c, sums);
+    if (call.scale) {
       for (int i = 0; i < Images; ++i)
-        transform<Vector, Images>(sums, i, out + i * call.image_step + c, call.point_step);
+        for (int r = 0; r < 9; ++r) sums[r][i] *= call.scale[(first + i) * call.rows + row + r];
     }
+#pragma GCC unroll 2
+    for (int i = 0; i < Images; ++i) transform<Vector, Images>(sums, i, out + i * call.image_step + c, call.point_step);
   }
 }
 
+// All images of a channel before the next: its experts are near then.
 template <typename Vector, int Count, int Most>
 DYNACONV_INLINE void winograd_counted(const MixCall& call) {
-  int first = 0;
-  for (; first + Most <= call.images; first += Most) winograd_images<Vector, Count, Most>(call, first);
-  if constexpr (Most > 1)
-    if (first < call.images) winograd_images<Vector, Count, 1>(call, first);
+  for (int64_t row = 0; row < call.rows; row += 9) {
+    int first = 0;
+    for (; first + Most <= call.images; first += Most) winograd_channel<Vector, Count, Most>(call, row, first);
+    if constexpr (Most > 1)
+      if (first < call.images) winograd_channel<Vector, Count, 1>(call, row, first);
+  }
 }
 
 template <typename Vector, int Most>

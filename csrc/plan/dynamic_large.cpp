@@ -3,12 +3,6 @@
 #include "dynamic_task.h"
 #include "winograd_tiles.h"
 
-namespace {
-
-constexpr int kWinogradImages = 2;  // whose transformed weights lie in the L2 cache together
-
-}  // namespace
-
 // f(first image, one past the last) for as many images as the sums have room for.
 template <typename F>
 void DynamicTask::image_blocks(int64_t floats_of_image, F&& f) const {
@@ -18,27 +12,30 @@ void DynamicTask::image_blocks(int64_t floats_of_image, F&& f) const {
 
 // f(first channel, channels, first image, images) for chunks of channels and groups of images whose weights are mixed.
 template <typename F>
-void DynamicTask::chunks(PanelMixer& own, int64_t panel, int64_t first_image, int64_t last_image, int most, bool winograd,
-                         F&& f) const {
+void DynamicTask::chunks(PanelMixer& own, int64_t panel, int64_t first_image, int64_t last_image, bool winograd, F&& f) const {
+  const int64_t groups = ceil_of(last_image - first_image, kMostMixed);
   for (int64_t first = 0; first < shape_.channels; first += shape_.chunk) {
     const int64_t channels = std::min(shape_.chunk, shape_.channels - first);
-    for (int64_t image = first_image; image < last_image; image += most) {
-      const int count = static_cast<int>(std::min<int64_t>(most, last_image - image));
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t image = first_image + group * kMostMixed;
+      const int count = static_cast<int>(std::min<int64_t>(kMostMixed, last_image - image));
       const int64_t point_step = channels * kPanel + (winograd ? kPanel : 0);
       own.mix(panel, image, count, first, channels,
-              {scratch_.weights, shape_.panel_floats(shape_.chunk), point_step, winograd}, image == first_image);
-      if (image == first_image) foresee(panel, first + channels);
+              {scratch_.weights, shape_.panel_floats(shape_.chunk), point_step, winograd}, group == 0);
+      foresee(panel, first + channels, group, groups);
       f(first, channels, image, count);
     }
   }
 }
 
-// The experts of the chunk from `first` on come from memory while the chunk before it multiplies.
-void DynamicTask::foresee(int64_t panel, int64_t first) const {
+// The experts of the chunk from `first` on come from memory while the chunk before it multiplies, a part of them with every
+// group of images: what comes long before it is used has left the cache by then.
+void DynamicTask::foresee(int64_t panel, int64_t first, int64_t group, int64_t groups) const {
   worker_.upcoming = {};
   const int64_t row = shape_.taps * shape_.count * kPanel, from = panel * shape_.channels + first;
   const int64_t end = std::min(from + shape_.chunk, shape_.panels * shape_.channels);
-  worker_.upcoming.add(static_cast<const float*>(conv_.weight) + from * row, (end - from) * row * 4);
+  const int64_t start = from + (end - from) * group / groups, stop = from + (end - from) * (group + 1) / groups;
+  worker_.upcoming.add(static_cast<const float*>(conv_.weight) + start * row, (stop - start) * row * 4);
 }
 
 void DynamicTask::large_direct() const {
@@ -48,7 +45,7 @@ void DynamicTask::large_direct() const {
   worker_.share(shape_.panels, [&](int64_t panel) {
     PanelMixer own = mixer();
     image_blocks(once ? 1 : most * kPanel, [&](int64_t begin, int64_t end) {
-      chunks(own, panel, begin, end, kMostMixed, false, [&](int64_t first, int64_t channels, int64_t image, int count) {
+      chunks(own, panel, begin, end, false, [&](int64_t first, int64_t channels, int64_t image, int count) {
         for (int i = 0; i < count; ++i) {
           own.bias(panel, image + i, scratch_.bias);
           float* sums = scratch_.sums + (image + i - begin) * most * kPanel;
@@ -136,12 +133,12 @@ void DynamicTask::large_winograd() const {
   worker_.share(shape_.panels, [&](int64_t panel) {
     PanelMixer own = mixer();
     image_blocks(image_sums, [&](int64_t begin, int64_t end) {
-      chunks(own, panel, begin, end, kWinogradImages, true, [&](int64_t first, int64_t channels, int64_t image, int count) {
+      chunks(own, panel, begin, end, true, [&](int64_t first, int64_t channels, int64_t image, int count) {
         for (int i = 0; i < count; ++i) {
           const int64_t here = tiles_.count(image + i);
           WinogradProducts{shared_ + positions * (images_ * first + (image + i) * channels), here * channels, channels, here,
                            scratch_.weights + i * shape_.panel_floats(shape_.chunk), channels * kPanel + kPanel, channels,
-                           scratch_.sums + (image + i - begin) * image_sums, first > 0, kFloat32, &worker_.upcoming}.run();
+                           scratch_.sums + (image + i - begin) * image_sums, first > 0, kFloat32, &worker_.upcoming, true}.run();
         }
       });
       for (int64_t image = begin; image < end; ++image) {

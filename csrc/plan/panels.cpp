@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t kChunkBytes = 600 << 10;   // of a chunk's experts and what is mixed of them, to stay in the L2 cache
+constexpr int64_t kChunkBytes = 800 << 10;   // of a chunk's experts and what is mixed of them, to stay in the L2 cache
 constexpr float kOnes[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 constexpr int64_t kSmallBytes = 1280 << 10;  // of an image's mixed weights, to stay in the caches of all threads
 
@@ -52,8 +52,7 @@ PanelShape::PanelShape(const Plan& plan, const Step& step) {
   winograd = step.ints[2] != 0;
   rank = step.kind == kChannelFusion ? plan.convs[step.conv[1]].out_channels : 0;
   small = panels * panel_floats(channels) * 4 <= kSmallBytes;
-  const int64_t mixed = winograd ? 2 : kMostMixed;
-  const int64_t fits = std::max<int64_t>(16, kChunkBytes / (kPanel * 4 * (taps * count + mixed * points())));
+  const int64_t fits = std::max<int64_t>(16, kChunkBytes / (kPanel * 4 * (taps * count + kMostMixed * points())));
   const int64_t chunks = (channels + fits - 1) / fits;
   chunk = std::min(channels, ((channels + chunks - 1) / chunks + 3) / 4 * 4);
   // Taps that lie a multiple of 4 KiB apart would fight for the same lines of the cache.

@@ -111,6 +111,7 @@ struct WinogradProducts {
   bool add;                  // to what is there
   int dtype = kFloat32;      // of transformed tiles and weights
   Upcoming* upcoming = nullptr;
+  bool far = false;          // transformed tiles come from beyond the L2 cache
 
   void run() const {
     for (int64_t first = 0; first < count; first += kMostWinogradTiles)
@@ -130,6 +131,10 @@ struct WinogradProducts {
         outs[tile * kMaxRows + r - from] = products + (first + r) * kPanel;
       }
     }
+    // Of the first tile, at the next point.
+    const void* after[kMaxRows];
+    const auto rows_of = [=](int64_t tile) { return static_cast<int>(rows * (tile + 1) / tiles - rows * tile / tiles); };
+    for (int r = 0; r < rows_of(0); ++r) after[r] = static_cast<const char*>(taps[r]) + point_step * element;
     TileCall call{};
     call.taps_count = 1;
     call.channels = channels;
@@ -147,7 +152,12 @@ struct WinogradProducts {
         call.residual = add ? call.out : nullptr;
         fetch_ahead(call, tile, tiles, weight_step * element);
         if (upcoming) upcoming->give(call, element);
-        gemm_tile(dtype, static_cast<int>(rows * (tile + 1) / tiles - rows * tile / tiles), kPanel)(call);
+        if (far) {
+          const int64_t next = tile + 1 < tiles ? tile + 1 : 0;
+          call.next.taps = next ? taps + next * kMaxRows : after;
+          call.next.rows = rows_of(next);
+        }
+        gemm_tile(dtype, rows_of(tile), kPanel)(call);
       }
     }
   }
