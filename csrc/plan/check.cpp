@@ -266,8 +266,8 @@ struct Checker {
     if (a.dtype != out.dtype || b.dtype != out.dtype) return fail("operands of a sum or product differ in dtype");
     if (s.aux[0] >= 0) {
       const Value& weight = at(s.aux[0]);
-      if (s.kind != kAdd || s.ints[0] || !same_grid(b, out) || b.channels != out.channels)
-        return fail("a weighted sum is of two maps of one size");
+      if (s.kind != kAdd || s.ints[0] || s.grid >= 0 || !same_grid(b, out) || b.channels != out.channels)
+        return fail("a weighted sum is of two maps of one size, everywhere");
       return lone(weight) && same_grid(weight, out);
     }
     const bool grid_fits = (b.height == out.height && b.width == out.width) || b.height * b.width == 1;
@@ -367,12 +367,12 @@ struct Checker {
       case kMean:
         return (in.channels == out.channels || fail("a mean keeps the channels")) && no_second(s) && no_closed(s) &&
                (s.grid < 0 || lies_on(s.grid, in));
-      case kAdd: case kMultiply: return pairwise(s) && no_mask(s);
+      case kAdd: case kMultiply: return pairwise(s) && masked(s, out) && no_closed(s);
       case kActivate:
         if (s.ints[0] && !(lone(in) && lone(out) && no_mask(s))) return false;
         return rows_like(s) && no_second(s) && masked(s, out);
       case kGate: return gate(s) && no_mask(s) && no_second(s);
-      case kLayerNorm: return rows_like(s) && same_dtype(in, out) && norm(s, in) && no_mask(s) && no_second(s);
+      case kLayerNorm: return rows_like(s) && same_dtype(in, out) && norm(s, in) && masked(s, out) && no_closed(s) && no_second(s);
       case kSoftmax:
         return rows_like(s) && float_value(s.in, "in") && float_value(s.out, "out") && no_mask(s) && no_second(s) &&
                ((s.ints[0] > 0 && out.channels % s.ints[0] == 0) || fail("softmax groups do not divide the channels"));

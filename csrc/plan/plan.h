@@ -79,7 +79,8 @@ enum Kind : int32_t {
   kMean,          // [N, h, w, C] -> [N, bins, bins, C], adaptive average (bins may share positions); with grid: over open
                   // rows only
   kAdd,           // out = act(in + in2), in2 of the same grid, or 1x1 grid, or 1 channel (broadcast); ints[0] = 1: in - in2;
-                  // aux[0] (or -1), one float a position: in + aux[0] * in2, where aux[0] is 0 without looking at in2
+                  // aux[0] (or -1), one float a position: in + aux[0] * in2, where aux[0] is 0 without looking at in2; with
+                  // ints[1] = 1 act changes nothing there
   kMultiply,      // out = act(in * in2), broadcast as kAdd
   kActivate,      // out = act(in); ints[0] = 1, for dense float32 of one channel: act(in * floats[0] + floats[1])
   kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: convolution only;

@@ -47,6 +47,7 @@ struct Listed {
     count = listed;
   }
   int64_t operator[](int64_t index) const { return list ? list[index].row : index; }
+  bool all() const { return !list; }
 };
 
 // Rows without anything between them are one long row.
@@ -67,7 +68,7 @@ void step_weighted_add(Worker& worker, const Step& step) {
   const Rows a = rows_at(run, step.in), b = rows_at(run, step.in2), to = rows_at(run, step.out);
   const auto* weight = reinterpret_cast<const float*>(run.data(step.aux[0]));
   const RowKernels& kernels = row_kernels(out.dtype);
-  const bool stays = a.base == to.base && step.activation[0] == kNone;
+  const bool stays = a.base == to.base && (step.activation[0] == kNone || step.ints[1]);
   share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       if (weight[row] != 0) kernels.weighted(a[row], b[row], weight[row], out.channels, step.activation[0], to[row]);
@@ -192,7 +193,8 @@ void step_pairwise(Worker& worker, const Step& step) {
   const bool single = second.channels == 1 && out.channels != 1;
   const int64_t area = int64_t{out.height} * out.width;
   const bool each_image = second.height * second.width == 1 && area != 1;
-  if (is_dense(in) && is_dense(out) && is_dense(second) && !single && (!each_image || out.channels == 1)) {
+  const Listed listed(run, step);
+  if (listed.all() && is_dense(in) && is_dense(out) && is_dense(second) && !single && (!each_image || out.channels == 1)) {
     const int64_t chunk = rows_of_chunk(to.bytes), chunks = ceil_of(area, chunk);
     worker.share(run.call.images * chunks, [&](int64_t task) {
       const int64_t image = task / chunks, first = task % chunks * chunk, row = image * area + first;
@@ -201,9 +203,11 @@ void step_pairwise(Worker& worker, const Step& step) {
     });
     return;
   }
-  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row)
+  share_rows(worker, listed.count, to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t row = listed[index];
       kernels.pair(op, a[row], b[each_image ? row / area : row], single, out.channels, step.activation[0], to[row]);
+    }
   });
 }
 
@@ -239,9 +243,12 @@ void step_layer_norm(Worker& worker, const Step& step) {
   const Value& out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
   const RowKernels& kernels = row_kernels(out.dtype);
-  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row)
+  const Listed listed(run, step);
+  share_rows(worker, listed.count, to.bytes, [&](int64_t first, int64_t last) {
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t row = listed[index];
       kernels.normalize(from[row], out.channels, static_cast<const float*>(conv.weight), conv.bias, step.floats[0], to[row]);
+    }
   });
 }
 

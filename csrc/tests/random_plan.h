@@ -300,18 +300,19 @@ class RandomPlan {
     b.step(kMean, current_, mean).grid = grid;
     const int32_t id = conv(in.c, in.c, 1, {1, 1, 0, 1});
     b.step(kConv, mean, scale, id).activation[0] = kSigmoid;
-    const bool inside = s_.chance(50);
+    const bool partly = grid >= 0 && s_.chance(50), inside = partly || s_.chance(50);
     const int32_t to = inside ? current_ : make(in), act = activation();
     Step& step = b.step(s_.pick({int32_t{kMultiply}, int32_t{kAdd}}), current_, to);
-    step.in2 = scale, step.activation[0] = act;
+    step.in2 = scale, step.activation[0] = act, step.grid = partly ? grid : -1;
     step.ints[0] = step.kind == kAdd && s_.chance(30);
     drop(mean), drop(scale);
     if (!inside) replace(to);
   }
 
-  void pointwise() {
+  // One operation on every row, or on those of a grid.
+  void pointwise(int32_t grid = -1) {
     const Size in = size(current_);
-    const bool inside = s_.chance(50);
+    const bool inside = grid >= 0 || s_.chance(50);
     const int32_t to = inside ? current_ : make(in);
     const int32_t kind = s_.pick({int32_t{kActivate}, int32_t{kLayerNorm}, int32_t{kSoftmax}, int32_t{kAdd}, int32_t{kMultiply}});
     int32_t id = -1;
@@ -327,6 +328,7 @@ class RandomPlan {
     if (kind == kAdd || kind == kMultiply) step.in2 = current_;
     if (kind == kSoftmax) step.ints[0] = group, step.floats[0] = 0.5f;
     if (kind == kLayerNorm) step.floats[0] = 1e-5f;
+    if (kind != kSoftmax) step.grid = grid;
     if (!inside) replace(to);
   }
 
@@ -509,6 +511,7 @@ class RandomPlan {
     }
     if (s_.chance(30)) mask_value(grid, out);
     if (s_.chance(20)) squeeze(grid);
+    if (s_.chance(20)) pointwise(grid);
   }
 
   // A shortcut's convolution: at once, or closed rows with the last activation and open ones without.

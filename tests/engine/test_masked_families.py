@@ -34,3 +34,21 @@ def test_compiled_is_the_masked_network(family: str) -> None:
             with torch.no_grad(), force_masks(model, density):
                 want = model(x)
                 assert float((fast(x) - want).abs().max() / want.abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["se-resnet", "convnext"])
+def test_every_operation_of_a_branch_follows_its_mask(family: str) -> None:
+    build, side, _, _ = FAMILIES[family]
+    if family == "convnext":
+        build, side = lambda: timm_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), 64
+    model = lively(build()).eval()
+    dc.dynamize_(model, input_size=(3, side, side))
+    fast = dc.compile(model, (torch.randn(1, 3, side, side),), measure=False, backend="eager")
+    plan = fast.plan.raw
+    parts = tuple(f"{name}.block" for name in fast.gates)
+    branch = [s for s in plan.steps if s.layer in fast.gates or s.layer.startswith(parts)]
+    branch = [s for s in branch if s.out >= 0 and s.kind != "mask_value" and "downsample" not in s.layer]
+    # Sums at the end skip what their weights close.
+    whole = [s for s in branch if s.grid < 0 and s.aux[0] < 0 and plan.values[s.out].size != (1, 1)]
+    assert {s.kind for s in branch} >= {"conv", "layer_norm" if family == "convnext" else "multiply"}
+    assert not whole, [(s.kind, s.layer) for s in whole]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dynaconv.engine.fuse import already
 from dynaconv.engine.ir import Node
 from dynaconv.engine.plan import Conv
 
@@ -29,14 +30,19 @@ def _mean(lowering: Lowering, node: Node) -> None:
         # The step before took it on the way.
         return
     source = lowering.value(node.x)
-    grid = lowering.grids[node.inputs["grid"]] if "grid" in node.inputs else -1
-    lowering.step("mean", node, input=source, out=lowering.result(node), grid=grid)
+    lowering.step("mean", node, input=source, out=lowering.result(node), grid=_grid(lowering, node))
 
 
 def _act(lowering: Lowering, node: Node) -> None:
     source = lowering.value(node.x)
     acts = [node.attrs["act"], "none", "none"]
-    lowering.step("activate", node, input=source, out=lowering.result(node), activation=acts)
+    fields = {"input": source, "out": lowering.result(node), "grid": _grid(lowering, node)}
+    lowering.step("activate", node, activation=acts, **fields)
+
+
+def _grid(lowering: Lowering, node: Node) -> int:
+    """The grid of the rows that are needed, -1: all."""
+    return lowering.grids[node.inputs["grid"]] if "grid" in node.inputs else -1
 
 
 def _add(lowering: Lowering, node: Node) -> None:
@@ -55,7 +61,8 @@ def _weighted_add(lowering: Lowering, node: Node) -> None:
     weight = lowering.value(node.inputs["weight"])
     total = node.x
     share = lowering.value(total) if lowering.is_last_reader(node, total) else -1
-    _pairwise(lowering, node, "add", share, aux=[weight, -1, -1, -1])
+    settled = int(already(total, node.attrs.get("act", "none")))
+    _pairwise(lowering, node, "add", share, aux=[weight, -1, -1, -1], ints=[0, settled] + [0] * 6)
 
 
 def _scale(lowering: Lowering, node: Node) -> None:
@@ -69,7 +76,8 @@ def _layer_norm(lowering: Lowering, node: Node) -> None:
     c, source = node.size[2], lowering.value(node.x)
     conv = lowering.conv_data(Conv("norm", c, c, weight=node.attrs["weight"], bias=node.attrs["bias"]))
     floats = [float(node.attrs["eps"]), 0.0, 0.0, 0.0]
-    lowering.step("layer_norm", node, input=source, out=lowering.result(node), conv=conv, floats=floats)
+    fields = {"input": source, "out": lowering.result(node), "grid": _grid(lowering, node)}
+    lowering.step("layer_norm", node, conv=conv, floats=floats, **fields)
 
 
 def _softmax(lowering: Lowering, node: Node) -> None:
@@ -114,8 +122,8 @@ def _repeat(lowering: Lowering, node: Node) -> None:
 def _pairwise(lowering: Lowering, node: Node, kind: str, share: int = -1, **fields: Any) -> None:
     first, second = lowering.value(node.x), lowering.value(node.inputs["y"])
     acts = [node.attrs.get("act", "none"), "none", "none"]
-    out = lowering.result(node, share)
-    lowering.step(kind, node, input=first, input2=second, out=out, activation=acts, **fields)
+    out, grid = lowering.result(node, share), _grid(lowering, node)
+    lowering.step(kind, node, input=first, input2=second, out=out, activation=acts, grid=grid, **fields)
 
 
 EMIT = {

@@ -10,14 +10,15 @@ from dynaconv.engine.fuse import already, can_take_residual, join_residual
 from dynaconv.engine.ir import Graph, Node
 
 # Operations of one row each, besides convolutions.
-BY_ROW = ("mul", "act", "layer_norm")
+BY_ROW = ("mul", "add", "act", "layer_norm")
 
 
 def recognise_masks(graph: Graph) -> None:
     """Give a grid to every convolution that only has to compute open rows.
 
-    The masked convolution gets `masked` (closed rows keep the shortcut), those before it in its branch get a grid of
-    needed rows. A mask times something else stays a multiplication.
+    A masked convolution gets `masked` (closed rows keep the shortcut); behind other ends of a branch, such as
+    squeeze-excite, open rows are added to the shortcut by a step of their own. What comes before in the branch gets a
+    grid of needed rows. A mask times something else stays a multiplication.
     """
     for node in list(graph.nodes):
         if node.op == "mul":
@@ -27,32 +28,39 @@ def recognise_masks(graph: Graph) -> None:
 
 def _recognise(graph: Graph, node: Node) -> None:
     users = graph.users()
-    mask, conv = node.inputs["y"], node.x
+    mask, branch = node.inputs["y"], node.x
     if not mask.is_grid:
-        mask, conv = conv, mask
-    if not mask.is_grid or mask.size[:2] != conv.size[:2] or not can_take_residual(conv, users):
+        mask, branch = branch, mask
+    if not mask.is_grid or branch.is_grid or mask.size[:2] != branch.size[:2] or branch.size[2] == 1:
         return
-    if conv.is_grid or len(users[node]) != 1 or users[node][0] is None or users[node][0].op != "add":
+    if len(users[node]) != 1 or users[node][0] is None or users[node][0].op != "add" or node.attrs["act"] != "none":
         return
     add = users[node][0]
     shortcut = add.inputs["y"] if add.x is node else add.x
-    if shortcut is node or shortcut.size != conv.size:
+    if shortcut is node or shortcut.size != branch.size:
         return
-    join_residual(graph, add, conv, shortcut)
-    conv.inputs["grid"] = mask
-    conv.attrs["masked"] = True
-    walk_back(graph, conv, users)
+    if can_take_residual(branch, users):
+        join_residual(graph, add, branch, shortcut)
+        branch.inputs["grid"] = mask
+        branch.attrs["masked"] = True
+        wanted = {branch.x: [needed(graph, mask, branch)]}
+        walk_back(graph, branch, wanted, users)
+    else:
+        add.op, add.inputs = "weighted_add", {"x": shortcut, "y": branch, "weight": mask}
+        walk_back(graph, add, {branch: [mask]}, users)
 
 
-def walk_back(graph: Graph, conv: Node, users: dict[Node, list[Node]]) -> None:
-    """Needed rows of the convolutions before `conv`, where all readers of their results need the same ones.
+def walk_back(graph: Graph, end: Node, wanted: dict[Node, list[Node]], users: dict[Node, list[Node]]) -> None:
+    """Needed rows of the convolutions before `end`, where all readers of their results need the same ones.
 
-    What treats every row by itself passes need on and runs over all rows; a mean over open rows reads those. Rows that
-    nobody computed hold anything, so a need never ends at something that would mix them into others.
+    What treats every row by itself passes need on; a mean over open rows reads those. Rows that nobody computed hold
+    anything, so a need never ends at something that would mix them into others.
+
+    Args:
+        wanted: the rows that `end` reads, by what it reads them of. users: of the graph as it was.
     """
-    wanted: dict[Node, list[Node]] = {conv.x: [needed(graph, conv.inputs["grid"], conv)]}
     order = list(graph.nodes)
-    for node in reversed(order[: order.index(conv)]):
+    for node in reversed(order[: order.index(end)]):
         if node.op == "mean" and "grid" in node.inputs:
             wanted.setdefault(node.x, []).append(node.inputs["grid"])
             continue
@@ -66,6 +74,7 @@ def walk_back(graph: Graph, conv: Node, users: dict[Node, list[Node]]) -> None:
             for source in node.inputs.values():
                 if source.size[:2] == node.size[:2] and not source.is_grid:
                     wanted.setdefault(source, []).append(needs[0])
+            node.inputs["grid"] = needs[0]
 
 
 def partial_grid(node: Node) -> Node | None:
@@ -73,10 +82,7 @@ def partial_grid(node: Node) -> Node | None:
     if node.op == "conv":
         whole = "grid" not in node.inputs or node.attrs.get("masked") or "closed_act" in node.attrs
         return None if whole else node.inputs["grid"]
-    if node.op not in BY_ROW:
-        return None
-    found = (partial_grid(source) for source in node.inputs.values() if source.size[:2] == node.size[:2])
-    return next((grid for grid in found if grid is not None), None)
+    return node.inputs.get("grid") if node.op in BY_ROW else None
 
 
 def needed(graph: Graph, grid: Node, reader: Node) -> Node:
