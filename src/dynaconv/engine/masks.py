@@ -33,9 +33,9 @@ def _recognise(graph: Graph, node: Node) -> None:
         mask, branch = branch, mask
     if not mask.is_grid or branch.is_grid or mask.size[:2] != branch.size[:2] or branch.size[2] == 1:
         return
-    if len(users[node]) != 1 or users[node][0] is None or users[node][0].op != "add" or node.attrs["act"] != "none":
+    add = users[node][0] if len(users[node]) == 1 else None
+    if add is None or add.op != "add" or node.attrs["act"] != "none":
         return
-    add = users[node][0]
     shortcut = add.inputs["y"] if add.x is node else add.x
     if shortcut is node or shortcut.size != branch.size:
         return

@@ -9,6 +9,8 @@ from dynaconv.engine.plan import NEVER, Plan, Step
 
 # Steps too small to be worth a line.
 _QUIET = ("threshold", "dilate", "mask_value", "layout", "copy")
+# Steps of one row each, besides convolutions.
+_BY_ROW = ("multiply", "add", "activate", "layer_norm")
 
 
 class PlanTable:
@@ -84,10 +86,14 @@ def _choice(step: Step, measured: bool) -> tuple[str, str]:
         return "dense", "what projects looks at all positions first" if step.aux[1] >= 0 else "no mask"
     if step.kind == "narrow":
         return "sparse", "closed channels of each image are not computed"
+    if step.kind == "add" and step.aux[0] >= 0:
+        return "sparse", "rows of weight 0 keep the shortcut"
     if step.grid < 0:
         return "dense", "no mask"
     if step.closed:
         return "closed rows", "they get the shortcut with its activation"
+    if step.kind in _BY_ROW:
+        return "sparse", "open rows only"
     if step.input2 >= 0 or step.run_all_above >= NEVER:
         return "sparse", "closed rows keep the shortcut" if step.input2 >= 0 else "sparse wins at any density"
     text = "measured" if measured else "not measured"
