@@ -119,8 +119,11 @@ class ByChannels {
     call.bias = kNoBias;
     call.column = column;
     call.columns = static_cast<int>(std::min<int64_t>(kPanel, columns));
+    call.row_step = slices_ ? depth : in_.stride;
     const int64_t tiles = ceil_of(positions_, kMaxRows);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int64_t tile = 0; tile < tiles; tile += call.more + 1) {
+      // All that are left at once, where every tile is like the one before.
+      if (!heavy && positions_ % tiles == 0 && worker_.upcoming.empty()) call.more = static_cast<int>(tiles - tile) - 1;
       const int64_t start = positions_ * tile / tiles, end = positions_ * (tile + 1) / tiles;
       call.taps = scratch_.from + start;
       call.out = scratch_.to + start;
