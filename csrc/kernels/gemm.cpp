@@ -279,7 +279,7 @@ DYNACONV_INLINE void piece_and_half(const TileCall& call, int row, int column, F
   end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
-// A piece of even rows while nothing is fetched. Pointers to all rows do not fit the registers, and GCC keeps what does not in
+// A piece of even rows while no rows are fetched. Pointers to all rows do not fit the registers, and GCC keeps what does not in
 // vectors, for which the next tile would wait: one pointer walks from row to row.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finish end) {
@@ -291,11 +291,13 @@ DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finis
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) sums[r][c] = start;
   }
-  const int64_t step = call.row_step;
+  const int64_t step = call.row_step, ahead[2] = {call.ahead[0], call.ahead[1]};
   const float* weight = static_cast<const float*>(call.weight) + column;
   for (int t = 0; t < call.taps_count; ++t) {
     const float* from = static_cast<const float*>(call.taps[t * kMaxRows]) + call.tap_offset + row * step;
     for (const float* const last = from + call.channels; from != last; ++from, weight += kPanel) {
+      // Fewer columns leave no time for it.
+      if constexpr (Columns == 2) fetch(weight, ahead);
       Vector w[Columns];
 #pragma GCC unroll 4
       for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);

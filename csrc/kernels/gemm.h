@@ -84,9 +84,9 @@ class Upcoming {
   int first_ = 0, count_ = 0;
 };
 
-// Whether a tile goes the faster way of even rows: nothing may be fetched meanwhile.
+// Whether a tile goes the faster way of even rows: nothing but weights may be fetched meanwhile.
 inline bool is_even(const TileCall& call) {
-  const bool fetches = call.ahead[0] || call.ahead[1] || call.next.taps || call.next.out || call.next.later;
+  const bool fetches = call.next.taps || call.next.out || call.next.later;
   return call.row_step && !fetches && !call.blend;
 }
 
