@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.convert.families import FAMILIES, timm_model
 from tests.convert.test_families import lively, set_backend
+from torch import nn
 
 import dynaconv as dc
 from dynaconv.ops import _native
@@ -13,17 +14,24 @@ from dynaconv.testing import force_masks
 
 pytestmark = pytest.mark.needs("timm", "torchvision")
 NATIVE = ["se-resnet", "mobilenetv3", "convnext"]
-THROUGH_ATEN = ["blurred resnet"]
+THROUGH_ATEN = ["blurred resnet", "convnextv2"]
+
+
+def masked(family: str) -> tuple[nn.Module, int]:
+    """A small network of the family with masks, and the side of its pictures."""
+    build, side, _, _ = FAMILIES[family]
+    if family.startswith("convnext"):
+        build, side = lambda: timm_model(f"{family}_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), 64
+    model = lively(build()).eval()
+    dc.dynamize_(model, input_size=(3, side, side))
+    return model, side
 
 
 @pytest.mark.parametrize("family", NATIVE + THROUGH_ATEN)
 def test_compiled_is_the_masked_network(family: str) -> None:
     torch.manual_seed(0)
-    build, side, _, _ = FAMILIES[family]
-    if family == "convnext":
-        build, side = lambda: timm_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), 64
-    model, x = lively(build()).eval(), torch.randn(2, 3, side, side)
-    dc.dynamize_(model, input_size=(3, side, side))
+    model, side = masked(family)
+    x = torch.randn(2, 3, side, side)
     set_backend(model, "eager")
     # The interpreter fills rows that nobody computed with NaN.
     backends = ["eager"] if _native.missing() else ["eager", "cpu"]
@@ -36,13 +44,9 @@ def test_compiled_is_the_masked_network(family: str) -> None:
                 assert float((fast(x) - want).abs().max() / want.abs().max()) <= 1e-4
 
 
-@pytest.mark.parametrize("family", ["se-resnet", "convnext"])
+@pytest.mark.parametrize("family", ["se-resnet", "convnext", "convnextv2"])
 def test_every_operation_of_a_branch_follows_its_mask(family: str) -> None:
-    build, side, _, _ = FAMILIES[family]
-    if family == "convnext":
-        build, side = lambda: timm_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), 64
-    model = lively(build()).eval()
-    dc.dynamize_(model, input_size=(3, side, side))
+    model, side = masked(family)
     fast = dc.compile(model, (torch.randn(1, 3, side, side),), measure=False, backend="eager")
     plan = fast.plan.raw
     parts = tuple(f"{name}.block" for name in fast.gates)
@@ -50,5 +54,34 @@ def test_every_operation_of_a_branch_follows_its_mask(family: str) -> None:
     branch = [s for s in branch if s.out >= 0 and s.kind != "mask_value" and "downsample" not in s.layer]
     # Sums at the end skip what their weights close.
     whole = [s for s in branch if s.grid < 0 and s.aux[0] < 0 and plan.values[s.out].size != (1, 1)]
-    assert {s.kind for s in branch} >= {"conv", "layer_norm" if family == "convnext" else "multiply"}
+    assert {s.kind for s in branch} >= {"conv", "multiply" if family == "se-resnet" else "layer_norm"}
     assert not whole, [(s.kind, s.layer) for s in whole]
+
+
+class MixedDepthwise(nn.Module):
+    """A branch that is cut along channels, convolved by windows of two sizes, and joined (arXiv 1907.09595)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(8, 12, 1)
+        self.small, self.large = nn.Conv2d(6, 6, 3, 1, 1, groups=6), nn.Conv2d(6, 6, 5, 1, 2, groups=6)
+        self.project = nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small, large = self.expand(x).relu().chunk(2, 1)
+        return x + self.project(torch.cat([self.small(small), self.large(large)], 1))
+
+
+@pytest.mark.parametrize("backend", ["eager"] if _native.missing() else ["eager", "cpu"])
+def test_what_several_windows_read_is_the_widest_of_them(backend: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), MixedDepthwise()).eval(), torch.randn(2, 3, 20, 17)
+    dc.dynamize_(model, input_size=(3, 20, 17))
+    set_backend(model, "eager")
+    fast = dc.compile(model, (x,), measure=False, backend=backend)
+    expand = next(s for s in fast.plan.raw.steps if s.layer.endswith("expand"))
+    (wide,) = (s for s in fast.plan.raw.steps if s.kind == "dilate" and s.grid2 == expand.grid)
+    assert fast.plan.raw.convs[wide.conv[0]].kernel == (5, 5)
+    for density in (0.0, 0.1, 1.0):
+        with torch.no_grad(), force_masks(model, density):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

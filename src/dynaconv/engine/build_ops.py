@@ -161,6 +161,21 @@ def arithmetic(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | st
     return b.add("affine", node, a.node.size, a.layout, {"x": a.node}, scale=scale, shift=shift)
 
 
+@handles("addcmul")
+def addcmul(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """shift + value * scale * x, with constants for each channel, as global response norms end (arXiv 2301.00808)."""
+    start, x, factor = args[0], *args[1:3]
+    if not is_map(x):
+        x, factor = factor, x
+    if not is_map(x) or b.map_size(node, x.layout) != x.node.size:
+        return None
+    scale, shift = channel_vector(x, factor), channel_vector(x, start)
+    if scale is None or shift is None:
+        return None
+    scale = scale * float(kwargs.get("value", 1))
+    return b.add("affine", node, x.node.size, x.layout, {"x": x.node}, scale=scale, shift=shift)
+
+
 def _of_two(b: Builder, node: fx.Node, name: str, a: View, c: View) -> View | str | None:
     if name == "sub":
         same = a.node.size == c.node.size == b.map_size(node, a.layout) and a.layout == c.layout

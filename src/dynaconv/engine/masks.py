@@ -9,8 +9,9 @@ from __future__ import annotations
 from dynaconv.engine.fuse import already, can_take_residual, join_residual
 from dynaconv.engine.ir import Graph, Node
 
-# Operations of one row each, besides convolutions.
+# Operations of one row each, besides convolutions; and those that only lay rows out anew.
 BY_ROW = ("mul", "add", "act", "layer_norm")
+_LAID_OUT = ("concat", "slice", "interleave")
 
 
 def recognise_masks(graph: Graph) -> None:
@@ -65,16 +66,49 @@ def walk_back(graph: Graph, end: Node, wanted: dict[Node, list[Node]], users: di
             wanted.setdefault(node.x, []).append(node.inputs["grid"])
             continue
         needs = wanted.get(node, [])
-        if not needs or len(needs) != len(users[node]) or any(need is not needs[0] for need in needs):
+        need = _covering(needs) if needs and len(needs) == len(users[node]) else None
+        if need is None:
             continue
         if node.op == "conv" and node.size[:2] != (1, 1) and not {"residual", "grid"} & set(node.inputs):
-            node.inputs["grid"] = needs[0]
-            wanted.setdefault(node.x, []).append(needed(graph, needs[0], node))
-        elif node.op in BY_ROW:
+            node.inputs["grid"] = need
+            wanted.setdefault(node.x, []).append(needed(graph, need, node))
+        elif node.op in BY_ROW or node.op in _LAID_OUT:
             for source in node.inputs.values():
                 if source.size[:2] == node.size[:2] and not source.is_grid:
-                    wanted.setdefault(source, []).append(needs[0])
-            node.inputs["grid"] = needs[0]
+                    wanted.setdefault(source, []).append(need)
+            if node.op in BY_ROW:
+                node.inputs["grid"] = need
+
+
+def _covering(needs: list[Node]) -> Node | None:
+    """The grid among these that holds the rows of all of them, if there is one."""
+    for need in needs:
+        if all(need is other or _covers(need, other) for other in needs):
+            return need
+    return None
+
+
+def _covers(wide: Node, narrow: Node) -> bool:
+    """Two receptive fields of the same grid, one within the other."""
+    if wide.op != "dilate":
+        return False
+    if narrow.op == "dilate" and narrow.inputs["grid"] is not wide.inputs["grid"]:
+        return False
+    if narrow.op != "dilate" and narrow is not wide.inputs["grid"]:
+        return False
+    if narrow.op == "dilate" and narrow.attrs["stride"] != wide.attrs["stride"]:
+        return False
+    if wide.attrs["dilation"] != (1, 1) or (narrow.op != "dilate" and wide.attrs["stride"] != (1, 1)):
+        return False
+    return all(w[0] >= n[0] and w[1] >= n[1] for w, n in zip(_reach(wide), _reach(narrow), strict=True))
+
+
+def _reach(grid: Node) -> list[tuple[int, int]]:
+    """Along each axis, how far before and behind an open position the needed ones lie."""
+    if grid.op != "dilate":
+        return [(0, 0), (0, 0)]
+    attrs = (grid.attrs[k] for k in ("kernel", "dilation", "padding"))
+    return [(p, d * (k - 1) - p) for k, d, p in zip(*attrs, strict=True)]
 
 
 def partial_grid(node: Node) -> Node | None:

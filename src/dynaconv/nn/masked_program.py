@@ -73,12 +73,17 @@ def _step(
 
 def _pooled(op: Op, block: nn.Module, values: dict[str, Any], need: Tensor, source: str) -> Tensor:
     hidden = values[source]
-    if op.role == "norm":
+    nchw = hidden if op.layout == (2, 3) else hidden.permute(0, 3, 1, 2)
+    if op.role == "norm" and torch.is_grad_enabled():
         mask = need if op.layout == (2, 3) else need.permute(0, 2, 3, 1)
         # A root has no gradient at zero: an image without open positions must not meet it.
         some = mask.sum((1, 2, 3), keepdim=True) > 0
         safe = torch.where(some, hidden * mask.to(hidden.dtype), torch.ones_like(hidden))
         pooled = evaluate(op, block, {**values, source: safe})
         return torch.where(some.reshape(-1, *(1 for _ in pooled.shape[1:])), pooled, torch.zeros_like(pooled))
-    nchw = hidden if op.layout == (2, 3) else hidden.permute(0, 3, 1, 2)
+    if op.role == "norm":
+        # By a mean, whose rows alone compilers know to be needed.
+        whole = nchw.float()
+        squares = masked_mean(whole * whole, need) * need.sum((1, 2, 3), keepdim=True)
+        return squares.sqrt().to(hidden.dtype).reshape(-1, *op.shape[1:])
     return masked_mean(nchw, need).reshape(-1, *op.shape[1:])
