@@ -41,9 +41,10 @@ from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
 from dynaconv.engine.routers import fuse_routers, share_means
-from dynaconv.engine.scales import fuse_hard_sigmoids, fuse_scales, push_scales
+from dynaconv.engine.scales import fuse_hard_sigmoids, fuse_response_norms, fuse_scales, push_scales
 
 PASSES = (
+    fuse_response_norms,
     fuse_scales,
     fuse_hard_sigmoids,
     push_scales,

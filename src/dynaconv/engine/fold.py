@@ -1,4 +1,4 @@
-"""Passes that remove per-channel scales and shifts: into the convolution before them, or as a 1x1 depthwise one."""
+"""Passes that remove per-channel scales and shifts: into a convolution before or behind, or as a 1x1 depthwise one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def fold(graph: Graph) -> None:
                 _into_affine(graph, source, node)
             elif source.op == "conv" and len(users[source]) == 1 and source.attrs["act"] == "none":
                 _into_conv(graph, source, node)
+    for node in list(graph.nodes):
+        if node.op == "affine":
+            readers = graph.users()[node]
+            if len(readers) == 1 and _takes_affine(readers[0]):
+                _into_reader(graph, node, readers[0])
     for node in graph.nodes:
         if node.op == "affine" and node.size[2] == 1:
             # Rows of one number: lines of them are as good as channels.
@@ -39,6 +44,21 @@ def _into_conv(graph: Graph, conv: Node, node: Node) -> None:
         if conv.attrs["expert_bias"] is not None:
             conv.attrs["expert_bias"] = (conv.attrs["expert_bias"].double() * scale).float()
     graph.replace(node, conv)
+
+
+def _takes_affine(reader: Node | None) -> bool:
+    """A static convolution every tap of which always reads the map; padding would not be shifted."""
+    if reader is None or reader.op != "conv" or reader.is_mixed:
+        return False
+    return reader.attrs["padding"] == (0, 0) and reader.attrs["groups"] == 1
+
+
+def _into_reader(graph: Graph, node: Node, conv: Node) -> None:
+    scale, shift = (node.attrs[k].double().reshape(1, -1, 1, 1) for k in ("scale", "shift"))
+    weight, bias = conv.attrs["weight"].double(), zero_bias(conv).double()
+    conv.attrs["weight"] = (weight * scale).float()
+    conv.attrs["bias"] = (bias + (weight * shift).sum((1, 2, 3))).float()
+    graph.replace(node, node.x)
 
 
 def _into_affine(graph: Graph, first: Node, second: Node) -> None:

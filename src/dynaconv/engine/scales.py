@@ -43,6 +43,35 @@ def is_uniform(node: Node, scale: float, shift: float) -> bool:
     return all(bool(torch.isclose(t, t.new_tensor(want), rtol=1e-6, atol=0).all()) for t, want in wanted)
 
 
+def fuse_response_norms(graph: Graph) -> None:
+    """x + (scale * v * x + shift) as (1 + scale * v) * x + shift, with v [1, 1, C] of each image: one product.
+
+    Source: ConvNeXt V2's global response norm, arXiv 2301.00808, equation 3.
+    """
+    for node in list(graph.nodes):
+        users = graph.users()
+        if node.op != "add" or node.x.size != node.inputs["y"].size:
+            continue
+        for x, y in ((node.x, node.inputs["y"]), (node.inputs["y"], node.x)):
+            if (
+                y.op != "affine"
+                or not _is_scaled(y.x)
+                or y.x.x is not x
+                or len(users[y]) != 1
+                or len(users[y.x]) != 1
+            ):
+                continue
+            product, scale = y.x, y.attrs["scale"]
+            factors = Node("affine", {"x": product.inputs["y"]}, (1, 1, x.size[2]), {}, node.layer)
+            factors.attrs = {"scale": scale, "shift": torch.ones_like(scale)}
+            graph.insert_after(product.inputs["y"], factors)
+            product.inputs["y"] = factors
+            y.attrs["scale"] = torch.ones_like(scale)
+            graph.replace(node, y)
+            break
+    graph.tidy()
+
+
 def push_scales(graph: Graph) -> None:
     """One factor for all channels: through products into the static convolutions behind them."""
     for node in list(graph.nodes):
