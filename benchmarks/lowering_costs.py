@@ -5,8 +5,8 @@
     python benchmarks/lowering_costs.py --folder FILES    keep the exported files there, and use those that lie there
 
 Each network is a chain of three equal blocks with forced blob masks. Nanoseconds of the amounts that
-`dynaconv.export.choose` counts, and of what gates read, the same in both lowerings, are fitted to its times by
-least squares of relative errors, none below zero.
+`dynaconv.export.choose` counts, and of what gates read and routers mix, the same in both lowerings, are fitted to its
+times by least squares of relative errors, none below zero.
 """
 
 from __future__ import annotations
@@ -32,20 +32,25 @@ from dynaconv.export.choose import COSTS, MARGIN, dense_amounts, nanoseconds, sp
 from dynaconv.export.runtimes import load
 from dynaconv.export.trace import trace
 from dynaconv.measure.race import SETTLE_SECONDS
+from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.testing import MaskInputs, forced
 
-# network, block, channels, side of its map.
+# network, block, channels, side of its map, kernels.
 BLOCKS = (
-    ("timm:resnet50", "layer1.1", 256, 56),
-    ("timm:resnet50", "layer2.1", 512, 28),
-    ("timm:resnet50", "layer3.1", 1024, 14),
-    ("timm:resnet50", "layer4.1", 2048, 7),
-    ("timm:resnet18", "layer1.0", 64, 56),
-    ("timm:resnet18", "layer3.1", 256, 14),
-    ("timm:mobilenetv2_100", "blocks.1.1", 24, 56),
-    ("timm:mobilenetv2_100", "blocks.4.1", 96, 14),
-    ("timm:mobilenetv2_100", "blocks.5.1", 160, 7),
+    ("timm:resnet50", "layer1.1", 256, 56, None),
+    ("timm:resnet50", "layer2.1", 512, 28, None),
+    ("timm:resnet50", "layer3.1", 1024, 14, None),
+    ("timm:resnet50", "layer4.1", 2048, 7, None),
+    ("timm:resnet18", "layer1.0", 64, 56, None),
+    ("timm:resnet18", "layer3.1", 256, 14, None),
+    ("timm:resnet18", "layer1.0", 64, 56, "DYConv"),
+    ("timm:resnet18", "layer3.1", 256, 14, "DYConv"),
+    ("timm:mobilenetv2_100", "blocks.1.1", 24, 56, None),
+    ("timm:mobilenetv2_100", "blocks.4.1", 96, 14, None),
+    ("timm:mobilenetv2_100", "blocks.5.1", 160, 7, None),
 )
+# Amounts that cost the same in both lowerings.
+SAME = ("gate", "mixed")
 COUNT, DENSITIES = 3, (0.1, 0.25, 0.5, 0.75)
 
 
@@ -67,23 +72,25 @@ def main() -> int:
     print({name: float(f"{value:.3g}") for name, value in constants.items()})
     print(table(rows, constants))
     if args.write:
-        kept = {name: float(f"{value:.4g}") for name, value in constants.items() if name != "gate"}
+        kept = {name: float(f"{value:.4g}") for name, value in constants.items() if name not in SAME}
         atomic_write_text(COSTS, json.dumps({"machine": machine_line(), "ns": kept}, indent=1) + "\n")
         print(f"wrote {COSTS.name}")
     return 0
 
 
-def chain(network: str, path: str, channels: int, side: int) -> nn.Module:
-    """Equal masked blocks, one behind the other."""
+def chain(network: str, path: str, channels: int, side: int, kernels: str | None) -> nn.Module:
+    """Equal masked blocks, one behind the other, with kernels for each image where a method is named."""
     block = dc.create_model(network).get_submodule(path)
     model = nn.Sequential(*(copy.deepcopy(block) for _ in range(COUNT)))
-    dc.dynamize_(model, dc.SpatialMasking(), input_size=(channels, side, side))
+    rules = {} if kernels is None else {r"re:.*conv\d": getattr(dc, kernels)()}
+    dc.dynamize_(model, {"": dc.SpatialMasking(), **rules}, input_size=(channels, side, side))
     return model.eval()
 
 
 def measure(case: tuple, args: argparse.Namespace, folder: Path) -> list[dict]:
     """One row for each batch, lowering and density: amounts of one network, and its milliseconds."""
-    network, path, channels, side = case
+    network, path, channels, side, kernels = case
+    name = f"{network} {path}" + (f" {kernels}" if kernels else "")
     model = chain(*case)
     given = MaskInputs(copy.deepcopy(model)).eval()
     x = torch.randn(1, channels, side, side)
@@ -91,10 +98,13 @@ def measure(case: tuple, args: argparse.Namespace, folder: Path) -> list[dict]:
     traced = trace(given, example, dynamic_batch=True, dynamic_size=False)
     _tidy(traced)
     branches = find_branches(traced.graph, traced.masks)
-    files = {kind: folder / f"{network.split(':')[1]}-{path}-{kind}.onnx" for kind in ("dense", "sparse")}
+    files = {
+        kind: folder / f"{name.split(':')[1].replace(' ', '-')}-{kind}.onnx" for kind in ("dense", "sparse")
+    }
     for kind, file in files.items():
         if not file.exists():
             dc.export.onnx(given, example, file, lowering=kind, dial=None, report=(), check=False)
+    mixed = float(sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, DynamicConv)))
     rows = []
     for batch in args.batch:
         runs, x = {}, torch.randn(batch, channels, side, side)
@@ -107,13 +117,13 @@ def measure(case: tuple, args: argparse.Namespace, folder: Path) -> list[dict]:
         names = {f"{kind} {density}": call for (kind, density), call in runs.items()}
         times = compare_latency(names, rounds=args.rounds, settle_seconds=SETTLE_SECONDS, min_round_ms=5)
         for kind, density in runs:
-            amounts = {"gate": float(COUNT * channels * side * side)}
+            amounts = {"gate": float(COUNT * channels * side * side), "mixed": mixed}
             for branch in branches:
                 one = dense_amounts(branch) if kind == "dense" else sparse_amounts(branch, density)
                 amounts = {name: amounts.get(name, 0.0) + one.get(name, 0.0) for name in {**amounts, **one}}
             scaled = {name: value * (1 if name == "block" else batch) for name, value in amounts.items()}
             ms = times[f"{kind} {density}"]["min_ms"]
-            rows.append({"case": f"{network} {path}", "batch": batch, "kind": kind, "density": density,
+            rows.append({"case": name, "batch": batch, "kind": kind, "density": density,
                          "amounts": scaled, "ms": ms})  # fmt: skip
     return rows
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
-from dynaconv.export.branches import Branch, ComputedStage
+from dynaconv.export.branches import Branch, ComputedStage, Stage
+from dynaconv.export.stages import lays_out_map
 
 # Nanoseconds in ONNX Runtime of what is counted below; `benchmarks/lowering_costs.py --write` measures them.
 COSTS = Path(__file__).with_name("costs.json")
@@ -25,9 +26,6 @@ MARGIN = 0.85
 # And by so many nanoseconds: the small operations of a sparse block, which its amounts do not count (MobileNetV2's
 # blocks of 7 x 7 gain less, and two of them made the network slower; docs/benchmarks.md).
 SMALL_OPERATIONS_NS = 60e3
-# A dense convolution with computed kernels also writes what each tap reads: nanoseconds for each of these numbers
-# (slices and their concatenation, by ONNX Runtime's profile of ResNet-18 with DYConv).
-UNFOLDED_NS = 0.86
 
 
 @functools.lru_cache(maxsize=1)
@@ -87,27 +85,22 @@ def choose_sparse(branches: list[Branch], densities: Mapping[str, float]) -> lis
     chosen = []
     for branch in branches:
         sparse = nanoseconds(sparse_amounts(branch, densities.get(branch.name, 1.0)))
-        dense = nanoseconds(dense_amounts(branch)) + UNFOLDED_NS * _unfolded(branch)
+        dense = nanoseconds(dense_amounts(branch))
         if sparse < MARGIN * dense - SMALL_OPERATIONS_NS:
             chosen.append(branch)
     return chosen
 
 
 def dense_amounts(branch: Branch) -> dict[str, float]:
-    """Of one image computed everywhere: multiply-adds, and numbers that are multiplied by the mask and added."""
-    found = {"product": 0.0, "depthwise": 0.0}
+    """Of one image computed everywhere: multiply-adds, numbers that are multiplied by the mask and added, and numbers
+    in the windows that convolutions with computed kernels write.
+    """
+    found = dict.fromkeys(("product", "depthwise", "unfolded"), 0.0)
     for stage, outside in zip(branch.stages, _positions(branch), strict=True):
         found["depthwise" if stage.depthwise else "product"] += outside * stage.weight.size
+        if isinstance(stage, ComputedStage) and not stage.depthwise and not stage.pointwise:
+            found["unfolded"] += outside * _window(stage)
     return found | {"masked": float(branch.stages[-1].weight.shape[0] * _positions(branch)[-1])}
-
-
-def _unfolded(branch: Branch) -> float:
-    """Numbers that windows of convolutions with computed kernels hold, of one image."""
-    pairs = zip(branch.stages, _positions(branch), strict=True)
-    computed = (
-        (s, n) for s, n in pairs if isinstance(s, ComputedStage) and not s.depthwise and not s.pointwise
-    )
-    return float(sum(n * s.weight.shape[1] * s.groups * int(np.prod(s.kernel)) for s, n in computed))
 
 
 def sparse_amounts(branch: Branch, density: float) -> dict[str, float]:
@@ -119,15 +112,19 @@ def sparse_amounts(branch: Branch, density: float) -> dict[str, float]:
     shares, positions = _shares(branch, density), _positions(branch)
     for i, (stage, share, outside) in enumerate(zip(branch.stages, shares, positions, strict=True)):
         rows = share * outside
-        inputs = stage.weight.shape[1] * stage.groups
         found["sparse_depthwise" if stage.depthwise else "sparse_product"] += rows * stage.weight.size
         if i == 0 or not stage.pointwise:
-            found["gathered"] += rows * inputs * int(np.prod(stage.kernel))
+            found["gathered"] += rows * _window(stage)
         found["written"] += rows * stage.weight.shape[0]
-        if i > 0 and not stage.pointwise:
-            found["copied"] += positions[i - 1] * inputs
+        if i > 0 and not stage.pointwise and lays_out_map(stage):
+            found["copied"] += positions[i - 1] * stage.weight.shape[1] * stage.groups
     found["copied"] += positions[-1] * branch.stages[-1].weight.shape[0]
     return found | {"block": 1.0}
+
+
+def _window(stage: Stage) -> int:
+    """Numbers that one position reads."""
+    return stage.weight.shape[1] * stage.groups * int(np.prod(stage.kernel))
 
 
 def _shares(branch: Branch, density: float) -> list[float]:

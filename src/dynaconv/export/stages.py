@@ -75,10 +75,15 @@ def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, plac
     if not isinstance(x, Listed):
         return write("Gather", write("Concat", x, zero, axis=0) if any(stage.pads) else x, read, axis=0)
     rows, index = write("Concat", zero, x.rows, axis=0), lowering.index(x.mask)
-    if channels >= WIDE or stage.stride != (1, 1):
-        return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
-    # A gather of the whole map, because a scatter copies what it writes to, with one thread.
-    return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
+    if lays_out_map(stage):
+        # By a gather, because a scatter copies what it writes to, with one thread.
+        return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
+    return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
+
+
+def lays_out_map(stage: Stage) -> bool:
+    """Whether windows over listed rows are read from the whole map, rather than by where a tap's row lies."""
+    return stage.weight.shape[1] * stage.groups < WIDE and stage.stride == (1, 1)
 
 
 def row_shape(write: Any, grid: Grid, channels: int) -> Any:
