@@ -36,6 +36,7 @@ from dynaconv.engine.ir import Graph
 from dynaconv.engine.lower import lower
 from dynaconv.engine.masks import place_shortcuts, recognise_masks
 from dynaconv.engine.measure import measure_plan
+from dynaconv.engine.merge import merge_parallel
 from dynaconv.engine.narrow import drop_channels, skip_channels
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
@@ -50,6 +51,7 @@ PASSES = (
     push_scales,
     drop_channels,
     fold,
+    merge_parallel,
     fuse_silu,
     fuse_activations,
     fuse_gates,

@@ -1,0 +1,71 @@
+"""The pass that makes one convolution of a sum of convolutions of the same map, as RepVGG's deployment does.
+
+Source: arXiv 2101.03697, section 3.3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaconv.engine.fold import zero_bias
+from dynaconv.engine.ir import Graph, Node
+
+
+def merge_parallel(graph: Graph) -> None:
+    """Sums of static convolutions whose taps fit one kernel that multiplies no more than they do together."""
+    for node in list(graph.nodes):
+        if node.op != "add" or node.attrs["act"] != "none":
+            continue
+        users, pair = graph.users(), (node.x, node.inputs["y"])
+        if pair[0] is pair[1] or not all(_is_alone(conv, users) for conv in pair):
+            continue
+        merged = _merged(node, *pair)
+        if merged is not None:
+            graph.insert_after(node, merged)
+            graph.replace(node, merged)
+    graph.tidy()
+
+
+def _is_alone(node: Node, users: dict[Node, list[Node]]) -> bool:
+    """A convolution with constant weights and nothing behind it, which only the sum reads."""
+    if node.op != "conv" or node.is_mixed or len(users[node]) != 1 or set(node.inputs) != {"x"}:
+        return False
+    return node.attrs["act"] == "none" and node.attrs["dilation"] == (1, 1)
+
+
+def _merged(total: Node, a: Node, b: Node) -> Node | None:
+    """One convolution for both, or None."""
+    if a.x is not b.x or a.size != b.size or a.size != total.size or a.attrs["stride"] != b.attrs["stride"]:
+        return None
+    # The one with more of everything keeps its place; the other one is laid into it.
+    wide, narrow = (a, b) if a.attrs["weight"].numel() >= b.attrs["weight"].numel() else (b, a)
+    weight = _within(narrow, wide)
+    if weight is None:
+        return None
+    attrs = dict(wide.attrs)
+    attrs["weight"] = (wide.attrs["weight"].double() + weight).float()
+    attrs["bias"] = (zero_bias(wide).double() + zero_bias(narrow).double()).float()
+    return Node("conv", {"x": wide.x}, total.size, attrs, wide.layer)
+
+
+def _within(narrow: Node, wide: Node) -> Tensor | None:
+    """The weight of a convolution in the shape of another's, zeros beside its own taps; None where it does not fit."""
+    weight, shape = narrow.attrs["weight"].double(), wide.attrs["weight"].shape
+    groups, outputs = wide.attrs["groups"], shape[0]
+    if narrow.attrs["groups"] != groups:
+        each = (
+            narrow.attrs["groups"] == outputs == weight.shape[0] == narrow.x.size[2] and weight.shape[1] == 1
+        )
+        if not each:
+            return None
+        # One filter a channel, which reads the channel of its own number in its group.
+        own = torch.arange(outputs) % shape[1]
+        filled = weight.new_zeros(outputs, shape[1], *weight.shape[2:])
+        filled[torch.arange(outputs), own] = weight[:, 0]
+        weight = filled
+    before = [w - n for w, n in zip(wide.attrs["padding"], narrow.attrs["padding"], strict=True)]
+    behind = [w - n - start for w, n, start in zip(shape[2:], weight.shape[2:], before, strict=True)]
+    if min(before + behind) < 0:
+        return None
+    return torch.nn.functional.pad(weight, (before[1], behind[1], before[0], behind[0]))
