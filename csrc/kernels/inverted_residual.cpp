@@ -272,7 +272,8 @@ class Walk {
       int32_t x = next_open(need, 0, args_.out_width);
       while (x < args_.out_width) {
         const int32_t end = next_closed(need, x, args_.out_width);
-        scratch_.spans[spans++] = {static_cast<int32_t>(y), x, end, index};
+        // Without a projection the buffer is the result, which has room for closed pixels.
+        scratch_.spans[spans++] = {static_cast<int32_t>(y), x, end, args_.project_weight ? index : (y - first) * args_.out_width + x};
         if (args_.project_weight) list_span(row * args_.out_width + x, end - x, index);
         index += end - x;
         x = next_open(need, end, args_.out_width);
@@ -432,7 +433,18 @@ class Walk {
     run.activation = args_.activation[1];
     depthwise_run(run);
     if constexpr (sizeof(T) == 4)
-      if (args_.means) add_pixels(run.out, run.count, run.out_pixel, run.channels, scratch_.means + panel * kPanel);
+      if (args_.means) add_span(span, run, scratch_.means + panel * kPanel);
+  }
+
+  // The pixels of a span that the mean is taken over.
+  void add_span(const Span& span, const DepthwiseRun& run, float* sums) const {
+    const int64_t row = image_ * args_.out_height + span.y;
+    const uint8_t* counted = args_.counted ? args_.counted + row * args_.out_width : nullptr;
+    for (int32_t x = next_open(counted, span.first, span.last); x < span.last;) {
+      const int32_t end = next_closed(counted, x, span.last);
+      add_pixels(run.out + (x - span.first) * run.out_pixel, end - x, run.out_pixel, run.channels, sums);
+      x = next_open(counted, end, span.last);
+    }
   }
 
   void depthwise_span(const Span& span) const {
@@ -505,10 +517,16 @@ bool by_panels(const InvertedArgsOf<T>& args) {
   return args.height <= kMostRowsByPanels && panels >= 2 * args.threads && even;
 }
 
-// Sums of images that several threads share: of a chunk's first and of its last image.
+// What the chunks of rows leave for those who join their means: sums of a chunk's first and of its last image, and its rows.
 template <typename T>
 float* shared_sums(const InvertedArgsOf<T>& args, int64_t chunk, bool last) {
   return reinterpret_cast<float*>(args.shared) + (2 * chunk + last) * panels_of(args.hidden) * kPanel;
+}
+
+using RowRange = std::pair<int64_t, int64_t>;
+template <typename T>
+RowRange& shared_rows(const InvertedArgsOf<T>& args, int64_t chunk) {
+  return reinterpret_cast<RowRange*>(shared_sums(args, inverted_chunks(args, 0), false))[chunk];
 }
 
 template <typename T>
@@ -517,8 +535,11 @@ float* means_of(const InvertedArgsOf<T>& args, int64_t image) {
 }
 
 template <typename T>
-float mean_factor(const InvertedArgsOf<T>& args) {
-  return 1.0f / (static_cast<float>(args.out_height) * static_cast<float>(args.out_width));
+float mean_factor(const InvertedArgsOf<T>& args, int64_t image) {
+  const int64_t area = int64_t{args.out_height} * args.out_width;
+  const uint8_t* const open = args.need ? args.need : args.counted;
+  const int64_t count = open ? ones(open + image * area, area) : area;
+  return count ? 1.0f / static_cast<float>(count) : 0.0f;
 }
 
 template <typename T>
@@ -534,7 +555,7 @@ void run_rows(const InvertedArgsOf<T>& args, int64_t first, int64_t last, int64_
     walk.clear_means(0, layout.panels);
     for (int64_t y = from; y < to; y += layout.band) walk.band(y, std::min(y + layout.band, to));
     const bool whole = to - from == args.out_height;
-    walk.take_means(0, layout.panels, whole ? mean_factor(args) : 1.0f,
+    walk.take_means(0, layout.panels, whole ? mean_factor(args, image) : 1.0f,
                     whole ? means_of(args, image) : shared_sums(args, chunk, start + from != first));
   }
 }
@@ -551,7 +572,7 @@ void run_panels(const InvertedArgsOf<T>& args, int phase, int64_t chunk, void* b
     clear_borders(layout, scratch.ring, args.width, 1);
     walk.clear_means(first, last);
     walk.hidden_panels(first, last);
-    return walk.take_means(first, last, mean_factor(args), means_of(args, image));
+    return walk.take_means(first, last, mean_factor(args, image), means_of(args, image));
   }
   if constexpr (kOwnSums<T>) {
     const int64_t step = panels_of(args.out_channels) * kPanel, part = pixels * step;
@@ -584,9 +605,9 @@ int64_t row_cost(const InvertedArgsOf<T>& args, int64_t row) {
   return cost + args.channels * (need ? ones(need + (image * args.height + first) * args.width, pixels) : pixels);
 }
 
-// The output rows of a chunk: equal work for all, wherever the mask is open.
+// The output rows of a chunk: equal work for all, wherever the mask is open. Every row belongs to one.
 template <typename T>
-std::pair<int64_t, int64_t> rows_of(const InvertedArgsOf<T>& args, int64_t chunk, int64_t chunks) {
+RowRange rows_of(const InvertedArgsOf<T>& args, int64_t chunk, int64_t chunks) {
   const int64_t rows = args.images * args.out_height;
   if (!args.need) return {rows * chunk / chunks, rows * (chunk + 1) / chunks};
   int64_t total = 0, before = 0, first = rows, last = rows;
@@ -595,7 +616,7 @@ std::pair<int64_t, int64_t> rows_of(const InvertedArgsOf<T>& args, int64_t chunk
     // A row belongs to the chunk in which its middle falls.
     const int64_t cost = row_cost(args, row), middle = before + cost / 2;
     if (first == rows && middle * chunks >= total * chunk) first = row;
-    if (middle * chunks >= total * (chunk + 1)) {
+    if (chunk + 1 < chunks && middle * chunks >= total * (chunk + 1)) {
       last = row;
       break;
     }
@@ -611,14 +632,15 @@ void join_means(const InvertedArgsOf<T>& args, int64_t image) {
   float* const mean = means_of(args, image);
   bool begun = false;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const auto [first, last] = rows_of(args, chunk, chunks);
+    const auto [first, last] = shared_rows(args, chunk);
     if (last <= start || first >= end) continue;
     if (first <= start && last >= end) return;
     const float* const sums = shared_sums(args, chunk, first < start);
     for (int64_t c = 0; c < args.hidden; ++c) mean[c] = (begun ? mean[c] : 0.0f) + sums[c];
     begun = true;
   }
-  for (int64_t c = 0; c < args.hidden; ++c) mean[c] *= mean_factor(args);
+  const float factor = mean_factor(args, image);
+  for (int64_t c = 0; c < args.hidden; ++c) mean[c] *= factor;
 }
 
 }  // namespace
@@ -646,6 +668,7 @@ void inverted_run_chunk(const InvertedArgsOf<T>& args, int phase, int64_t chunk,
   if (by_panels(args)) return run_panels(args, phase, chunk, scratch);
   if (phase == 1) return join_means(args, chunk);
   const auto [first, last] = rows_of(args, chunk, inverted_chunks(args, 0));
+  if (inverted_phases(args) > 1) shared_rows(args, chunk) = {first, last};
   run_rows(args, first, last, chunk, scratch);
 }
 
@@ -659,8 +682,10 @@ int64_t inverted_scratch_bytes(const InvertedArgsOf<T>& args) {
 
 template <typename T>
 int64_t inverted_shared_bytes(const InvertedArgsOf<T>& args) {
-  if (!args.project_weight)
-    return args.means && !by_panels(args) ? inverted_chunks(args, 0) * 2 * panels_of(args.hidden) * kPanel * int64_t{sizeof(float)} : 0;
+  if (!args.project_weight) {
+    const int64_t sums = 2 * panels_of(args.hidden) * kPanel * int64_t{sizeof(float)};
+    return args.means && !by_panels(args) ? inverted_chunks(args, 0) * (sums + int64_t{sizeof(RowRange)}) : 0;
+  }
   if (!by_panels(args)) return 0;
   const int64_t pixels = args.images * args.out_height * args.out_width;
   if (kOwnSums<T>) return pixels * args.threads * panels_of(args.out_channels) * kPanel * 4;

@@ -1,5 +1,6 @@
 // The fused inverted residual: expand (1x1), depthwise, project (1x1). The hidden tensor never leaves the cache. Without
-// projection the result is what lies behind the depthwise convolution, with its mean over the positions where that is wanted.
+// projection the result is what lies behind the depthwise convolution, with its mean over the open positions where that is
+// wanted.
 //
 // A thread walks output rows in bands. For a band it expands the missing hidden rows into a ring with a border of zeros,
 // one panel of 32 hidden channels after the other, convolves each panel while it is in the L1 cache into a small buffer,
@@ -36,7 +37,7 @@ struct InvertedArgsOf {
   int32_t channels, hidden, out_channels;
   int32_t kernel[2], stride[2], padding[2], dilation[2];  // of the depthwise convolution
   const T* expand_weight;                                 // null: no expansion, hidden == channels
-  const T *depthwise_weight, *project_weight;             // no projection: out_channels == hidden, no mask, no residual
+  const T *depthwise_weight, *project_weight;             // no projection: out_channels == hidden, no residual
   const float *expand_bias, *depthwise_bias, *project_bias;
   int32_t activation[3], final_activation;  // final: after the residual was added
   const T* in;            // [images * height * width] rows
@@ -46,12 +47,13 @@ struct InvertedArgsOf {
   const T* residual;      // rows as `out`, or null; may be `out`, but not `in` where `in` is `out`
   int64_t residual_stride;
   FusedExpansion fusion;  // of float32; rank 0: none
-  float* means;           // [images] rows of `hidden`, or null; only without projection
+  float* means;           // [images] rows of `hidden`, or null; only without projection. 0 where no pixel is open
   int64_t means_stride;
   bool slices;            // cut by hidden channels and without projection: `out` has of every image the channels of each thread
                           // together, [threads][pixels][channels of the thread]
   const uint8_t* need;         // [images * out_height * out_width] open pixels, or null: all
   const uint8_t* need_hidden;  // [images * height * width] what these read, or null: all
+  const uint8_t* counted;      // the pixels that `means` are taken over where all are computed, or null: all
   const T* zeros;              // at least `hidden` zeros
   T* shared;                   // inverted_shared_bytes() for all threads together
   int32_t threads;

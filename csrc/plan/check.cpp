@@ -201,6 +201,12 @@ struct Checker {
     const int64_t rows = s.ints[0] == 1 ? 1 + int64_t{expand.in_channels} : int64_t{in.height} * in.width;
     return numbers(s.aux[0], fusion_floats(expand.out_channels, add.in_channels, rows));
   }
+  bool masked_inverted(const Step& s, const Value& in, const Value& out) {
+    // Without an expansion nobody has to know which rows of the input are read.
+    if (s.grid >= 0 && (s.conv[0] >= 0 || s.grid2 >= 0) && (s.grid2 < 0 || !lies_on(s.grid2, in)))
+      return fail("a masked inverted residual needs both grids");
+    return masked(s, out);
+  }
   bool unprojected(const Step& s, const Conv& depthwise) {
     const Value &in = at(s.in), &out = at(s.out);
     if (!weights(depthwise) || depthwise.groups != depthwise.in_channels || depthwise.in_channels != depthwise.out_channels ||
@@ -208,8 +214,8 @@ struct Checker {
       return fail("the middle of an inverted residual must be depthwise");
     if (s.conv[0] < 0 || in.dtype != kFloat32 || out.dtype != kFloat32 || s.final_activation != kNone)
       return fail("what has no projection is an expansion and a depthwise convolution in float32");
-    return no_mask(s) && no_second(s) && (s.aux[1] < 0 || numbers(s.aux[1], out.channels)) &&
-           geometry(depthwise, in.height, in.width, out.height, out.width);
+    return no_second(s) && (s.aux[1] < 0 || numbers(s.aux[1], out.channels)) &&
+           geometry(depthwise, in.height, in.width, out.height, out.width) && masked_inverted(s, in, out);
   }
   bool inverted(const Step& s) {
     const Value &in = at(s.in), &out = at(s.out);
@@ -236,8 +242,7 @@ struct Checker {
     if (project.groups != 1 || project.in_channels != depthwise.out_channels || project.out_channels != out.channels)
       return fail("the projection does not fit its block");
     if (!geometry(depthwise, in.height, in.width, out.height, out.width)) return false;
-    if (s.grid >= 0 && (s.grid2 < 0 || !lies_on(s.grid2, in))) return fail("a masked inverted residual needs both grids");
-    return masked(s, out) && residual(s, out);
+    return masked_inverted(s, in, out) && residual(s, out);
   }
   bool dilation(const Step& s) {
     if (!grid(s.grid) || !grid(s.grid2) || !conv(s.conv[0])) return false;

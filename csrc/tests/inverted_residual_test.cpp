@@ -57,9 +57,10 @@ struct Problem {
   int64_t images;
   int height, width, channels, hidden, out_channels;
   int kernel[2], stride[2], padding[2], dilation[2];
-  bool expand, residual, in_place;
+  bool expand, project, residual, in_place;
   int activation[3], final_activation;
   int mask;       // 0: none, 1: random, 2: empty, 3: full
+  bool run_all;   // without projection: all pixels are computed, the mean is still over open ones
   int threads, band;
   int in_gap, out_gap;  // elements between rows
 
@@ -71,10 +72,10 @@ struct Problem {
     char line[400];
     std::snprintf(line, sizeof line,
                   "images %d size %dx%d channels %d hidden %d out %d kernel %dx%d stride %d,%d padding %d,%d dilation %d,%d "
-                  "expand %d residual %d act %d %d %d %d mask %d threads %d band %d gaps %d %d",
+                  "expand %d project %d residual %d act %d %d %d %d mask %d run all %d threads %d band %d gaps %d %d",
                   static_cast<int>(images), height, width, channels, hidden, out_channels, kernel[0], kernel[1], stride[0],
-                  stride[1], padding[0], padding[1], dilation[0], dilation[1], expand, residual, activation[0],
-                  activation[1], activation[2], final_activation, mask, threads, band, in_gap, out_gap);
+                  stride[1], padding[0], padding[1], dilation[0], dilation[1], expand, project, residual, activation[0],
+                  activation[1], activation[2], final_activation, mask, run_all, threads, band, in_gap, out_gap);
     return line;
   }
 };
@@ -240,11 +241,10 @@ void check_depthwise(Problem p) {
   compare(p, d, "depthwise", out, wanted, p.hidden, p.out_gap);
 }
 
-void check_inverted(const Problem& p) {
-  const Data d = make(p);
-  const int out_h = p.out_size(0), out_w = p.out_size(1);
-  const std::vector<double> middle = reference_depthwise(p, d, reference_hidden(p, d));
-  std::vector<double> wanted(p.images * out_h * out_w * p.out_channels);
+// What is projected, or the result where nothing is.
+std::vector<double> reference_inverted(const Problem& p, const Data& d, const std::vector<double>& middle) {
+  if (!p.project) return middle;
+  std::vector<double> wanted(middle.size() / p.hidden * p.out_channels);
   for (size_t i = 0; i < wanted.size(); ++i) {
     const int64_t pixel = i / p.out_channels, o = i % p.out_channels;
     double sum = d.project_bias[o];
@@ -253,6 +253,32 @@ void check_inverted(const Problem& p) {
     if (p.residual) sum += d.residual[pixel * (p.out_channels + p.out_gap) + o];
     wanted[i] = reference_activation(sum, p.final_activation);
   }
+  return wanted;
+}
+
+// The mean over open pixels, 0 where there is none.
+void compare_means(const Problem& p, const Data& d, const std::vector<float>& got, const std::vector<double>& middle) {
+  const int64_t area = int64_t{p.out_size(0)} * p.out_size(1), stride = p.hidden + p.out_gap;
+  for (int64_t image = 0; image < p.images; ++image)
+    for (int c = 0; c < stride; ++c) {
+      double sum = 0, count = 0, most = 1;
+      for (int64_t i = image * area; i < (image + 1) * area && c < p.hidden; ++i) {
+        if (p.mask && !d.need[i]) continue;
+        sum += middle[i * p.hidden + c], ++count, most = std::max(most, std::fabs(middle[i * p.hidden + c]));
+      }
+      const double wanted = c >= p.hidden ? kSentinel : count ? sum / count : 0, value = got[image * stride + c];
+      if (++compared, !(std::fabs(value - wanted) <= 2e-5 * most)) fail(p, "mean", image * stride + c, value, wanted);
+    }
+}
+
+void check_inverted(Problem p) {
+  // What is not projected has an expansion and nothing that is added.
+  if (!p.project) p.expand = true, p.residual = p.in_place = false, p.out_channels = p.hidden;
+  p.run_all = p.run_all && !p.project && p.mask;
+  const Data d = make(p);
+  const int out_h = p.out_size(0), out_w = p.out_size(1);
+  const std::vector<double> middle = reference_depthwise(p, d, reference_hidden(p, d));
+  const std::vector<double> wanted = reference_inverted(p, d, middle);
   const auto expand = packed(d.expand, p.hidden, p.channels), project = packed(d.project, p.out_channels, p.hidden);
   const auto expand_bias = padded(d.expand_bias), project_bias = padded(d.project_bias);
   std::vector<float> out(p.images * out_h * out_w * (p.out_channels + p.out_gap), kSentinel);
@@ -275,8 +301,11 @@ void check_inverted(const Problem& p) {
   args.expand_bias = p.expand ? expand_bias.data() : nullptr;
   args.depthwise_weight = d.depthwise.data();
   args.depthwise_bias = d.depthwise_bias.data();
-  args.project_weight = project.data();
-  args.project_bias = project_bias.data();
+  args.project_weight = p.project ? project.data() : nullptr;
+  args.project_bias = p.project ? project_bias.data() : nullptr;
+  std::vector<float> means(p.images * (p.hidden + p.out_gap), kSentinel);
+  args.means = p.project ? nullptr : means.data();
+  args.means_stride = p.hidden + p.out_gap;
   for (int i = 0; i < 3; ++i) args.activation[i] = p.activation[i];
   args.final_activation = p.final_activation;
   args.in = d.in.data();
@@ -285,8 +314,9 @@ void check_inverted(const Problem& p) {
   args.out_stride = p.out_channels + p.out_gap;
   args.residual = p.in_place ? out.data() : p.residual ? d.residual.data() : nullptr;
   args.residual_stride = p.out_channels + p.out_gap;
-  args.need = p.mask ? d.need.data() : nullptr;
-  args.need_hidden = p.mask ? d.need_hidden.data() : nullptr;
+  args.need = p.mask && !p.run_all ? d.need.data() : nullptr;
+  args.need_hidden = args.need ? d.need_hidden.data() : nullptr;
+  args.counted = p.run_all ? d.need.data() : nullptr;
   args.zeros = d.zeros.data();
   args.threads = p.threads;
   args.band = p.band;
@@ -310,6 +340,10 @@ void check_inverted(const Problem& p) {
     if (round == 0) first = out;
   }
   if (std::memcmp(first.data(), out.data(), out.size() * sizeof(float)) != 0) fail(p, "a second run", 0, 0, 0);
+  if (!p.project) compare_means(p, d, means, middle);
+  // Pixels that nobody needs hold anything.
+  for (int64_t i = 0; p.run_all && i < p.images * out_h * out_w; ++i)
+    if (!d.need[i]) std::fill_n(out.begin() + i * (p.out_channels + p.out_gap), p.out_channels, kSentinel);
   compare(p, d, "inverted residual", out, wanted, p.out_channels, p.out_gap);
 }
 
@@ -334,6 +368,8 @@ Problem drawn() {
     if (possible) break;
   }
   p.expand = draw(0, 3) != 0;
+  p.project = draw(0, 2) != 0;
+  p.run_all = draw(0, 2) == 0;
   p.hidden = draw(0, 3) ? channels[draw(0, 14)] : static_cast<int>(draw(97, 200));
   p.channels = p.expand ? channels[draw(0, 14)] : p.hidden;
   p.out_channels = channels[draw(0, 14)];
@@ -362,11 +398,13 @@ void check_known() {
             p.channels = p.out_channels = 32;
             p.hidden = 192;
             for (int i = 0; i < 2; ++i) p.kernel[i] = kernel, p.stride[i] = stride, p.padding[i] = kernel / 2, p.dilation[i] = 1;
-            p.expand = true;
+            p.expand = p.project = true;
             p.residual = stride == 1;
             p.activation[0] = p.activation[1] = kernel == 3 ? kRelu6 : kHardswish;
             p.mask = mask;
             p.threads = threads;
+            check_inverted(p);
+            p.project = false;
             check_inverted(p);
           }
 }

@@ -62,7 +62,7 @@ class Case {
       memory_ = read();
       const Written want = slow.step(b().steps[i]);
       if (run(i, i + 1, open.data()) != want.spoilt) fail(name(i) + "NaN in logits is told where there is none, or not told");
-      compare(i, want);
+      compare(i, want, slow);
       for (const int32_t grid : {b().steps[i].grid, b().steps[i].grid2})
         if (grid >= 0 && !slow.mask(grid).need.empty() && open[grid] != slow.mask(grid).open()) fail(name(i) + "open rows are miscounted");
     }
@@ -151,7 +151,7 @@ class Case {
     return failed == 3;
   }
 
-  void compare(int32_t i, const Written& want) {
+  void compare(int32_t i, const Written& want, const SlowPlan& slow) {
     const Step& step = b().steps[i];
     Memory after = read();
     double worst = 0;
@@ -174,22 +174,28 @@ class Case {
       const Value& sums = b().values[step.aux[0]];
       std::memcpy(memory_.row(sums, 0), after.row(sums, 0), images_ * sums.height * sizeof(float));
     }
-    if (step.kind == kInverted && step.aux[1] >= 0) means(i, step, after);
+    if (step.kind == kInverted && step.aux[1] >= 0)
+      means(i, step, after, step.grid >= 0 ? slow.mask(step.grid).need.data() : nullptr);
     if (!same(memory_.arena, after.arena)) fail(name(i) + "something else in the arena has changed");
     for (size_t e = 0; e < externals_.size(); ++e)
       if (!same(memory_.externals[e], after.externals[e])) fail(name(i) + "something else in a tensor has changed");
   }
 
-  // The mean that a step takes beside its result.
-  void means(int32_t i, const Step& step, Memory& after) {
+  // The mean that a step takes beside its result, over the open rows.
+  void means(int32_t i, const Step& step, Memory& after, const uint8_t* need) {
     const Value &out = b().values[step.out], &mean = b().values[step.aux[1]];
     const int64_t area = int64_t{out.height} * out.width;
     for (int64_t n = 0; n < images_; ++n)
       for (int64_t c = 0; c < out.channels; ++c) {
-        double sum = 0, most = 1e-6;
-        for (int64_t p = 0; p < area; ++p) sum += after.row(out, n * area + p)[c], most = std::max(most, std::fabs(double(after.row(out, n * area + p)[c])));
-        const double got = after.row(mean, n)[c];
-        if (std::fabs(got - sum / double(area)) > 2e-5 * most) fail(name(i) + "its mean is " + std::to_string(got) + ", not " + std::to_string(sum / double(area)));
+        double sum = 0, most = 1e-6, count = 0;
+        for (int64_t p = n * area; p < (n + 1) * area; ++p) {
+          if (need && !need[p]) continue;
+          const double v = after.row(out, p)[c];
+          sum += v, most = std::max(most, std::fabs(v)), ++count;
+        }
+        const double got = after.row(mean, n)[c], wanted = count ? sum / count : 0;
+        if (std::fabs(got - wanted) > 2e-5 * most || (got == got) != (wanted == wanted))
+          fail(name(i) + "its mean is " + std::to_string(got) + ", not " + std::to_string(wanted));
         memory_.row(mean, n)[c] = static_cast<float>(got);
       }
   }

@@ -238,21 +238,26 @@ class RandomPlan {
     drop(coefficients);
     return out;
   }
-  // An expansion and a depthwise convolution; now and then folded for each image, or times their own mean.
+  // The step of an expansion, now and then folded for each image, and a depthwise convolution from `current_` to `to`.
+  Step& expanded(int32_t to, int32_t mean, int32_t middle) {
+    const int32_t inputs = size(current_).c, hidden = size(to).c, rank = s_.pick({1, 3, 16, 20, 33}), form = s_.below(4);
+    const int32_t own = form % 3 ? factors(hidden, rank, form == 1) : -1, first = conv(inputs, hidden, 1, {1, 1, 0, 1});
+    const int32_t add = own >= 0 ? conv(rank, hidden, 1, {1, 1, 0, 1}) : -1;
+    const int32_t acts[2] = {activation(), activation()};
+    if (own >= 0) drop(own);
+    Step& step = b.step(kInverted, current_, to, first);
+    step.conv[1] = middle, step.conv[2] = add, step.activation[0] = acts[0], step.activation[1] = acts[1];
+    step.aux[0] = own, step.aux[1] = mean, step.ints[0] = own >= 0 ? form : 0;
+    return step;
+  }
+  // Such a step; now and then its result times its own mean.
   void unprojected() {
     const Size in = size(current_);
     const Window w = window(in.h, in.w, false);
     const int32_t hidden = s_.pick({4, 16, 33, 48, 70, 130, 256, 300});
-    const int32_t rank = s_.pick({1, 3, 16, 20, 33}), form = s_.below(4), own = form % 3 ? factors(hidden, rank, form == 1) : -1;
     const int32_t to = make({w.of(in.h), w.of(in.w), hidden}), mean = s_.chance(60) ? make({1, 1, hidden}) : -1;
-    const int32_t first = conv(in.c, hidden, 1, {1, 1, 0, 1}), middle = depthwise(hidden, w);
-    const int32_t add = own >= 0 ? conv(rank, hidden, 1, {1, 1, 0, 1}) : -1;
-    const int32_t acts[2] = {activation(), activation()};
-    Step& step = b.step(kInverted, current_, to, first);
-    step.conv[1] = middle, step.conv[2] = add, step.activation[0] = acts[0], step.activation[1] = acts[1];
-    step.aux[0] = own, step.aux[1] = mean, step.ints[0] = own >= 0 ? form : 0;
+    expanded(to, mean, depthwise(hidden, w));
     replace(to);
-    if (own >= 0) drop(own);
     if (mean < 0) return;
     if (s_.chance(40)) {
       b.step(kMultiply, to, to).in2 = mean;
@@ -498,7 +503,7 @@ class RandomPlan {
     const bool split = split_;
     const bool inside = split || s_.chance(50);
     // In place only where the branch has made all that it reads of the input before its last step.
-    const int32_t branch = s_.below(own && inside ? 3 : 7);
+    const int32_t branch = s_.below(own && inside ? 4 : 8);
     const int32_t to = inside ? shortcut : make(out);
     if (!split && (!inside || after != kNone)) close(shortcut, to, grid, after);
     run_branch(branch, to, w, grid, out);
@@ -571,16 +576,29 @@ class RandomPlan {
         drop(first), drop(second);
         break;
       }
-      case 3: masked_conv(current_, to, conv(in.c, out.c, 1, w), grid, -1); break;
-      case 4: {
+      case 3: {  // the same in one step, and its mean over open rows
+        const int32_t spatial = depthwise(hidden, w), partial = needed(grid, spatial, in);
+        const int32_t middle = make({out.h, out.w, hidden}), mean = make({1, 1, hidden});
+        const float above = s_.pick({2.0f, 0.5f});
+        Step& step = expanded(middle, mean, spatial);
+        step.grid = grid, step.grid2 = partial, step.run_all_above = above;
+        Step& scale = b.step(kMultiply, middle, middle);
+        scale.in2 = mean, scale.grid = grid;
+        masked_conv(middle, to, conv(hidden, out.c, 1, one), grid, grid);
+        drop(middle), drop(mean);
+        break;
+      }
+      case 4: masked_conv(current_, to, conv(in.c, out.c, 1, w), grid, -1); break;
+      case 5: {
         const int32_t middle = inverted(current_, to, w), step = static_cast<int32_t>(b.steps.size()) - 1;
         // The needed rows come before what reads them.
         const int32_t partial = needed(grid, middle, in);
         std::swap(b.steps[step], b.steps[step + 1]);
-        b.steps.back().grid = grid, b.steps.back().grid2 = partial;
+        const bool all = b.steps.back().conv[0] < 0 && s_.chance(50);
+        b.steps.back().grid = grid, b.steps.back().grid2 = all ? -1 : partial;
         break;
       }
-      case 5: mixed(current_, to, w, grid); break;
+      case 6: mixed(current_, to, w, grid); break;
       default: fused(current_, to, w, grid); break;
     }
   }

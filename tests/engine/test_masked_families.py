@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.convert.families import FAMILIES, timm_model
@@ -13,7 +15,7 @@ from dynaconv.ops import _native
 from dynaconv.testing import force_masks
 
 pytestmark = pytest.mark.needs("timm", "torchvision")
-NATIVE = ["se-resnet", "mobilenetv3", "convnext"]
+NATIVE = ["se-resnet", "mobilenetv3", "efficientnet", "convnext"]
 THROUGH_ATEN = ["blurred resnet", "convnextv2"]
 
 
@@ -56,6 +58,32 @@ def test_every_operation_of_a_branch_follows_its_mask(family: str) -> None:
     whole = [s for s in branch if s.grid < 0 and s.aux[0] < 0 and plan.values[s.out].size != (1, 1)]
     assert {s.kind for s in branch} >= {"conv", "multiply" if family == "se-resnet" else "layer_norm"}
     assert not whole, [(s.kind, s.layer) for s in whole]
+
+
+@pytest.mark.parametrize("family", ["mobilenetv3", "efficientnet"])
+def test_what_squeeze_excite_looks_at_is_one_masked_step(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, side = masked(family)
+    x = torch.randn(2, 3, side, side)
+    fast = dc.compile(model, (x,), measure=False)
+    plan = fast.plan.raw
+    (first, *more) = [
+        (step, row)
+        for step, row in zip(plan.steps, fast.plan.steps, strict=True)
+        if step.kind == "inverted" and step.conv[2] < 0 and step.grid >= 0
+    ]
+    assert more and not any(step.kind == "mean" and step.grid >= 0 for step in plan.steps)
+    for step, row in (first, *more):
+        assert step.grid2 >= 0 and step.aux[1] >= 0
+        assert row["kernel"] == "inverted (no projection)" and row["choice"] == "sparse"
+    # Above a share of open rows all are computed, and the mean is still over the open ones.
+    for above in (2.0, 0.2):
+        for step, _ in (first, *more):
+            step.run_all_above = above
+        again = dc.engine.load(fast.save(tmp_path / "model.plan"))
+        with torch.no_grad(), force_masks(model, 0.4), force_masks(again, 0.4):
+            want = model(x)
+            assert float((again(x) - want).abs().max() / want.abs().max()) <= 1e-4
 
 
 class MixedDepthwise(nn.Module):

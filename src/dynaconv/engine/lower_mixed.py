@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynaconv.engine import pack
 from dynaconv.engine.expansions import folds
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Node
-from dynaconv.engine.lower_convolutions import convolution, packed
+from dynaconv.engine.lower_convolutions import RUN_ALL_ABOVE, convolution, packed
 from dynaconv.engine.pack_experts import pack_experts
 from dynaconv.engine.pack_fusion import pack_fusion
 
@@ -58,8 +58,12 @@ def _expanded(lowering: Lowering, node: Node) -> None:
     out = lowering.result(node)
     if "mean" in node.attrs:
         aux[1] = lowering.result(node.attrs["mean"])
+    fields: dict[str, Any] = {"aux": aux, "ints": ints}
+    if "grid" in node.inputs:
+        fields |= {role: lowering.grids[node.inputs[role]] for role in ("grid", "grid2")}
+        fields["run_all_above"] = RUN_ALL_ABOVE
     acts = [expand.attrs["act"], depthwise.attrs["act"], "none"]
-    lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, aux=aux, ints=ints)
+    lowering.step("inverted", node, input=source, out=out, conv=convs, activation=acts, **fields)
 
 
 def _router(lowering: Lowering, node: Node) -> None:

@@ -113,6 +113,8 @@ def _reach(grid: Node) -> list[tuple[int, int]]:
 
 def partial_grid(node: Node) -> Node | None:
     """The grid of the rows that a node's value holds when it does not hold all of them."""
+    if node.op == "expanded":
+        return node.inputs.get("grid")
     if node.op == "conv":
         whole = "grid" not in node.inputs or node.attrs.get("masked") or "closed_act" in node.attrs
         return None if whole else node.inputs["grid"]

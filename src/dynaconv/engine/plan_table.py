@@ -82,7 +82,7 @@ def _choice(step: Step, measured: bool) -> tuple[str, str]:
         return "dense", "what the channel fusion of the next step has for each image"
     if step.kind == "router":
         return "dense", "small layers behind a mean, in one step"
-    if _is_unprojected(step):
+    if _is_unprojected(step) and step.grid < 0:
         return "dense", "what projects looks at all positions first" if step.aux[1] >= 0 else "no mask"
     if step.kind == "narrow":
         return "sparse", "closed channels of each image are not computed"

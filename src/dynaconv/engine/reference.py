@@ -202,7 +202,8 @@ def inverted(run: Run, step: Step) -> None:
     """out = final([in2 +] project(act2(depthwise(act1(expand(in)))))); without expand when conv[0] is -1.
 
     Without projection when conv[2] is -1, or ints[0] > 0: then the expansion is a channel fusion with the static weight
-    conv[0], P = conv[2] and the factors aux[0], folded (1) or not (2). aux[1] takes the mean of what is not projected.
+    conv[0], P = conv[2] and the factors aux[0], folded (1) or not (2). aux[1] takes the mean of what is not projected,
+    over open rows where there is a mask (0: none is open).
     """
     x, size = run.planes(step.input), run.plan.values[step.out].size
     grids = [run.plan.values[step.input].size, size, size]
@@ -213,7 +214,7 @@ def inverted(run: Run, step: Step) -> None:
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
             x = APPLY[act](x)
     if step.aux[1] >= 0:
-        run.value(step.aux[1]).copy_(x.mean((2, 3))[:, None, None])
+        run.value(step.aux[1]).copy_(mean_of(run, step.grid, x, (1, 1)).permute(0, 2, 3, 1))
     run.write(step, finish(run, step, x))
 
 
@@ -265,14 +266,17 @@ def _pad_to(x: Tensor, c: Conv, size: tuple[int, int], fill: float, padding: int
 @step_kind("mean")
 def mean(run: Run, step: Step) -> None:
     """Over bins of the grid, as many as the result has; over open rows only where there is a mask (0: none is open)."""
-    x, size = run.planes(step.input), run.plan.values[step.out].size
-    if step.grid < 0:
-        y = F.adaptive_avg_pool2d(x, size)
-    else:
-        mask = run.masks[step.grid][:, None].float()
-        share = F.adaptive_avg_pool2d(mask, size)
-        y = F.adaptive_avg_pool2d(torch.where(mask > 0, x, 0.0), size) / torch.where(share > 0, share, 1.0)
+    y = mean_of(run, step.grid, run.planes(step.input), run.plan.values[step.out].size)
     run.value(step.out).copy_(APPLY[step.activation[0]](y).permute(0, 2, 3, 1))
+
+
+def mean_of(run: Run, grid: int, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Over bins of x [N, C, h, w], as many as `size` says, of all rows or those that a grid opens."""
+    if grid < 0:
+        return F.adaptive_avg_pool2d(x, size)
+    mask = run.masks[grid][:, None].float()
+    share = F.adaptive_avg_pool2d(mask, size)
+    return F.adaptive_avg_pool2d(torch.where(mask > 0, x, 0.0), size) / torch.where(share > 0, share, 1.0)
 
 
 @step_kind("add")
