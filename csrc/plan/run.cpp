@@ -109,6 +109,7 @@ bool lay_out(const Plan& plan, Arena& arena, int64_t images) {
   arena.batch.images = 0;  // until all is there
   arena.batch.grids.resize(plan.grids.size());
   arena.stages = stages_of(plan, images);
+  arena.own_stages = own_stages_of(plan, images);
   arena.windows.clear();
   if (!arena.values.reserve(plan.data.arena_bytes * images + kSlack) || !place_masks(plan, arena, images)) return false;
   int64_t most = 0;
@@ -151,24 +152,82 @@ std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
 }
 
 // The runs that a call is made of: stages that it holds whole in windows, everything else for the whole batch.
-std::vector<Run> runs_of(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier, std::atomic<int32_t>& spoilt) {
-  std::vector<Run> runs;
-  const auto add = [&](Context& context, const Stage* stage, int32_t first, int32_t last) {
-    Call own = call;
-    own.images = context.images;
-    runs.push_back(Run{plan, context, own, barrier, spoilt, nullptr, arena, stage, first, last});
-  };
-  int32_t at = call.first;
-  for (size_t s = 0; s < arena.stages.size(); ++s) {
-    const Stage& stage = arena.stages[s];
-    if (stage.first < call.first || stage.last > call.last) continue;
-    if (at < stage.first) add(arena.batch, nullptr, at, stage.first);
-    for (Context& window : arena.windows[s]) add(window, &stage, stage.first, stage.last);
-    at = stage.last;
+class Runs {
+ public:
+  Runs(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier, std::atomic<int32_t>& spoilt)
+      : plan_(plan), arena_(arena), call_(call), barrier_(barrier), spoilt_(spoilt) {}
+
+  std::vector<Run> all() {
+    arena_.own_windows.clear();
+    own_ = deals_evenly(call_.images, call_.threads);
+    int32_t at = call_.first;
+    for (const Stage* stage; (stage = next(at)); at = stage->last) {
+      if (at < stage->first) add(arena_.batch, nullptr, at, stage->first);
+      if (is_own(*stage)) add_own(*stage);
+      else
+        for (Context& window : arena_.windows[stage - arena_.stages.data()]) add(window, stage, stage->first, stage->last);
+    }
+    if (at < call_.last) add(arena_.batch, nullptr, at, call_.last);
+    return std::move(runs_);
   }
-  if (at < call.last) add(arena.batch, nullptr, at, call.last);
-  return runs;
+
+ private:
+  bool is_own(const Stage& stage) const {
+    const auto& own = arena_.own_stages;
+    return !own.empty() && &stage >= &own.front() && &stage <= &own.back();
+  }
+  // The stage that begins first from `at` on.
+  const Stage* next(int32_t at) const {
+    const Stage* found = nullptr;
+    const auto look = [&](const Stage& stage) {
+      if (stage.first >= at && stage.last <= call_.last && (!found || stage.first < found->first)) found = &stage;
+    };
+    for (const Stage& stage : arena_.own_stages)
+      if (own_) look(stage);
+    for (const Stage& stage : arena_.stages)
+      if (!own_ || !meets_own(stage)) look(stage);
+    return found;
+  }
+  bool meets_own(const Stage& stage) const {
+    for (const Stage& own : arena_.own_stages)
+      if (own.first < stage.last && stage.first < own.last) return true;
+    return false;
+  }
+  Run& add(Context& context, const Stage* stage, int32_t first, int32_t last) {
+    Call own = call_;
+    own.images = context.images;
+    runs_.push_back(Run{plan_, context, own, barrier_, spoilt_, nullptr, arena_, stage, first, last, false, arena_.window.data()});
+    return runs_.back();
+  }
+  // Every thread's images in windows of equal size.
+  void add_own(const Stage& stage) {
+    const int64_t share = call_.images / call_.threads, windows = call_.threads * ((share + stage.images - 1) / stage.images);
+    for (int64_t w = 0; w < windows; ++w) {
+      const int64_t first = call_.images * w / windows, last = call_.images * (w + 1) / windows;
+      arena_.own_windows.push_back({first, last - first, {}});
+      add(arena_.own_windows.back(), &stage, stage.first, stage.last).own = true;
+    }
+  }
+
+  const Plan& plan_;
+  Arena& arena_;
+  const Call& call_;
+  Barrier& barrier_;
+  std::atomic<int32_t>& spoilt_;
+  bool own_ = false;
+  std::vector<Run> runs_;
+};
+
+// Of a window that one thread takes alone; 0 where there is none.
+int64_t most_own_images(const Arena& arena, int64_t images, int threads) {
+  int64_t most = 0;
+  if (deals_evenly(images, threads))
+    for (const Stage& stage : arena.own_stages) most = std::max(most, std::min(stage.images, images / threads));
+  return most;
 }
+
+// With room for vector reads beyond them, so that the next thread's memory begins on a page of its own.
+int64_t pages(int64_t bytes) { return bytes ? (bytes + kSlack + 4095) / 4096 * 4096 : 0; }
 
 // Gives every run its counters, all zero; false when there is no memory.
 bool count_from_zero(std::vector<Run>& runs, Region& region, int threads) {
@@ -185,27 +244,71 @@ bool count_from_zero(std::vector<Run>& runs, Region& region, int threads) {
   return true;
 }
 
-void work(std::vector<Run>& runs, int id, int threads, char* scratch, char* shared, const float* zeros) {
-  // From the end of one step to the end of the next: a thread that comes late must not hide what the others did.
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point last = Clock::now();
-  for (Run& run : runs) {
-    Worker worker{run, id, threads, scratch, shared, zeros}, alone{run, id, 1, scratch, shared, zeros};
-    for (int32_t i = run.first; i < run.last; ++i) {
-      const Step& step = run.plan.steps[i];
-      worker.step = alone.step = i;
-      worker.phase = 0;
-      worker.upcoming = upcoming_weights(run, i, id, threads);
-      if (!is_small(run, step)) function_of(step.kind)(worker, step);
-      else if (id == 0) function_of(step.kind)(alone, step);
-      const bool goes_on = i + 1 < run.last && ends_alone(run, i) && is_small(run, run.plan.steps[i + 1]);
-      if (!goes_on) worker.barrier();
-      if (run.call.step_ns && id == 0) {
-        const auto now = Clock::now();
-        run.call.step_ns[i] += std::chrono::duration<double, std::nano>(now - last).count();
-        last = now;
-      }
+// A thread and its memory.
+struct Thread {
+  int id, threads;
+  char *scratch, *shared;
+  char *own_shared, *own_window;  // while it takes windows alone
+  const float* zeros;
+};
+
+class Clock {
+ public:
+  // The end of a step of the first thread. From the end of one step to the end of the next: a thread that comes late must not
+  // hide what the others did.
+  void tick(const Run& run, int32_t step, int id) {
+    if (!run.call.step_ns || id != 0) return;
+    const auto now = std::chrono::steady_clock::now();
+    run.call.step_ns[step] += std::chrono::duration<double, std::nano>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// The steps of a window by one thread.
+void work_alone(const Run& run, const Thread& thread, Clock& clock) {
+  Run own = run;
+  own.window = thread.own_window;
+  Worker worker{own, 0, 1, thread.scratch, thread.own_shared, thread.zeros};
+  for (int32_t i = own.first; i < own.last; ++i) {
+    worker.step = i;
+    worker.phase = 0;
+    worker.upcoming = upcoming_weights(own, i, 0, 1);
+    function_of(own.plan.steps[i].kind)(worker, own.plan.steps[i]);
+    clock.tick(own, i, thread.id);
+  }
+}
+
+void work_together(Run& run, const Thread& thread, Clock& clock) {
+  Worker worker{run, thread.id, thread.threads, thread.scratch, thread.shared, thread.zeros};
+  Worker alone{run, thread.id, 1, thread.scratch, thread.shared, thread.zeros};
+  for (int32_t i = run.first; i < run.last; ++i) {
+    const Step& step = run.plan.steps[i];
+    worker.step = alone.step = i;
+    worker.phase = 0;
+    worker.upcoming = upcoming_weights(run, i, thread.id, thread.threads);
+    if (!is_small(run, step)) function_of(step.kind)(worker, step);
+    else if (thread.id == 0) function_of(step.kind)(alone, step);
+    const bool goes_on = i + 1 < run.last && ends_alone(run, i) && is_small(run, run.plan.steps[i + 1]);
+    if (!goes_on) worker.barrier();
+    clock.tick(run, i, thread.id);
+  }
+}
+
+void work(std::vector<Run>& runs, const Thread& thread) {
+  Clock clock;
+  for (size_t first = 0, last; first < runs.size(); first = last) {
+    last = first + 1;
+    if (!runs[first].own) {
+      work_together(runs[first], thread, clock);
+      continue;
     }
+    while (last < runs.size() && runs[last].own && runs[last].stage == runs[first].stage) ++last;
+    Worker dealer{runs[first], thread.id, thread.threads, nullptr, nullptr, nullptr, runs[first].first};
+    dealer.share(last - first, [&](int64_t window) { work_alone(runs[first + window], thread, clock); });
+    dealer.barrier();
   }
 }
 
@@ -385,7 +488,15 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
     for (const int64_t images : {stage.images, call->images % stage.images}) common = std::max(common, shared_bytes(plan, images, threads));
   Barrier barrier(threads);
   std::atomic<int32_t> spoilt{-1};
-  std::vector<Run> runs = runs_of(plan, arena, *call, barrier, spoilt);
+  const int64_t own_images = most_own_images(arena, call->images, threads), own_window = pages(plan.data.arena_bytes * own_images);
+  int64_t own_shared = 0;
+  for (int64_t images = 1; images <= own_images; ++images) own_shared = std::max(own_shared, pages(shared_bytes(plan, images, 1)));
+  common = std::max(common, own_shared * threads);
+  if (!arena.window.reserve(own_window * threads)) {
+    say(error, error_size, "out of memory");
+    return 1;
+  }
+  std::vector<Run> runs = Runs(plan, arena, *call, barrier, spoilt).all();
   if (!arena.scratch.reserve(scratch * threads + zeros + common) || !count_from_zero(runs, arena.counters, threads)) {
     say(error, error_size, "out of memory");
     return 1;
@@ -396,6 +507,9 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
   std::memset(zero, 0, zeros);
   if (call->step_ns) std::fill(call->step_ns + call->first, call->step_ns + call->last, 0.0);
   bool done = false;
+  const auto thread = [&](int id, int of) {
+    return Thread{id, of, blocks + scratch * id, shared, shared + own_shared * id, arena.window.data() + own_window * id, zero};
+  };
 #ifdef _OPENMP
   if (threads > 1) {
     int granted = 1;
@@ -403,13 +517,13 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
     {
 #pragma omp single
       granted = omp_get_num_threads();
-      if (granted == threads) work(runs, omp_get_thread_num(), threads, blocks + scratch * omp_get_thread_num(), shared, zero);
+      if (granted == threads) work(runs, thread(omp_get_thread_num(), threads));
     }
     done = granted == threads;
   }
 #endif
   // Inside another parallel region OpenMP may give one thread only.
-  if (!done) work(runs, 0, 1, blocks, shared, zero);
+  if (!done) work(runs, thread(0, 1));
   count_open(runs, arena, *call);
   if (spoilt < 0) return 0;
   say(error, error_size, std::to_string(spoilt));

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -66,6 +67,8 @@ struct Arena {
   Region values, window, masks, scratch, counters;
   std::vector<Stage> stages;
   std::vector<std::vector<Context>> windows;  // of each stage
+  std::vector<Stage> own_stages;              // of single threads
+  std::deque<Context> own_windows;            // of the run in hand
 };
 
 struct Plan {
@@ -109,6 +112,8 @@ struct Run {
   const Arena& arena;
   const Stage* stage;              // null: the whole batch
   int32_t first, last;
+  bool own;                        // a window that one thread takes alone
+  char* window;                    // memory of the values inside of the stage
 
   const Value& value(int32_t id) const { return plan.values[id]; }
   const Conv& conv(int32_t id) const { return plan.convs[id]; }
@@ -119,7 +124,7 @@ struct Run {
     if (v.external >= 0)
       return static_cast<char*>(call.externals[v.external]) + pixels * (planes(id) ? v.channels * int64_t{sizeof(float)} : row_bytes);
     const int64_t first = v.first * element_bytes(v.dtype);
-    if (stage && stage->inside[id]) return arena.window.data() + v.offset * call.images + first;
+    if (stage && stage->inside[id]) return window + v.offset * call.images + first;
     return arena.values.data() + v.offset * arena.batch.images + pixels * row_bytes + first;
   }
   bool planes(int32_t id) const {

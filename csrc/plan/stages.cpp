@@ -168,3 +168,41 @@ std::vector<Stage> stages_of(const Plan& plan, int64_t images) {
   }
   return stages;
 }
+
+namespace {
+
+// What channel fusions and the steps around them are made of, without masks.
+bool may_be_own(const Step& step) {
+  if (step.grid >= 0 || step.grid2 >= 0) return false;
+  switch (step.kind) {
+    case kStem: case kInverted: case kMean: case kRouter: case kFusionFactors: case kChannelFusion: return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+std::vector<Stage> own_stages_of(const Plan& plan, int64_t images) {
+  std::vector<Stage> stages;
+  if (images < 2) return stages;
+  const Survey survey(plan, images);
+  const auto steps = static_cast<int32_t>(plan.steps.size());
+  for (int32_t start = 0, end; start < steps; start = end + 1) {
+    int fusions = 0;
+    for (end = start; end < steps && may_be_own(plan.steps[end]); ++end) fusions += plan.steps[end].kind == kChannelFusion;
+    if (fusions < plan.limits.steps) continue;
+    // Windows only grow along the way: wherever their size changes, all threads meet.
+    const auto fitting = [&](int32_t first) {
+      int64_t most = images;
+      for (int32_t i = first; i < end; ++i) most = std::min(most, std::max<int64_t>(1, plan.limits.window / survey.bytes(i)));
+      return most;
+    };
+    for (int32_t first = start; first < end;) {
+      Stage stage{first, first + 1, fitting(first), {}};
+      while (stage.last < end && fitting(stage.last) == stage.images) ++stage.last;
+      first = stage.last;
+      if (survey.place(stage)) stages.push_back(std::move(stage));
+    }
+  }
+  return stages;
+}

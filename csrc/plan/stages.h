@@ -9,8 +9,8 @@
 
 struct Plan;
 
-// Bytes beyond which a batch is cut, bytes of the maps that a step touches in one window, and steps with large maps that make
-// a stage worth its while.
+// Bytes beyond which a batch is cut, bytes of the maps that a step touches in one window, and steps with large maps (or channel
+// fusions) that make a stage worth its while.
 struct WindowLimits {
   int64_t batch = int64_t{3} << 20, window = int64_t{3} << 19;
   int steps = 3;
@@ -25,3 +25,9 @@ struct Stage {
 
 // In order, without overlap; the steps between them take the whole batch.
 std::vector<Stage> stages_of(const Plan& plan, int64_t images);
+
+// Stages of networks with channel fusions, of which most steps are too small to share. Every thread takes windows of at most
+// `images` alone, all steps of one after the other: it waits for nobody, and its maps stay in its own cache.
+std::vector<Stage> own_stages_of(const Plan& plan, int64_t images);
+// Whether they serve a batch: all threads have as many images, and no step would be cut in another way for few of them.
+inline bool deals_evenly(int64_t images, int threads) { return images >= 2 * threads && images % threads == 0; }

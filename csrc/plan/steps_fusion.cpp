@@ -17,8 +17,10 @@ int64_t left_floats(const Fusion& fusion) {
   return fusion.folded && !fusion.matrix_first ? fusion.channels * rounded_floats(fusion.rank) : 0;
 }
 int64_t prepared_floats(const Fusion& fusion) { return fusion.outputs + shift_floats(fusion) + left_floats(fusion); }
-// Floats of a thread: the matrix as panels, and for the factored form projected rows.
-int64_t scratch_floats(const Fusion& fusion) { return matrix_floats(fusion.rank) + kMaxRows * fusion.rank_panels * kPanel; }
+// Floats of a thread: the matrix as panels, and for the factored form projected rows, the scales and latent rows of few rows.
+int64_t scratch_floats(const Fusion& fusion) {
+  return matrix_floats(fusion.rank) + kMaxRows * (2 * fusion.rank_panels * kPanel + fusion.outputs);
+}
 
 // Every thread folds the kernels of the images that it has rows of.
 class OwnKernels {
@@ -160,16 +162,22 @@ class Factored {
  public:
   Factored(Worker& worker, const Step& step, const Fusion& fusion)
       : worker_(worker), run_(worker.run), step_(step), fusion_(fusion), shape_(run_.plan, step), rows_(rows_of(run_, step)),
-        place_(run_, step, worker.zeros), scale_(reinterpret_cast<float*>(worker.shared)),
-        latent_(scale_ + run_.call.images * fusion.outputs), latent_row_(fusion.rank_panels * kPanel),
+        place_(run_, step, worker.zeros), latent_row_(fusion.rank_panels * kPanel),
         panels_(reinterpret_cast<float*>(worker.scratch)), reduced_(panels_ + matrix_floats(fusion.rank)),
+        own_(run_.rows(step.out) <= kMaxRows),
+        scale_(own_ ? reduced_ + kMaxRows * latent_row_ : reinterpret_cast<float*>(worker.shared)),
+        latent_(scale_ + run_.call.images * fusion.outputs),
         scales_(reinterpret_cast<const float**>(worker.scratch + rounded_floats(scratch_floats(fusion)) * 4)),
         latents_(reinterpret_cast<const void**>(scales_ + kTableRows)), table_(reinterpret_cast<char*>(latents_ + kTableRows)) {}
 
   void run() const {
     if (rows_.all == 0) return;
-    reduce();
-    worker_.barrier();
+    if (own_) {
+      for (int64_t image = 0; image < run_.call.images; ++image) reduce(image, 0, 1);
+    } else {
+      reduce();
+      worker_.barrier();
+    }
     expand();
   }
 
@@ -179,22 +187,24 @@ class Factored {
     const int64_t most = rows_.most(run_.call.images), threads = worker_.threads;
     const int64_t blocks = std::max<int64_t>(ceil_of(most, kMostTiles * kMaxRows),
                                              std::min(ceil_of(most, kMaxRows), ceil_of(2 * threads, run_.call.images)));
+    worker_.share(run_.call.images * blocks, [&](int64_t task) { reduce(task / blocks, task % blocks, blocks); });
+  }
+
+  void reduce(int64_t image, int64_t block, int64_t blocks) const {
     const int64_t centre = (fusion_.conv.kernel[0] / 2) * fusion_.conv.kernel[1] + fusion_.conv.kernel[1] / 2;
-    worker_.share(run_.call.images * blocks, [&](int64_t task) {
-      const int64_t image = task / blocks, block = task % blocks, own = rows_.count(image);
-      const int64_t from = own * block / blocks, count = own * (block + 1) / blocks - from, first = rows_.first(image) + from;
-      const Coefficients given(run_, step_, fusion_, image);
-      if (block == 0)
-        take_scale(step_, given.scale, fusion_.conv.out_channels, fusion_.outputs, scale_ + image * fusion_.outputs);
-      if (count <= 0) return;
-      take_panels(given.matrix, fusion_.rank, panels_);
-      const RowTable table = place_.table(table_, rows_.list, first, count);
-      for (int64_t tile = 0; tile < table.tiles; ++tile) {
-        project(table.taps + (tile * table.taps_count + centre) * kMaxRows, table.rows_of(tile));
-        float* const out = latent_ + (first + table.first_of(tile)) * latent_row_;
-        RowsTimesPanels{reduced_, table.rows_of(tile), latent_row_, fusion_.rank, panels_, fusion_.rank, out, latent_row_}.multiply();
-      }
-    });
+    const int64_t own = rows_.count(image), from = own * block / blocks, count = own * (block + 1) / blocks - from;
+    const int64_t first = rows_.first(image) + from;
+    const Coefficients given(run_, step_, fusion_, image);
+    if (block == 0)
+      take_scale(step_, given.scale, fusion_.conv.out_channels, fusion_.outputs, scale_ + image * fusion_.outputs);
+    if (count <= 0) return;
+    take_panels(given.matrix, fusion_.rank, panels_);
+    const RowTable table = place_.table(table_, rows_.list, first, count);
+    for (int64_t tile = 0; tile < table.tiles; ++tile) {
+      project(table.taps + (tile * table.taps_count + centre) * kMaxRows, table.rows_of(tile));
+      float* const out = latent_ + (first + table.first_of(tile)) * latent_row_;
+      RowsTimesPanels{reduced_, table.rows_of(tile), latent_row_, fusion_.rank, panels_, fusion_.rank, out, latent_row_}.multiply();
+    }
   }
 
   void project(const void* const* taps, int rows) const {
@@ -269,9 +279,10 @@ class Factored {
   const PanelShape shape_;
   const Images rows_;
   const ConvRows place_;
-  float *const scale_, *const latent_;
   const int64_t latent_row_;
   float *const panels_, *const reduced_;
+  const bool own_;  // rows are so few that every thread finds the latent ones of all for itself
+  float *const scale_, *const latent_;
   const float** const scales_;
   const void** const latents_;
   char* const table_;

@@ -192,7 +192,7 @@ void run_inner(Worker& worker, const Step& step, const Plan& plan, const Context
   call.step_ns = nullptr;
   // Of this step's counters the first ones belong to the making of weights.
   Run inner{plan, context, call, run.barrier, run.spoilt, run.counters + ((worker.step - run.first) * kPhases + 1) * worker.threads,
-            run.arena, nullptr, 0, 1};
+            run.arena, nullptr, 0, 1, false, nullptr};
   int64_t used = 0;
   for (int i = 0; i < count_convs(step); ++i) used += conv_bytes(run.conv(step.conv[i]));
   Worker own{inner, worker.id, worker.threads, worker.scratch, worker.shared + used, worker.zeros};

@@ -105,21 +105,51 @@ class Chain {
   std::vector<int> place_of_;
 };
 
+// 1x1 channel fusions on two places in memory, one after the other.
+class Fusions {
+ public:
+  Fusions(std::mt19937& random, int32_t height, int32_t width) {
+    const int64_t place_bytes = int64_t{height} * width * kChannels * 4;
+    const int32_t coefficients = kChannels + kRank * kRank;
+    int32_t current = b.value(height, width, kChannels, true);
+    const int32_t last = b.value(height, width, kChannels, true), given = b.value(1, 1, coefficients, true);
+    for (int i = 0; i < 5; ++i) {
+      const int32_t out = i == 4 ? last : b.value(height, width, kChannels);
+      if (i < 4) b.values[out].offset = i % 2 * place_bytes;
+      const int32_t conv = pointwise(random, kChannels, kChannels), q = pointwise(random, kChannels, kRank);
+      Step& step = b.step(kChannelFusion, current, out, conv);
+      step.conv[1] = q, step.conv[2] = pointwise(random, kRank, kChannels);
+      step.aux[0] = given, step.activation[0] = kRelu6;
+      step.ints[0] = step.ints[1] = step.ints[3] = step.ints[4] = 1;
+      current = out;
+    }
+    b.arena = 2 * place_bytes;
+  }
+  static constexpr int32_t kRank = 12;
+  PlanBuilder b;
+
+ private:
+  int32_t pointwise(std::mt19937& random, int32_t in, int32_t out) {
+    return b.conv(noise(random, int64_t{in} * out, 0.1f), noise(random, out), in, out, 1, 1, 1, 0);
+  }
+};
+
 struct Result {
   std::vector<float> out;
   std::vector<int64_t> open;
 };
 
-Result run(PlanBuilder& b, std::vector<float>& x, int64_t images, int32_t threads, int64_t batch, int64_t window) {
+Result run(PlanBuilder& b, std::vector<float>& x, int64_t images, int32_t threads, int64_t batch, int64_t window, int32_t steps = 1,
+           float* coefficients = nullptr) {
   Result result{std::vector<float>(x.size()), std::vector<int64_t>(b.grids.size() + 1)};
   void* plan = b.create();
   if (!plan) return ++failures, result;
-  dynaconv_plan_limits(plan, batch, window, 1);
+  dynaconv_plan_limits(plan, batch, window, steps);
   // Another number of images first: an arena changes its windows with them.
   dynaconv_plan_release(plan, dynaconv_plan_acquire(plan, images + 2));
   void* context = dynaconv_plan_acquire(plan, images);
-  void* externals[] = {x.data(), result.out.data()};
-  const int32_t planes[2] = {};
+  void* externals[] = {x.data(), result.out.data(), coefficients};
+  const int32_t planes[3] = {};
   Call call{};
   call.images = images, call.threads = threads, call.last = static_cast<int32_t>(b.steps.size());
   call.externals = externals, call.external_planes = planes, call.open_rows = result.open.data();
@@ -130,10 +160,26 @@ Result run(PlanBuilder& b, std::vector<float>& x, int64_t images, int32_t thread
   return result;
 }
 
+// Every thread takes images alone, or all take the batch together.
+void test_own_windows(std::mt19937& random) {
+  const int32_t h = 1 + random() % 5, w = 1 + random() % 5, threads = 1 + random() % 3;
+  const int64_t images = 1 + random() % 9, map = int64_t{h} * w * kChannels;
+  Fusions fusions(random, h, w);
+  auto x = noise(random, images * map), coefficients = noise(random, images * (kChannels + Fusions::kRank * Fusions::kRank), 0.3f);
+  const auto result = [&](int32_t of, int64_t window, int32_t steps) {
+    return run(fusions.b, x, images, of, int64_t{1} << 40, window, steps, coefficients.data()).out;
+  };
+  const auto together = result(1, 1, 1000);
+  if (together == result(threads, 1 + random() % (16 * map), 1) && together == result(threads, 1, 1000)) return;
+  ++failures;
+  std::fprintf(stderr, "%d images of %dx%d, each by one of %d threads: something else\n", static_cast<int>(images), h, w, threads);
+}
+
 }  // namespace
 
 int main() {
   std::mt19937 random(7);
+  for (int i = 0; i < cases(100); ++i) test_own_windows(random);
   for (int i = 0; i < cases(100); ++i) {
     const int32_t h = 1 + random() % 11, w = 1 + random() % 11, threads = 1 + random() % 3;
     const int64_t images = 1 + random() % 7, row = int64_t{h} * w * kChannels * 4;
