@@ -14,6 +14,7 @@
 #include "mask_bytes.h"
 #include "mixing.h"
 #include "pixel_sums.h"
+#include "rowwise.h"
 
 namespace {
 
@@ -182,6 +183,35 @@ class Walk {
       : args_(args), layout_(layout), scratch_(scratch), image_(image) {}
 
   void band(int64_t first, int64_t last) {
+    open_band(first, last);
+    // What they get was read a moment ago.
+    fill_closed(first, last);
+  }
+
+  // Gives the closed pixels of the rows [first, last) what was asked for.
+  void fill_closed(int64_t first, int64_t last) const {
+    if (!args_.fills || !args_.need) return;
+    for (int64_t y = first; y < last; ++y) {
+      const int64_t row = (image_ * args_.out_height + y) * args_.out_width;
+      const uint8_t* need = args_.need + row;
+      for (int32_t x = next_closed(need, 0, args_.out_width); x < args_.out_width;) {
+        const int32_t end = next_open(need, x, args_.out_width);
+        fill_span(row + x, end - x);
+        x = next_closed(need, end, args_.out_width);
+      }
+    }
+  }
+  void fill_span(int64_t pixel, int64_t count) const {
+    const RowKernels& kernels = row_kernels(kDtypeOf<T>);
+    const T* from = args_.residual + pixel * args_.residual_stride;
+    T* to = args_.out + pixel * args_.out_stride;
+    const bool dense = args_.residual_stride == args_.out_channels && args_.out_stride == args_.out_channels;
+    if (dense) return kernels.activate(from, count * args_.out_channels, args_.closed_activation, to);
+    for (int64_t i = 0; i < count; ++i, from += args_.residual_stride, to += args_.out_stride)
+      kernels.activate(from, args_.out_channels, args_.closed_activation, to);
+  }
+
+  void open_band(int64_t first, int64_t last) {
     const int64_t spans = find_spans(first, last);
     if (spans == 0) return;
     if (!args_.project_weight) scratch_.buffer = out_row(first);
@@ -236,8 +266,14 @@ class Walk {
     }
   }
 
+  // Closed pixels of the part `share` of an image's rows.
+  void fill_share(int64_t share, int64_t shares) const {
+    fill_closed(args_.out_height * share / shares, args_.out_height * (share + 1) / shares);
+  }
+
   // Adds the sums of all threads up for the part `share` of the open pixels.
   void join_share(int64_t share, int64_t shares, const float* sums, int64_t step, int64_t part) {
+    fill_share(share, shares);
     find_spans(0, args_.out_height);
     const int64_t count = scratch_.project.count;
     Join join{sums, part, shares, args_.project_bias, args_.out_channels, args_.activation[2], args_.final_activation, nullptr, nullptr};
@@ -250,6 +286,7 @@ class Walk {
 
   // The part `share` of `shares` of the projection of the whole image.
   void project_share(int64_t share, int64_t shares) {
+    fill_share(share, shares);
     find_spans(0, args_.out_height);
     const int64_t panels = panels_of(args_.out_channels), tiles = scratch_.project.tiles();
     // Each thread should read as little as it can: a share of the weights, or of the pixels.
@@ -598,6 +635,7 @@ int64_t row_cost(const InvertedArgsOf<T>& args, int64_t row) {
   const int64_t image = row / args.out_height, y = row % args.out_height;
   const int64_t open = args.need ? ones(args.need + row * args.out_width, args.out_width) : args.out_width;
   int64_t cost = open * (args.kernel[0] * args.kernel[1] + args.out_channels);
+  if (args.fills) cost += (args.out_width - open) * args.out_channels / 2;
   if (!args.expand_weight) return cost;
   const int64_t first = y * args.stride[0], last = std::min<int64_t>(first + args.stride[0], args.height);
   const int64_t pixels = std::max<int64_t>(0, last - first) * args.width;

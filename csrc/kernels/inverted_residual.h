@@ -53,6 +53,8 @@ struct InvertedArgsOf {
                           // together, [threads][pixels][channels of the thread]
   const uint8_t* need;         // [images * out_height * out_width] open pixels, or null: all
   const uint8_t* need_hidden;  // [images * height * width] what these read, or null: all
+  bool fills;                  // closed pixels of `out` become closed_activation(residual); else they keep what they held
+  int32_t closed_activation;
   const uint8_t* counted;      // the pixels that `means` are taken over where all are computed, or null: all
   const T* zeros;              // at least `hidden` zeros
   T* shared;                   // inverted_shared_bytes() for all threads together

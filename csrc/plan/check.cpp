@@ -205,6 +205,7 @@ struct Checker {
     // Without an expansion nobody has to know which rows of the input are read.
     if (s.grid >= 0 && (s.conv[0] >= 0 || s.grid2 >= 0) && (s.grid2 < 0 || !lies_on(s.grid2, in)))
       return fail("a masked inverted residual needs both grids");
+    if (s.ints[1] < 0 || s.ints[1] > 2 || (s.ints[1] && (s.in2 < 0 || s.grid < 0))) return fail("closed rows become what is added to open ones");
     return masked(s, out);
   }
   bool unprojected(const Step& s, const Conv& depthwise) {

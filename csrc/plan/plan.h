@@ -71,7 +71,8 @@ enum Kind : int32_t {
   kStem,          // conv from an external image of few channels (planes or rows), out rows
   kDepthwise,     // out = act(depthwise(in) [+ in2])
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion), and
-                  // with a mask and an expansion grid2 says which inputs are read.
+                  // with a mask and an expansion grid2 says which inputs are read. ints[1]: closed rows become in2 (1), or
+                  // final_act(in2) (2).
                   // conv[2] = -1 (or ints[0] > 0), float32 without in2: no projection, out = act2(depthwise(act1(expand(in)))), and
                   // aux[1] (or -1) takes its mean over the open positions, 0 where there is none. With ints[0] = 1 the expansion is a folded channel
                   // fusion, with 2 a factored one: conv[0] is its static weight, conv[2] is P and aux[0] what kFusionFactors made

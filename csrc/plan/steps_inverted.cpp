@@ -66,6 +66,8 @@ void run_inverted(Worker& worker, const Step& step) {
   if (args.means) args.means = reinterpret_cast<float*>(run.data(step.aux[1]));
   args.need = run.need(step.grid, step.run_all_above);
   args.need_hidden = args.need ? run.need(step.grid2, 2.0f) : nullptr;
+  args.fills = step.ints[1] != 0;
+  args.closed_activation = step.ints[1] == 2 ? step.final_activation : int32_t{kNone};
   // Rows that are computed though nobody needs them do not count.
   args.counted = args.means && !args.need ? run.need(step.grid, 2.0f) : nullptr;
   args.zeros = reinterpret_cast<const T*>(worker.zeros);

@@ -60,6 +60,7 @@ struct Problem {
   bool expand, project, residual, in_place;
   int activation[3], final_activation;
   int mask;       // 0: none, 1: random, 2: empty, 3: full
+  int fill;       // closed pixels get the residual (1), with the last activation (2)
   bool run_all;   // without projection: all pixels are computed, the mean is still over open ones
   int threads, band;
   int in_gap, out_gap;  // elements between rows
@@ -72,10 +73,10 @@ struct Problem {
     char line[400];
     std::snprintf(line, sizeof line,
                   "images %d size %dx%d channels %d hidden %d out %d kernel %dx%d stride %d,%d padding %d,%d dilation %d,%d "
-                  "expand %d project %d residual %d act %d %d %d %d mask %d run all %d threads %d band %d gaps %d %d",
+                  "expand %d project %d residual %d act %d %d %d %d mask %d fill %d run all %d threads %d band %d gaps %d %d",
                   static_cast<int>(images), height, width, channels, hidden, out_channels, kernel[0], kernel[1], stride[0],
                   stride[1], padding[0], padding[1], dilation[0], dilation[1], expand, project, residual, activation[0],
-                  activation[1], activation[2], final_activation, mask, run_all, threads, band, in_gap, out_gap);
+                  activation[1], activation[2], final_activation, mask, fill, run_all, threads, band, in_gap, out_gap);
     return line;
   }
 };
@@ -172,12 +173,12 @@ void fail(const Problem& p, const char* what, int64_t at, double got, double wan
   if (++failures < 20) std::printf("%s differs at %lld: %.9g instead of %.9g\n  %s\n", what, static_cast<long long>(at), got, wanted, p.text().c_str());
 }
 
-// Open pixels have the wanted values, closed ones and the gaps between rows still the sentinel.
+// Open pixels, and closed ones that are filled, have the wanted values, others and the gaps between rows still the sentinel.
 void compare(const Problem& p, const Data& d, const char* what, const std::vector<float>& got, const std::vector<double>& wanted,
              int channels, int gap) {
   const int64_t pixels = static_cast<int64_t>(wanted.size()) / channels;
   for (int64_t i = 0; i < pixels; ++i) {
-    const bool open = p.mask == 0 || d.need[i];
+    const bool open = p.mask == 0 || p.fill || d.need[i];
     for (int c = 0; c < channels + gap; ++c) {
       const int64_t at = i * (channels + gap) + c;
       if (at >= static_cast<int64_t>(got.size())) break;
@@ -195,12 +196,13 @@ void compare(const Problem& p, const Data& d, const char* what, const std::vecto
 // The residual waits where the result goes; closed pixels keep the sentinel.
 void place(const Problem& p, const Data& d, std::vector<float>& out, int channels) {
   for (size_t i = 0; i < out.size() / (channels + p.out_gap); ++i)
-    if (p.mask == 0 || d.need[i])
+    if (p.mask == 0 || p.fill || d.need[i])
       std::copy_n(d.residual.begin() + i * (channels + p.out_gap), channels, out.begin() + i * (channels + p.out_gap));
 }
 
 void check_depthwise(Problem p) {
   p.expand = false;
+  p.fill = 0;
   p.channels = p.hidden = p.out_channels;
   const Data d = make(p);
   const int out_h = p.out_size(0), out_w = p.out_size(1);
@@ -250,8 +252,10 @@ std::vector<double> reference_inverted(const Problem& p, const Data& d, const st
     double sum = d.project_bias[o];
     for (int c = 0; c < p.hidden; ++c) sum += double{d.project[o * p.hidden + c]} * middle[pixel * p.hidden + c];
     sum = reference_activation(sum, p.activation[2]);
-    if (p.residual) sum += d.residual[pixel * (p.out_channels + p.out_gap) + o];
-    wanted[i] = reference_activation(sum, p.final_activation);
+    const double residual = d.residual[pixel * (p.out_channels + p.out_gap) + o];
+    if (p.residual) sum += residual;
+    const bool closed = p.fill && !d.need[pixel];
+    wanted[i] = closed && p.fill == 1 ? residual : reference_activation(closed ? residual : sum, p.final_activation);
   }
   return wanted;
 }
@@ -275,6 +279,7 @@ void check_inverted(Problem p) {
   // What is not projected has an expansion and nothing that is added.
   if (!p.project) p.expand = true, p.residual = p.in_place = false, p.out_channels = p.hidden;
   p.run_all = p.run_all && !p.project && p.mask;
+  if (!p.residual || !p.mask) p.fill = 0;
   const Data d = make(p);
   const int out_h = p.out_size(0), out_w = p.out_size(1);
   const std::vector<double> middle = reference_depthwise(p, d, reference_hidden(p, d));
@@ -316,6 +321,8 @@ void check_inverted(Problem p) {
   args.residual_stride = p.out_channels + p.out_gap;
   args.need = p.mask && !p.run_all ? d.need.data() : nullptr;
   args.need_hidden = args.need ? d.need_hidden.data() : nullptr;
+  args.fills = p.fill != 0;
+  args.closed_activation = p.fill == 2 ? p.final_activation : int{kNone};
   args.counted = p.run_all ? d.need.data() : nullptr;
   args.zeros = d.zeros.data();
   args.threads = p.threads;
@@ -370,6 +377,7 @@ Problem drawn() {
   p.expand = draw(0, 3) != 0;
   p.project = draw(0, 2) != 0;
   p.run_all = draw(0, 2) == 0;
+  p.fill = static_cast<int>(draw(0, 2));
   p.hidden = draw(0, 3) ? channels[draw(0, 14)] : static_cast<int>(draw(97, 200));
   p.channels = p.expand ? channels[draw(0, 14)] : p.hidden;
   p.out_channels = channels[draw(0, 14)];
@@ -402,6 +410,7 @@ void check_known() {
             p.residual = stride == 1;
             p.activation[0] = p.activation[1] = kernel == 3 ? kRelu6 : kHardswish;
             p.mask = mask;
+            p.fill = kernel == 3;
             p.threads = threads;
             check_inverted(p);
             p.project = false;

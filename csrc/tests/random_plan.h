@@ -505,9 +505,11 @@ class RandomPlan {
     // In place only where the branch has made all that it reads of the input before its last step.
     const int32_t branch = s_.below(own && inside ? 4 : 8);
     const int32_t to = inside ? shortcut : make(out);
-    if (!split && (!inside || after != kNone)) close(shortcut, to, grid, after);
+    const bool fills = branch == 5 && !split && s_.chance(60);
+    if (!fills && !split && (!inside || after != kNone)) close(shortcut, to, grid, after);
     run_branch(branch, to, w, grid, out);
     Step& last = b.steps.back();
+    if (fills) last.ints[1] = after == kNone ? 1 : 2;
     last.in2 = shortcut, last.final_activation = after, last.run_all_above = 2;
     if (inside && !own) drop(current_), current_ = to;
     else if (!inside) {

@@ -106,9 +106,12 @@ class SlowPlan {
     if (s.grid < 0 || s.kind == kMean || s.kind == kMaskValue || s.kind == kNarrow) return rows;
     const std::vector<uint8_t>& need = masks_[s.grid].need;
     for (size_t i = 0; i < rows.size(); ++i)
-      if (need[i] == (s.closed ? 1 : 0)) rows[i] = s.run_all_above < 1 ? 2 : 0;
+      if (need[i] == (s.closed ? 1 : 0)) rows[i] = fills(s) ? 1 : s.run_all_above < 1 ? 2 : 0;
     return rows;
   }
+
+  // Closed rows get what is added to the others.
+  static bool fills(const Step& s) { return s.kind == kInverted && s.ints[1]; }
 
   bool threshold(const Step& s) {
     bool spoilt = false;
@@ -275,7 +278,12 @@ class SlowPlan {
 
   void inverted(const Step& s, const Place& p, double* want, double& scale) {
     const Conv& middle = conv(s.conv[1]);
-    const Value& in = value(s.in);
+    const Value &in = value(s.in), &to = value(s.out);
+    if (fills(s) && !masks_[s.grid].need[(p.image * to.height + p.y) * to.width + p.x]) {
+      for (int64_t c = 0; c < to.channels; ++c)
+        want[c] = activated(at(s.in2, p.image, p.y, p.x, c), s.ints[1] == 2 ? s.final_activation : int32_t{kNone});
+      return;
+    }
     const int64_t hidden = middle.out_channels, channels = in.channels;
     std::vector<double> sums(hidden);
     for (int64_t o = 0; o < hidden; ++o) sums[o] = middle.bias[o];

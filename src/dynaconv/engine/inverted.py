@@ -21,7 +21,7 @@ def fuse_inverted(graph: Graph) -> None:
         for role in ("residual", "grid", "channels"):
             if role in project.inputs:
                 node.inputs[role] = project.inputs[role]
-        if "grid" in node.inputs:
+        if "grid" in node.inputs and expand is not None:
             node.inputs["grid2"] = expand.inputs["grid"]
         for name in ("final_act", "masked", "closed"):
             if name in project.attrs:
@@ -41,8 +41,7 @@ def _parts(project: Node, users: dict[Node, list[Node]]) -> tuple[Node | None, N
     expand = depthwise.x if inner(depthwise.x, users) and pointwise(depthwise.x) else None
     masked, grid = project.attrs.get("masked", False), project.inputs.get("grid")
     if masked:
-        # Without expansion nobody has to know which rows of the input are read.
-        fits = expand is not None and depthwise.inputs.get("grid") is grid and "grid" in expand.inputs
+        fits = depthwise.inputs.get("grid") is grid and (expand is None or "grid" in expand.inputs)
     else:
         fits = grid is None and all("grid" not in n.inputs for n in (depthwise, expand) if n is not None)
     # A gate closes hidden channels everywhere or nowhere, and those of an expansion.

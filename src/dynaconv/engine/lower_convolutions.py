@@ -43,8 +43,10 @@ def _inverted(lowering: Lowering, node: Node) -> None:
     acts = ["none" if p is None else p.attrs["act"] for p in parts]
     fields: dict[str, Any] = {}
     if grid is not None:
-        fields = {"grid": lowering.grids[grid], "grid2": lowering.grids[node.inputs["grid2"]]}
-        _closed_rows(lowering, node, in2, out, final, fields["grid"])
+        fields = {"grid": lowering.grids[grid]}
+        if "grid2" in node.inputs:
+            fields["grid2"] = lowering.grids[node.inputs["grid2"]]
+        fields["ints"] = [0, _filled(lowering, node, in2, out, final), *[0] * 6]
     kind = "inverted"
     if "channels" in node.inputs:
         kind, fields = (
@@ -124,12 +126,18 @@ def _form(lowering: Lowering, node: Node) -> str:
     return "stem" if image and plain and node.x.size[:2] != (1, 1) else "conv"
 
 
+def _filled(lowering: Lowering, node: Node, in2: int, out: int, final: str) -> int:
+    """What closed rows become: what they hold (0), the shortcut (1), or that with the last activation (2)."""
+    if node.attrs["closed"] == "activate" and final != "none":
+        return 2
+    return int(lowering.plan.values[in2].place != lowering.plan.values[out].place)
+
+
 def _closed_rows(lowering: Lowering, node: Node, in2: int, out: int, final: str, grid: int) -> None:
     """What becomes of the rows that the masked convolution leaves alone."""
-    in_place = lowering.plan.values[in2].place == lowering.plan.values[out].place
-    act = final if node.attrs["closed"] == "activate" else "none"
-    if act != "none" or not in_place:
-        acts = [act, "none", "none"]
+    filled = _filled(lowering, node, in2, out, final)
+    if filled:
+        acts = [final if filled == 2 else "none", "none", "none"]
         lowering.step("activate", node, input=in2, out=out, activation=acts, grid=grid, closed=1)
 
 

@@ -203,7 +203,7 @@ def inverted(run: Run, step: Step) -> None:
 
     Without projection when conv[2] is -1, or ints[0] > 0: then the expansion is a channel fusion with the static weight
     conv[0], P = conv[2] and the factors aux[0], folded (1) or not (2). aux[1] takes the mean of what is not projected,
-    over open rows where there is a mask (0: none is open).
+    over open rows where there is a mask (0: none is open). ints[1]: closed rows become in2 (1), or final(in2) (2).
     """
     x, size = run.planes(step.input), run.plan.values[step.out].size
     grids = [run.plan.values[step.input].size, size, size]
@@ -216,6 +216,16 @@ def inverted(run: Run, step: Step) -> None:
     if step.aux[1] >= 0:
         run.value(step.aux[1]).copy_(mean_of(run, step.grid, x, (1, 1)).permute(0, 2, 3, 1))
     run.write(step, finish(run, step, x))
+    rows = run.rows(step)
+    if fills(step) and rows is not None:
+        act = APPLY[step.final_activation if step.ints[1] == 2 else "none"]
+        out = run.value(step.out)
+        out[~rows] = act(run.value(step.input2).float()).to(out.dtype)[~rows]
+
+
+def fills(step: Step) -> bool:
+    """Closed rows get what is added to open ones."""
+    return step.kind == "inverted" and step.ints[1] > 0
 
 
 def fused(run: Run, step: Step, x: Tensor) -> Tensor:
