@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "../kernels/depthwise.h"
 #include "../kernels/rowwise.h"
 #include "run.h"
 
@@ -136,8 +137,8 @@ void step_mean(Worker& worker, const Step& step) {
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
   const RowKernels& kernels = row_kernels(in.dtype);
   const int64_t area = int64_t{in.height} * in.width, bins = int64_t{out.height} * out.width;
-  const uint8_t* need = step.grid >= 0 ? run.context.grids[step.grid].need : nullptr;
-  if (area == 1 && !need && in.dtype == out.dtype) {
+  const GridState* const grid = step.grid >= 0 ? &run.context.grids[step.grid] : nullptr;
+  if (area == 1 && !grid && in.dtype == out.dtype) {
     const int64_t bytes = in.channels * element_bytes(in.dtype);
     share_rows(worker, run.call.images * bins, to.bytes, [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) std::memcpy(to[row], from[row / bins], bytes);
@@ -154,10 +155,12 @@ void step_mean(Worker& worker, const Step& step) {
     const int64_t channels = std::min(block, in.channels - first), skip = first * element_bytes(in.dtype);
     // As in PyTorch's adaptive pooling, bins may share lines.
     const int64_t by = bin / out.width, bx = bin % out.width;
-    const int64_t left = bx * in.width / out.width, right = ceil_of((bx + 1) * in.width, out.width);
+    const auto left = static_cast<int32_t>(bx * in.width / out.width);
+    const auto right = static_cast<int32_t>(ceil_of((bx + 1) * in.width, out.width));
     float sums[kMostChannels] = {};
     int64_t count = 0;
     const int64_t top = by * in.height / out.height, bottom = ceil_of((by + 1) * in.height, out.height);
+    const uint8_t* need = grid && grid->image_counts[image] < area ? grid->need : nullptr;
     const bool lines = !need && right - left == in.width;
     if (lines) {
       count = (bottom - top) * in.width;
@@ -165,15 +168,12 @@ void step_mean(Worker& worker, const Step& step) {
     }
     for (int64_t y = top; y < (lines ? top : bottom); ++y) {
       const int64_t line = image * area + y * in.width;
-      if (!need) {
-        kernels.sum(from[line + left] + skip, right - left, in.stride, channels, sums);
-        count += right - left;
-        continue;
-      }
-      for (int64_t row = line + left; row < line + right; ++row) {
-        if (!need[row]) continue;
-        kernels.sum(from[row] + skip, 1, in.stride, channels, sums);
-        ++count;
+      const uint8_t* open = need ? need + line : nullptr;
+      for (int32_t x = next_open(open, left, right); x < right;) {
+        const int32_t end = next_closed(open, x, right);
+        kernels.sum(from[line + x] + skip, end - x, in.stride, channels, sums);
+        count += end - x;
+        x = next_open(open, end, right);
       }
     }
     // A bin without open rows has no mean; 0 is what training gives it.
