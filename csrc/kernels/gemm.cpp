@@ -142,6 +142,16 @@ DYNACONV_INLINE void deep(const float* const (&from)[Rows], int64_t k, const flo
   }
 }
 
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void start_sums(const float* bias, Vector (&sums)[Rows][Columns]) {
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) {
+    const Vector start = load<Vector>(bias + c * kLanesOf<Vector>);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
+  }
+}
+
 // One channel of every row times its weights.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void add_channel(const float* const (&from)[Rows], int64_t k, const float* weight,
@@ -177,16 +187,10 @@ DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&s
 // `Rows` x `Columns` vectors of sums stay in registers.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void piece(const TileCall& call, int row, int column, Finish end) {
-  constexpr int kLanes = sizeof(Vector) / sizeof(float);
   constexpr int64_t kBurst = kBurstBytes / sizeof(float);
   NextRowsFetch next(call, sizeof(float));
   Vector sums[Rows][Columns];
-#pragma GCC unroll 4
-  for (int c = 0; c < Columns; ++c) {
-    const Vector start = load<Vector>(call.bias + column + c * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
-  }
+  start_sums<Vector, Rows, Columns>(call.bias + column, sums);
   const float* weight = static_cast<const float*>(call.weight) + column;
   for (int t = 0; t < call.taps_count; ++t) {
     const float* from[Rows];
@@ -285,12 +289,7 @@ template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finish end) {
   constexpr int kLanes = kLanesOf<Vector>;
   Vector sums[Rows][Columns];
-#pragma GCC unroll 4
-  for (int c = 0; c < Columns; ++c) {
-    const Vector start = load<Vector>(call.bias + column + c * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
-  }
+  start_sums<Vector, Rows, Columns>(call.bias + column, sums);
   const int64_t step = call.row_step, ahead[2] = {call.ahead[0], call.ahead[1]};
   const float* weight = static_cast<const float*>(call.weight) + column;
   for (int t = 0; t < call.taps_count; ++t) {
