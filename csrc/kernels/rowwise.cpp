@@ -92,27 +92,35 @@ DYNACONV_INLINE void activate_row(const From* in, int64_t channels, int activati
   for (; c < channels; ++c) put(out + c, activate_scalar(get(in + c), activation));
 }
 
+// Additions wait for each other, so that four rows are summed side by side. A channel's sums join in the same order however
+// many vectors are added at once, so that its bits do not depend on how threads share the channels.
+template <typename Vector, int Vectors, typename T>
+DYNACONV_INLINE void sum_vectors(const T* rows, int64_t count, int64_t stride, float* sums) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  Vector part[4][Vectors] = {};
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) part[i][v] += load<Vector>(rows + (r + i) * stride + v * kLanes);
+  for (; r < count; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) part[0][v] += load<Vector>(rows + r * stride + v * kLanes);
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    const Vector all = (part[0][v] + part[1][v]) + (part[2][v] + part[3][v]);
+    store<Vector>(sums + v * kLanes, Vector(load<Vector>(sums + v * kLanes) + all));
+  }
+}
+
 template <typename Vector, typename T>
 DYNACONV_INLINE void sum_rows(const T* rows, int64_t count, int64_t stride, int64_t channels, float* sums) {
-  constexpr int kLanes = kLanesOf<Vector>;
+  constexpr int kLanes = kLanesOf<Vector>, kAtOnce = kLanes == 16 ? 4 : 2;
   int64_t c = 0;
-  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-    Vector part[4] = {};
-    for (int64_t r = 0; r < count; ++r)
-      for (int i = 0; i < 4; ++i) part[i] += load<Vector>(rows + r * stride + c + i * kLanes);
-    for (int i = 0; i < 4; ++i)
-      store<Vector>(sums + c + i * kLanes, Vector(load<Vector>(sums + c + i * kLanes) + part[i]));
-  }
-  for (; c + kLanes <= channels; c += kLanes) {
-    // Additions wait for each other, so that several rows are summed side by side.
-    Vector part[4] = {};
-    int64_t r = 0;
-    for (; r + 4 <= count; r += 4)
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) part[i] += load<Vector>(rows + (r + i) * stride + c);
-    for (; r < count; ++r) part[0] += load<Vector>(rows + r * stride + c);
-    store<Vector>(sums + c, Vector(load<Vector>(sums + c) + ((part[0] + part[1]) + (part[2] + part[3]))));
-  }
+  for (; c + kAtOnce * kLanes <= channels; c += kAtOnce * kLanes)
+    sum_vectors<Vector, kAtOnce>(rows + c, count, stride, sums + c);
+  for (; c + kLanes <= channels; c += kLanes) sum_vectors<Vector, 1>(rows + c, count, stride, sums + c);
   if constexpr (sizeof(T) == sizeof(float)) {
     for (; c + 4 <= channels; c += 4) {
       float4 part = {};
