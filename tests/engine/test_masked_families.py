@@ -113,3 +113,36 @@ def test_what_several_windows_read_is_the_widest_of_them(backend: str) -> None:
     for density in (0.0, 0.1, 1.0):
         with torch.no_grad(), force_masks(model, density):
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Ghostly(nn.Module):
+    """Two ghost modules (arXiv 1911.11907) with squeeze-excite between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Conv2d(8, 6, 1), nn.Conv2d(12, 4, 1)
+        self.ghosts = nn.ModuleList(nn.Conv2d(c, c, 3, 1, 1, groups=c) for c in (6, 4))
+        self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.widen(x).relu()
+        wide = torch.cat([wide, self.ghosts[0](wide).relu()], 1)
+        scale = self.excite(self.squeeze(wide.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        narrow = self.narrow(wide * scale)
+        return x + torch.cat([narrow, self.ghosts[1](narrow)], 1)
+
+
+@pytest.mark.parametrize("backend", ["eager"] if _native.missing() else ["eager", "cpu"])
+def test_squeeze_excite_sees_what_several_readers_need_together(backend: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), Ghostly()).eval(), torch.randn(2, 3, 20, 17)
+    dc.dynamize_(model, input_size=(3, 20, 17))
+    set_backend(model, "eager")
+    fast = dc.compile(model, (x,), measure=False, backend=backend)
+    assert not fast.plan.aten
+    assert not fast.plan.aten
+    widen = next(s for s in fast.plan.raw.steps if s.layer.endswith("widen"))
+    assert widen.grid >= 0
+    for density in (0.0, 0.1, 0.4, 1.0):
+        with torch.no_grad(), force_masks(model, density):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ from torch import fx
 from dynaconv.engine.build import Builder, handles
 from dynaconv.engine.build_ops import is_map
 from dynaconv.engine.ir import Constant, View
+from dynaconv.engine.masks import covering
 
 
 @handles("dynaconv::masked_conv2d")
@@ -36,6 +37,16 @@ def masked_mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | s
         return "its mask has another size"
     inputs = {"x": x.node, "grid": mask.node}
     return b.add("mean", node, (1, 1, x.node.size[2]), "nchw", inputs)
+
+
+@handles("maximum")
+def maximum(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str:
+    """What several readers in a masked branch need together, where one of them needs all that the others do."""
+    x, y = args
+    if not all(is_map(mask, "nchw") and mask.node.is_grid for mask in (x, y)):
+        return "no kernel for maximum"
+    widest = covering([x.node, y.node])
+    return "neither of its masks holds the other" if widest is None else View(widest, "nchw")
 
 
 @handles("dynaconv::mask_logits")

@@ -213,17 +213,23 @@ def _both(b: Builder, a: View, c: View) -> View | None:
 
 @handles("max_pool2d", "max_pool2d_with_indices")
 def max_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
-    """Padding counts as -inf."""
+    """Padding counts as -inf. A mask grown on all sides stays a mask."""
     x, kernel = args[:2]
     call = {"stride": [], "padding": 0, "dilation": 1}
     call |= dict(zip(("stride", "padding", "dilation"), args[2:], strict=False)) | kwargs
     size = b.map_size(node, "nchw") if node.target._schema.name == "aten::max_pool2d" else None
     if not is_map(x, "nchw") or size is None:
         return None
-    return b.add(
-        "max_pool", node, size, "nchw", {"x": x.node}, kernel=pair(kernel), stride=pair(call["stride"] or kernel),
-        padding=pair(call["padding"]), dilation=pair(call["dilation"]), act="none",
-    )  # fmt: skip
+    attrs = {name: pair(call[name]) for name in ("padding", "dilation")}
+    attrs |= {"kernel": pair(kernel), "stride": pair(call["stride"] or kernel)}
+    if x.node.is_grid and attrs["stride"] == (1, 1) and _centered(**attrs):
+        return b.add("dilate", node, size, "nchw", {"grid": x.node}, **attrs)
+    return b.add("max_pool", node, size, "nchw", {"x": x.node}, act="none", **attrs)
+
+
+def _centered(kernel: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], **_: Any) -> bool:
+    """Windows reach as far before a position as behind it."""
+    return all(2 * p == d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
 
 
 @handles("avg_pool2d")

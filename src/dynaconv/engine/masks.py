@@ -6,6 +6,8 @@ branch needs what the next one reads for its open rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from dynaconv.engine.fuse import already, can_take_residual, join_residual
 from dynaconv.engine.ir import Graph, Node
 
@@ -66,7 +68,7 @@ def walk_back(graph: Graph, end: Node, wanted: dict[Node, list[Node]], users: di
             wanted.setdefault(node.x, []).append(node.inputs["grid"])
             continue
         needs = wanted.get(node, [])
-        need = _covering(needs) if needs and len(needs) == len(users[node]) else None
+        need = covering(needs) if needs and len(needs) == len(users[node]) else None
         if need is None:
             continue
         if node.op == "conv" and node.size[:2] != (1, 1) and not {"residual", "grid"} & set(node.inputs):
@@ -80,7 +82,7 @@ def walk_back(graph: Graph, end: Node, wanted: dict[Node, list[Node]], users: di
                 node.inputs["grid"] = need
 
 
-def _covering(needs: list[Node]) -> Node | None:
+def covering(needs: list[Node]) -> Node | None:
     """The grid among these that holds the rows of all of them, if there is one."""
     for need in needs:
         if all(need is other or _covers(need, other) for other in needs):
@@ -90,25 +92,34 @@ def _covering(needs: list[Node]) -> Node | None:
 
 def _covers(wide: Node, narrow: Node) -> bool:
     """Two receptive fields of the same grid, one within the other."""
-    if wide.op != "dilate":
-        return False
-    if narrow.op == "dilate" and narrow.inputs["grid"] is not wide.inputs["grid"]:
-        return False
-    if narrow.op != "dilate" and narrow is not wide.inputs["grid"]:
-        return False
-    if narrow.op == "dilate" and narrow.attrs["stride"] != wide.attrs["stride"]:
-        return False
-    if wide.attrs["dilation"] != (1, 1) or (narrow.op != "dilate" and wide.attrs["stride"] != (1, 1)):
-        return False
-    return all(w[0] >= n[0] and w[1] >= n[1] for w, n in zip(_reach(wide), _reach(narrow), strict=True))
+    a, b = _field(wide), _field(narrow)
+    within = all(w[0] >= n[0] and w[1] >= n[1] for w, n in zip(a.reach, b.reach, strict=True))
+    return a.solid and within and (a.origin, a.stride) == (b.origin, b.stride)
 
 
-def _reach(grid: Node) -> list[tuple[int, int]]:
-    """Along each axis, how far before and behind an open position the needed ones lie."""
+class _Field(NamedTuple):
+    """What is needed for open positions of `origin`, `stride` apart.
+
+    reach: along each axis, how far before and behind such a position it lies; solid: all in between is needed, too.
+    """
+
+    origin: Node
+    stride: tuple[int, int]
+    reach: list[tuple[int, int]]
+    solid: bool
+
+
+def _field(grid: Node) -> _Field:
     if grid.op != "dilate":
-        return [(0, 0), (0, 0)]
+        return _Field(grid, (1, 1), [(0, 0), (0, 0)], True)
+    source, stride = grid.inputs["grid"], grid.attrs["stride"]
+    inner = _field(source) if stride == (1, 1) else _Field(source, stride, [(0, 0), (0, 0)], True)
     attrs = (grid.attrs[k] for k in ("kernel", "dilation", "padding"))
-    return [(p, d * (k - 1) - p) for k, d, p in zip(*attrs, strict=True)]
+    reach = [
+        (before + p, behind + d * (k - 1) - p)
+        for (before, behind), k, d, p in zip(inner.reach, *attrs, strict=True)
+    ]
+    return _Field(inner.origin, inner.stride, reach, inner.solid and grid.attrs["dilation"] == (1, 1))
 
 
 def partial_grid(node: Node) -> Node | None:
