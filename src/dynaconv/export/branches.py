@@ -83,6 +83,11 @@ class Stage:
         return attribute(self.conv, "group", 1)
 
     @property
+    def inputs(self) -> int:
+        """Channels of the map that it reads."""
+        return self.weight.shape[1] * self.groups
+
+    @property
     def stride(self) -> tuple[int, int]:
         """(vertical, horizontal)."""
         return tuple(attribute(self.conv, "strides", (1, 1)))

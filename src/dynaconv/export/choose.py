@@ -117,14 +117,14 @@ def sparse_amounts(branch: Branch, density: float) -> dict[str, float]:
             found["gathered"] += rows * _window(stage)
         found["written"] += rows * stage.weight.shape[0]
         if i > 0 and not stage.pointwise and lays_out_map(stage):
-            found["copied"] += positions[i - 1] * stage.weight.shape[1] * stage.groups
+            found["copied"] += positions[i - 1] * stage.inputs
     found["copied"] += positions[-1] * branch.stages[-1].weight.shape[0]
     return found | {"block": 1.0}
 
 
 def _window(stage: Stage) -> int:
     """Numbers that one position reads."""
-    return stage.weight.shape[1] * stage.groups * int(np.prod(stage.kernel))
+    return stage.inputs * int(np.prod(stage.kernel))
 
 
 def _shares(branch: Branch, density: float) -> list[float]:

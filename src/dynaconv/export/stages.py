@@ -59,7 +59,7 @@ def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, plac
 
     Windows hold zeros where they reach beyond the image.
     """
-    write, channels = lowering.write, stage.weight.shape[1] * stage.groups
+    write, channels = lowering.write, stage.inputs
     if stage.pointwise and not isinstance(x, Listed):
         return write("GatherND", x, places)
     if stage.pointwise and places is x.places:
@@ -83,7 +83,7 @@ def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, plac
 
 def lays_out_map(stage: Stage) -> bool:
     """Whether windows over listed rows are read from the whole map, rather than by where a tap's row lies."""
-    return stage.weight.shape[1] * stage.groups < WIDE and stage.stride == (1, 1)
+    return stage.inputs < WIDE and stage.stride == (1, 1)
 
 
 def row_shape(write: Any, grid: Grid, channels: int) -> Any:
