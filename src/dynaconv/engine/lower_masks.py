@@ -80,6 +80,7 @@ def _dilate(lowering: Lowering, node: Node) -> None:
     source = lowering.grids[node.inputs["grid"]]
     grid = _grid(lowering, node)
     lowering.step("dilate", node, grid=source, grid2=grid, conv=lowering.geometry(node))
+    _mask_out(lowering, node)
 
 
 def _grid(lowering: Lowering, node: Node, gate: str = "") -> int:
