@@ -201,6 +201,8 @@ class SlowPlan {
         {
           const double x = at(s.in, p.image, p.y, p.x, c), scaled = x * s.floats[0];
           const bool affine = s.kind == kActivate && s.ints[0];
+          // What an activation makes of large numbers may be as small as its own error.
+          if (s.kind == kActivate) scale = std::max(scale, std::fabs(x));
           if (affine) scale = std::max({scale, std::fabs(scaled), std::fabs(double(s.floats[1]))});
           want[c] = activated(affine ? scaled + s.floats[1] : x, s.kind == kLayout ? int32_t{kNone} : s.activation[0]);
         }
