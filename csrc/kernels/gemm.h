@@ -18,10 +18,9 @@ struct NextRows {
   const void* const* residual;  // [kMaxRows]; null: there is none, it is near, or the result takes its place
   int64_t column;               // of the next tile, elements
   int rows;                     // of the next tile
-  const char* later;            // what a later step reads: `later_bytes` of it for every 64 bytes of a tap's channels, or null
-  int64_t later_bytes;
+  const char* later;            // what a later step reads: kLaterBytes of it for every 64 bytes of a tap's channels, or null
 };
-constexpr int64_t kLaterBytes = 1024;  // at most
+constexpr int64_t kLaterBytes = 1024;
 
 // What becomes of the sums of a tile before its activation: sums[r][c] * scale[r][c] + bias[c] + the sum over channels k of
 // taps[r][k] * weight[k][c].
@@ -66,11 +65,6 @@ class Upcoming {
     const auto* const start = static_cast<const char*>(from);
     parts_[count_++] = {start, start + bytes};
   }
-  // Spreads `bytes` over tiles that have `lines` of 64 bytes of their taps' channels: bursts would keep these waiting for their own.
-  void spread(int64_t bytes, int64_t lines) {
-    const int64_t each = lines > 0 ? (bytes / lines + 63) / 64 * 64 : kLaterBytes;
-    pace_ = each < 64 ? 64 : each < kLaterBytes ? each : kLaterBytes;
-  }
   bool empty() {
     while (first_ < count_ && parts_[first_].at >= parts_[first_].end) ++first_;
     return first_ == count_;
@@ -78,8 +72,7 @@ class Upcoming {
   // The share of a tile that has its taps and channels.
   void give(TileCall& call, int64_t element) {
     call.next.later = empty() ? nullptr : parts_[first_].at;
-    call.next.later_bytes = pace_;
-    if (call.next.later) parts_[first_].at += call.taps_count * ((call.channels * element + 63) / 64) * pace_;
+    if (call.next.later) parts_[first_].at += call.taps_count * ((call.channels * element + 63) / 64) * kLaterBytes;
   }
 
  private:
@@ -89,7 +82,6 @@ class Upcoming {
   static constexpr int kMost = 12;
   Part parts_[kMost];
   int first_ = 0, count_ = 0;
-  int64_t pace_ = kLaterBytes;
 };
 
 // Whether a tile goes the faster way of even rows: nothing but weights may be fetched meanwhile.

@@ -21,8 +21,8 @@ class NextRowsFetch {
   // Before the products with the bytes [at, at + kBurstBytes) of the channels of a tap.
   DYNACONV_INLINE_MEMBER void burst(int tap, int64_t at) {
     if (later_) {
-      for (int64_t line = 0; line < next_.later_bytes; line += 64) __builtin_prefetch(beyond(later_, line), 0, 2);
-      later_ += next_.later_bytes;
+      for (int64_t line = 0; line < kLaterBytes; line += 64) __builtin_prefetch(beyond(later_, line), 0, 2);
+      later_ += kLaterBytes;
     }
     if (next_.taps)
       for (int r = 0; r < next_.rows; ++r) __builtin_prefetch(beyond(next_.taps[tap * kMaxRows + r], offset_ + at), 0, 3);

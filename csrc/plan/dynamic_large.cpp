@@ -22,29 +22,20 @@ void DynamicTask::chunks(PanelMixer& own, int64_t panel, int64_t first_image, in
       const int64_t point_step = channels * kPanel + (winograd ? kPanel : 0);
       own.mix(panel, image, count, first, channels,
               {scratch_.weights, shape_.panel_floats(shape_.chunk), point_step, winograd}, group == 0);
-      foresee(panel, first + channels, group, groups, input_lines(image, count, channels, winograd));
+      foresee(panel, first + channels, group, groups);
       f(first, channels, image, count);
     }
   }
 }
 
 // The experts of the chunk from `first` on come from memory while the chunk before it multiplies, a part of them with every
-// group of images: what comes long before it is used has left the cache by then. lines: see input_lines().
-void DynamicTask::foresee(int64_t panel, int64_t first, int64_t group, int64_t groups, int64_t lines) const {
+// group of images: what comes long before it is used has left the cache by then.
+void DynamicTask::foresee(int64_t panel, int64_t first, int64_t group, int64_t groups) const {
   worker_.upcoming = {};
   const int64_t row = shape_.taps * shape_.count * kPanel, from = panel * shape_.channels + first;
   const int64_t end = std::min(from + shape_.chunk, shape_.panels * shape_.channels);
   const int64_t start = from + (end - from) * group / groups, stop = from + (end - from) * (group + 1) / groups;
   worker_.upcoming.add(static_cast<const float*>(conv_.weight) + start * row, (stop - start) * row * 4);
-  worker_.upcoming.spread((stop - start) * row * 4, lines);
-}
-
-// Lines of 64 bytes of input channels in all tiles that multiply the weights of `count` images.
-int64_t DynamicTask::input_lines(int64_t image, int count, int64_t channels, bool winograd) const {
-  const Images& of = winograd ? tiles_ : rows_;
-  int64_t tiles = 0;
-  for (int i = 0; i < count; ++i) tiles += ceil_of(of.count(image + i), kMaxRows);
-  return tiles * (winograd ? kWinogradPoints : shape_.taps) * ceil_of(channels * 4, 64);
 }
 
 void DynamicTask::large_direct() const {

@@ -97,8 +97,7 @@ class DynamicTask {
   void transform_inputs() const;
   template <typename F>
   void image_blocks(int64_t floats_of_image, F&& f) const;
-  void foresee(int64_t panel, int64_t first, int64_t group, int64_t groups, int64_t lines) const;
-  int64_t input_lines(int64_t image, int count, int64_t channels, bool winograd) const;
+  void foresee(int64_t panel, int64_t first, int64_t group, int64_t groups) const;
   template <typename F>
   void chunks(PanelMixer& own, int64_t panel, int64_t first_image, int64_t last_image, bool winograd, F&& f) const;
   void multiply(const ConvRows& place, int64_t panel, int64_t image, const float* weight, int64_t first_channel,
