@@ -140,7 +140,6 @@ def test_squeeze_excite_sees_what_several_readers_need_together(backend: str) ->
     set_backend(model, "eager")
     fast = dc.compile(model, (x,), measure=False, backend=backend)
     assert not fast.plan.aten
-    assert not fast.plan.aten
     widen = next(s for s in fast.plan.raw.steps if s.layer.endswith("widen"))
     assert widen.grid >= 0
     for density in (0.0, 0.1, 0.4, 1.0):
