@@ -323,14 +323,14 @@ void depthwise_pixels(const DepthwiseArgs& args, int64_t row, int32_t first, int
 void depthwise_rows(const DepthwiseArgs& args, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const uint8_t* need = args.need ? args.need + row * args.out_width : nullptr;
-    int32_t x = next_open(need, 0, args.out_width);
+    int32_t x = next_needed(args, need, 0);
     while (x < args.out_width) {
-      const int32_t end = next_closed(need, x, args.out_width);
+      const int32_t end = next_other(args, need, x);
       if (args.residual)
         residual_pixels(args, row, x, end);
       else
         depthwise_pixels(args, row, x, end, args.out + (row * args.out_width + x) * args.out_stride, args.out_stride);
-      x = next_open(need, end, args.out_width);
+      x = next_needed(args, need, end);
     }
   }
 }

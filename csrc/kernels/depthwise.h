@@ -28,6 +28,7 @@ struct DepthwiseArgsOf {
   int64_t residual_stride;
   int32_t activation, final_activation;
   const uint8_t* need;    // [images * out_height * out_width] 0 or 1, or null: all
+  bool closed;            // with `need`: the pixels of 0 instead of those of 1
   const T* zeros;         // at least `channels` zeros
 };
 using DepthwiseArgs = DepthwiseArgsOf<float>;
@@ -58,7 +59,7 @@ using DepthwiseRunBfloat16 = DepthwiseRunOf<Bfloat16>;
 void depthwise_run(const DepthwiseRun& run);
 void depthwise_run(const DepthwiseRunBfloat16& run);
 
-// Output rows of all images are numbered one after the other. Computes [first, last) of them, or of those the open pixels.
+// Output rows of all images are numbered one after the other. Computes [first, last) of them, or of those the needed pixels.
 void depthwise_rows(const DepthwiseArgs& args, int64_t first, int64_t last);
 void depthwise_rows(const DepthwiseArgsBfloat16& args, int64_t first, int64_t last);
 
@@ -97,4 +98,14 @@ inline int32_t next_closed(const uint8_t* need, int32_t x, int32_t width) {
   if (!need) return width;
   while (x < width && need[x]) ++x;
   return x;
+}
+
+// The first pixel at or after `x` of an output row that is computed, and the first one after that which is not.
+template <typename T>
+int32_t next_needed(const DepthwiseArgsOf<T>& args, const uint8_t* need, int32_t x) {
+  return args.closed ? next_closed(need, x, args.out_width) : next_open(need, x, args.out_width);
+}
+template <typename T>
+int32_t next_other(const DepthwiseArgsOf<T>& args, const uint8_t* need, int32_t x) {
+  return args.closed ? next_open(need, x, args.out_width) : next_closed(need, x, args.out_width);
 }

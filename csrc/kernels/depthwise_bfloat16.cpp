@@ -338,14 +338,14 @@ void depthwise_rows(const DepthwiseArgsBfloat16& args, int64_t first, int64_t la
   const Shared shared = shared_of(args, args.out_stride);
   for (int64_t row = first; row < last; ++row) {
     const uint8_t* need = args.need ? args.need + row * args.out_width : nullptr;
-    int32_t x = next_open(need, 0, args.out_width);
+    int32_t x = next_needed(args, need, 0);
     while (x < args.out_width) {
-      const int32_t end = next_closed(need, x, args.out_width);
+      const int32_t end = next_other(args, need, x);
       const int64_t pixel = row * args.out_width + x;
       row_pixels(args, shared, row, x, end,
                  {nullptr, 0, args.out + pixel * args.out_stride,
                   args.residual ? args.residual + pixel * args.residual_stride : nullptr});
-      x = next_open(need, end, args.out_width);
+      x = next_needed(args, need, end);
     }
   }
 }

@@ -70,7 +70,7 @@ struct Checker {
            geometry(c, in.height, in.width, out.height, out.width) && masked(s, out);
   }
   bool masked(const Step& s, const Value& out) {
-    if (s.grid < 0) return s.grid == -1 || fail("a grid is out of range");
+    if (s.grid < 0) return (s.grid == -1 || fail("a grid is out of range")) && no_closed(s);
     if (!lies_on(s.grid, out)) return false;
     return !s.closed || data.grids[s.grid].closed || fail("a step walks closed rows that nobody lists");
   }
@@ -309,7 +309,7 @@ struct Checker {
     return !depthwise || !c.winograd || fail("Winograd weights are for one group");
   }
   bool lone(const Value& v) {
-    return (v.channels == 1 && v.stride == 1 && v.dtype == kFloat32) || fail("one number a position must be dense float32");
+    return (v.channels == 1 && v.dtype == kFloat32) || fail("one number a position must be float32");
   }
   bool norm(const Step& s, const Value& in) {
     if (!conv(s.conv[0])) return false;
@@ -362,7 +362,7 @@ struct Checker {
       case kConv: return convolution(s, s.conv[0], in, out) && residual(s, out) && rounds(in, out) && winograd(s, in, out);
       case kStem: return stem(s, in, out);
       case kDepthwise:
-        return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) && no_closed(s) &&
+        return convolution(s, s.conv[0], in, out) && residual(s, out) && same_dtype(in, out) &&
                ((data.convs[s.conv[0]].groups == in.channels && in.channels == out.channels) ||
                 fail("a depthwise convolution has a group a channel"));
       case kInverted: return inverted(s) && same_dtype(in, out) && no_closed(s);

@@ -62,7 +62,10 @@ void run_depthwise(Worker& worker, const Step& step) {
   }
   args.activation = step.activation[0];
   args.final_activation = step.final_activation;
-  args.need = run.need(step.grid, step.run_all_above);
+  args.need = run.need(step.grid, step.closed ? 1.0f : step.run_all_above);
+  args.closed = step.closed && args.need;
+  // Without closed pixels there is nothing to do.
+  if (step.closed && !args.need) return;
   args.zeros = reinterpret_cast<const T*>(worker.zeros);
   if constexpr (sizeof(T) == 4) {
     if (by_channels(run, out, args.need, worker.threads))

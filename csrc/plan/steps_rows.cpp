@@ -67,14 +67,33 @@ void step_weighted_add(Worker& worker, const Step& step) {
   Run& run = worker.run;
   const Value& out = run.value(step.out);
   const Rows a = rows_at(run, step.in), b = rows_at(run, step.in2), to = rows_at(run, step.out);
-  const auto* weight = reinterpret_cast<const float*>(run.data(step.aux[0]));
+  const auto* weights = reinterpret_cast<const float*>(run.data(step.aux[0]));
+  const int64_t apart = run.value(step.aux[0]).stride;
   const RowKernels& kernels = row_kernels(out.dtype);
   const bool stays = a.base == to.base && (step.activation[0] == kNone || step.ints[1]);
   share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      if (weight[row] != 0) kernels.weighted(a[row], b[row], weight[row], out.channels, step.activation[0], to[row]);
+      const float weight = weights[row * apart];
+      if (weight != 0) kernels.weighted(a[row], b[row], weight, out.channels, step.activation[0], to[row]);
       else if (!stays) kernels.activate(a[row], out.channels, step.activation[0], to[row]);
     }
+  });
+}
+
+// One number a position, scaled and shifted.
+void step_scale(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(out.dtype);
+  share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
+    const auto* x = reinterpret_cast<const float*>(from[first]);
+    auto* y = reinterpret_cast<float*>(to[first]);
+    const int64_t count = last - first;
+    for (int64_t i = 0; i < count; ++i) y[i * out.stride] = x[i * in.stride] * step.floats[0] + step.floats[1];
+    if (step.activation[0] == kNone) return;
+    if (is_dense(out)) return kernels.activate(y, count, step.activation[0], y);
+    for (int64_t i = 0; i < count; ++i) kernels.activate(y + i * out.stride, 1, step.activation[0], y + i * out.stride);
   });
 }
 
@@ -212,19 +231,11 @@ void step_pairwise(Worker& worker, const Step& step) {
 }
 
 void step_activate(Worker& worker, const Step& step) {
+  if (step.ints[0]) return step_scale(worker, step);
   Run& run = worker.run;
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
   const RowKernels &reads = row_kernels(in.dtype), &writes = row_kernels(out.dtype);
-  if (step.ints[0]) {
-    share_rows(worker, run.rows(step.out), to.bytes, [&](int64_t first, int64_t last) {
-      const auto* x = reinterpret_cast<const float*>(from[first]);
-      auto* y = reinterpret_cast<float*>(to[first]);
-      for (int64_t i = 0; i < last - first; ++i) y[i] = x[i] * step.floats[0] + step.floats[1];
-      if (step.activation[0] != kNone) reads.activate(y, last - first, step.activation[0], y);
-    });
-    return;
-  }
   const Listed listed(run, step);
   share_rows(worker, listed.count, to.bytes, [&](int64_t first, int64_t last) {
     for (int64_t index = first; index < last; ++index) {

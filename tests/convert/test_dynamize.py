@@ -81,6 +81,24 @@ def test_inverted_residuals_without_shortcut_are_skipped_with_the_reason() -> No
     assert all("no shortcut" in reason for reason in report.skipped.values())
 
 
+def test_depthwise_branches_as_cheap_as_their_mask_unit_are_skipped_with_the_reason() -> None:
+    class Block(nn.Module):
+        def __init__(self, kernel: int) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, kernel, padding=kernel // 2, groups=8), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.norm(self.conv(x))
+
+    model = nn.Sequential(Block(3), Block(5))
+    report = dc.dynamize_(model, input_size=(8, 9, 7))
+    assert report.converted == ["1"] and "costs no more than the mask unit" in report.skipped["0"]
+    dc.revert_(model)
+    for config in (dc.SpatialMasking(unit="conv1x1"), dc.SpatialMasking(granularity=2)):
+        assert dc.dynamize_(model, config, input_size=(8, 9, 7)).converted == ["0", "1"]
+        dc.revert_(model)
+
+
 def test_rules_by_name() -> None:
     coarse = dc.SpatialMasking(granularity=2)
     model = dc.create_model("resnet14_cifar")

@@ -107,6 +107,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: _stem(Lambda(lambda m, x: x.view(-1, 2, 4, 17, 13).transpose(1, 2).flatten(1, 2)), nn.Conv2d(8, 4, 1)),
         0,
     ),
+    "weights_and_scales_in_parts": (
+        lambda: _stem(
+            Lambda(lambda m, x: x[:, :5] + x[:, :5].sigmoid() * x[:, 6:7]),
+            Lambda(lambda m, x: torch.cat([x[:, :1] * 2 + 1, x, (x[:, 2:3] * 3 - 1).sigmoid()], 1)), nn.Conv2d(7, 4, 1),
+        ),
+        0,
+    ),
     "shuffle_of_parts": (
         lambda: _stem(
             Lambda(lambda m, x: F.channel_shuffle(torch.cat([x, m.a(x), m.a(x) * 2], 1), 3), a=conv_bn(8, 8)),

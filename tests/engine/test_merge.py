@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.convert.networks import randomise_norms
+from tests.convert.test_families import set_backend
 from tests.engine.networks import SIZE, conv_bn
 from tests.engine.test_networks import BACKENDS, check
 from torch import nn
 
 import dynaconv as dc
+from dynaconv.testing import force_masks
 
 
 class Parallel(nn.Module):
@@ -34,6 +36,38 @@ def test_sums_of_convolutions_are_one(groups: int, stride: int, backend: str) ->
     fast = dc.compile(model, (torch.randn(1, *SIZE),), backend=backend)
     assert [step.kind for step in fast.plan.raw.steps][:1] == ["stem"] and len(fast.plan.raw.steps) == 2
     check(fast, model, torch.randn(3, *SIZE))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shortcut", ["norm", "conv"])
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (2, 1), (8, 1), (1, 2)])
+def test_open_rows_take_the_shortcut_along_and_closed_rows_it_alone(
+    groups: int, stride: int, shortcut: str, backend: str
+) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, stride, 1, groups=groups)
+            self.shortcut = nn.BatchNorm2d(8)
+            if shortcut == "conv" or stride > 1:
+                self.shortcut = nn.Conv2d(8, 8, 1, stride, groups=groups)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.conv(x) + self.shortcut(x)).relu()
+
+    torch.manual_seed(0)
+    model = randomise_norms(nn.Sequential(conv_bn(3, 8), Block())).eval()
+    dc.dynamize_(model, dc.SpatialMasking(unit="conv1x1"), input_size=SIZE)
+    set_backend(model, "eager")
+    fast = dc.compile(model, (torch.randn(1, *SIZE),), backend=backend, measure=False)
+    conv, closed = (
+        next(s for s in fast.plan.raw.steps if s.layer.endswith(part)) for part in (".block.conv", ".shortcut")
+    )
+    assert closed.closed and closed.activation[0] == "relu" and conv.input2 == -1 and closed.grid == conv.grid
+    assert sum(s.layer.endswith(".shortcut") for s in fast.plan.raw.steps) == 1
+    for density in (0.0, 0.3, 1.0):
+        with force_masks(model, density):
+            check(fast, model, torch.randn(3, *SIZE))
 
 
 def test_convolutions_that_fit_no_common_kernel_stay_two() -> None:

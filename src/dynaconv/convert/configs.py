@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
+
+from torch import nn
 
 from dynaconv import _checks
 from dynaconv.convert.gate_config import GateConfig
@@ -20,6 +23,7 @@ from dynaconv.convert.kernel_configs import (
     WeightNetConv,
 )
 from dynaconv.nn.mask_unit import INITS, KINDS, MaskUnit
+from dynaconv.nn.masked_block import Anatomy
 from dynaconv.ops.mask_ops import DILATION_GRADIENTS
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -68,6 +72,18 @@ class SpatialMasking(GateConfig):
         _checks.positive("temperature", self.temperature)
         object.__setattr__(self, "granularity", as_granularity(self.granularity))
 
+    def obstacle(self, model: nn.Module, name: str, block: nn.Module, anatomy: Anatomy) -> str | None:
+        """Branches of depthwise windows no larger than the mask unit's own: to decide would cost what it saves."""
+        if self.unit != "squeeze" or self.granularity != 1:
+            return None
+        layers = [block.get_submodule(step.conv) for step in anatomy.steps]
+        if not layers or not all(_is_cheap(layer) for layer in layers):
+            return None
+        return (
+            "its branch is depthwise and costs no more than the mask unit that would decide for it; "
+            'SpatialMasking(unit="conv1x1") has a cheaper one'
+        )
+
     def build_gate(self, in_channels: int, stride: int) -> MaskUnit:
         """A mask unit on the block's output grid."""
         return MaskUnit(
@@ -83,6 +99,12 @@ class SpatialMasking(GateConfig):
     def describe(self) -> str:
         """Which mask unit, for the conversion report."""
         return f"{self.unit} mask unit"
+
+
+def _is_cheap(layer: nn.Module) -> bool:
+    """One filter a channel, of no more taps than the mask unit's 3x3 window."""
+    depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
+    return depthwise and math.prod(layer.kernel_size) <= 9
 
 
 GATE_CONFIGS = (SpatialMasking, LayerGate, Halting, ChannelGate, RandomMasking, Narrow)

@@ -209,7 +209,8 @@ class Probe:
         self._pixels[op.name] = pixels
         if isinstance(whole, Tensor):
             return _layout(whole, pixels, grid)
-        if not all(isinstance(w, Tensor) for w in whole):
+        # A split along positions has fewer parts where there is one position.
+        if not all(isinstance(w, Tensor) for w in whole) or len(pixels) != len(whole):
             return None
         each = tuple(_layout(w, p, grid) for w, p in zip(whole, pixels, strict=True))
         return None if None in each else each

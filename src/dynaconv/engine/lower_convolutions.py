@@ -78,9 +78,9 @@ def convolution(
     residual, grid = node.inputs.get("residual"), node.inputs.get("grid")
     in2 = -1 if residual is None else lowering.value(residual)
     out = lowering.result(node, in2 if _may_overwrite(lowering, node) else -1)
-    final = node.attrs.get("final_act", "none")
+    final, apart = node.attrs.get("final_act", "none"), node.attrs.get("closed") == "apart"
     fields |= {
-        "input": source, "input2": in2, "out": out, "conv": convs(), "final_activation": final,
+        "input": source, "input2": -1 if apart else in2, "out": out, "conv": convs(), "final_activation": final,
         "activation": [node.attrs["act"], "none", "none"],
     }  # fmt: skip
     if grid is not None:
@@ -96,6 +96,8 @@ def convolution(
     elif "closed_act" in node.attrs:
         closed = {**fields, "activation": [node.attrs["closed_act"], "none", "none"], "closed": 1}
         lowering.step(kind, node, **closed)
+        if node.attrs.get("closed_only"):
+            return
     elif grid is not None:
         fields["run_all_above"] = RUN_ALL_ABOVE
     lowering.step(kind, node, **fields)

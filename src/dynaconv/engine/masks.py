@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dynaconv.engine.fuse import already, can_take_residual, join_residual
 from dynaconv.engine.ir import Graph, Node
+from dynaconv.engine.merge import take_shortcut
 
 # Operations of one row each, besides convolutions; and those that only lay rows out anew.
 BY_ROW = ("mul", "add", "act", "layer_norm")
@@ -155,13 +156,16 @@ def place_shortcuts(graph: Graph) -> None:
     """Decide, after activations were fused, how the closed rows of masked convolutions get act(shortcut).
 
     "ready": the shortcut's value is the result there. "split": the shortcut's convolution computes closed rows with
-    the activation and open rows without. "activate": a step of its own.
+    the activation and open rows without. "apart": it computes closed rows alone, since the masked convolution does its
+    work along at open ones. "activate": a step of its own.
     """
     users = graph.users()
     for node in graph.nodes:
         if not node.attrs.get("masked"):
             continue
         shortcut, act = node.inputs["residual"], node.attrs["final_act"]
+        if take_shortcut(node, shortcut, users):
+            continue
         if act == "none" or already(shortcut, act):
             node.attrs["closed"] = "ready"
         elif _can_split(shortcut, users):

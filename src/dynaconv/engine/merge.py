@@ -1,4 +1,4 @@
-"""The pass that makes one convolution of a sum of convolutions of the same map, as RepVGG's deployment does.
+"""One convolution for a sum of convolutions of the same map, as RepVGG's deployment does.
 
 Source: arXiv 2101.03697, section 3.3.
 """
@@ -36,17 +36,40 @@ def _is_alone(node: Node, users: dict[Node, list[Node]]) -> bool:
 
 def _merged(total: Node, a: Node, b: Node) -> Node | None:
     """One convolution for both, or None."""
-    if a.x is not b.x or a.size != b.size or a.size != total.size or a.attrs["stride"] != b.attrs["stride"]:
-        return None
     # The one with more of everything keeps its place; the other one is laid into it.
     wide, narrow = (a, b) if a.attrs["weight"].numel() >= b.attrs["weight"].numel() else (b, a)
+    sums = _sums(wide, narrow) if a.size == total.size else None
+    return None if sums is None else Node("conv", {"x": wide.x}, total.size, wide.attrs | sums, wide.layer)
+
+
+def take_shortcut(node: Node, shortcut: Node, users: dict[Node, list[Node]]) -> bool:
+    """Let a convolution compute its shortcut, a convolution of the same map, along where its mask is open.
+
+    The shortcut's own step is left with the closed rows. False, and nothing changed, where the shortcut does not fit.
+    """
+    if node.op != "conv" or node.is_mixed or set(node.inputs) != {"x", "residual", "grid"}:
+        return False
+    if node.attrs["act"] != "none" or node.attrs["dilation"] != (1, 1) or not _is_alone(shortcut, users):
+        return False
+    sums = _sums(node, shortcut)
+    if sums is None:
+        return False
+    final = node.attrs["final_act"]
+    node.attrs |= sums | {"act": final, "final_act": "none", "closed": "apart"}
+    shortcut.inputs["grid"] = node.inputs["grid"]
+    shortcut.attrs["closed_act"], shortcut.attrs["closed_only"] = final, True
+    return True
+
+
+def _sums(wide: Node, narrow: Node) -> dict[str, Tensor] | None:
+    """Weight and bias of one convolution for two of the same map, or None where `narrow` does not fit into `wide`."""
+    if wide.x is not narrow.x or wide.size != narrow.size or wide.attrs["stride"] != narrow.attrs["stride"]:
+        return None
     weight = _within(narrow, wide)
     if weight is None:
         return None
-    attrs = dict(wide.attrs)
-    attrs["weight"] = (wide.attrs["weight"].double() + weight).float()
-    attrs["bias"] = (zero_bias(wide).double() + zero_bias(narrow).double()).float()
-    return Node("conv", {"x": wide.x}, total.size, attrs, wide.layer)
+    bias = zero_bias(wide).double() + zero_bias(narrow).double()
+    return {"weight": (wide.attrs["weight"].double() + weight).float(), "bias": bias.float()}
 
 
 def _within(narrow: Node, wide: Node) -> Tensor | None:
