@@ -61,7 +61,8 @@ def test_open_rows_take_the_shortcut_along_and_closed_rows_it_alone(
     set_backend(model, "eager")
     fast = dc.compile(model, (torch.randn(1, *SIZE),), backend=backend, measure=False)
     conv, closed = (
-        next(s for s in fast.plan.raw.steps if s.layer.endswith(part)) for part in (".block.conv", ".shortcut")
+        next(s for s in fast.plan.raw.steps if s.layer.endswith(part))
+        for part in (".block.conv", ".shortcut")
     )
     assert closed.closed and closed.activation[0] == "relu" and conv.input2 == -1 and closed.grid == conv.grid
     assert sum(s.layer.endswith(".shortcut") for s in fast.plan.raw.steps) == 1

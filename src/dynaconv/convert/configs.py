@@ -103,7 +103,7 @@ class SpatialMasking(GateConfig):
 
 def _is_cheap(layer: nn.Module) -> bool:
     """One filter a channel, of no more taps than the mask unit's 3x3 window."""
-    depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
+    depthwise = isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
     return depthwise and math.prod(layer.kernel_size) <= 9
 
 
