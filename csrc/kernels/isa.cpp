@@ -10,7 +10,7 @@ namespace {
 Isa ask() {
 #ifdef DYNACONV_X86
   const char* wish = std::getenv("DYNACONV_ISA");
-  const auto allowed = [wish](const char* isa) { return wish == nullptr || std::strcmp(wish, isa) == 0; };
+  const auto allowed = [wish](const char* isa) { return wish == nullptr || *wish == 0 || std::strcmp(wish, isa) == 0; };
   __builtin_cpu_init();
   if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
