@@ -144,32 +144,15 @@ class Survey {
   std::vector<int32_t> group_, first_, last_, grid_first_, grid_last_;
 };
 
-}  // namespace
-
-std::vector<Stage> stages_of(const Plan& plan, int64_t images) {
-  std::vector<Stage> stages;
-  if (images < 2) return stages;
-  const Survey survey(plan, images);
+// Calls f(first, last) for all longest stretches of steps that go together.
+template <typename Goes, typename F>
+void each_stretch(const Plan& plan, Goes&& goes, F&& f) {
   const auto steps = static_cast<int32_t>(plan.steps.size());
-  for (int32_t start = 0, end; start < steps; start = end + 1) {
-    for (end = start; end < steps && survey.size(end) != Size::kOther;) ++end;
-    int32_t first = start, last = end;
-    while (first < last && survey.size(first) != Size::kLarge) ++first;
-    while (first < last && survey.size(last - 1) != Size::kLarge) --last;
-    survey.keep_masks_whole(first, last);
-    int large = 0;
-    int64_t most = 1;
-    for (int32_t i = first; i < last; ++i) {
-      large += survey.size(i) == Size::kLarge;
-      most = std::max(most, survey.bytes(i));
-    }
-    Stage stage{first, last, std::max<int64_t>(1, plan.limits.window / most), {}};
-    if (large >= plan.limits.steps && stage.images < images && survey.place(stage)) stages.push_back(std::move(stage));
+  for (int32_t first = 0, last; first < steps; first = last + 1) {
+    for (last = first; last < steps && goes(last);) ++last;
+    if (first < last) f(first, last);
   }
-  return stages;
 }
-
-namespace {
 
 // What channel fusions and the steps around them are made of, without masks.
 bool may_be_own(const Step& step) {
@@ -182,15 +165,36 @@ bool may_be_own(const Step& step) {
 
 }  // namespace
 
+std::vector<Stage> stages_of(const Plan& plan, int64_t images) {
+  std::vector<Stage> stages;
+  if (images < 2) return stages;
+  const Survey survey(plan, images);
+  const auto goes = [&](int32_t i) { return survey.size(i) != Size::kOther; };
+  each_stretch(plan, goes, [&](int32_t first, int32_t last) {
+    while (first < last && survey.size(first) != Size::kLarge) ++first;
+    while (first < last && survey.size(last - 1) != Size::kLarge) --last;
+    survey.keep_masks_whole(first, last);
+    int large = 0;
+    int64_t most = 1;
+    for (int32_t i = first; i < last; ++i) {
+      large += survey.size(i) == Size::kLarge;
+      most = std::max(most, survey.bytes(i));
+    }
+    Stage stage{first, last, std::max<int64_t>(1, plan.limits.window / most), {}};
+    if (large >= plan.limits.steps && stage.images < images && survey.place(stage)) stages.push_back(std::move(stage));
+  });
+  return stages;
+}
+
 std::vector<Stage> own_stages_of(const Plan& plan, int64_t images) {
   std::vector<Stage> stages;
   if (images < 2) return stages;
   const Survey survey(plan, images);
-  const auto steps = static_cast<int32_t>(plan.steps.size());
-  for (int32_t start = 0, end; start < steps; start = end + 1) {
+  const auto goes = [&](int32_t i) { return may_be_own(plan.steps[i]); };
+  each_stretch(plan, goes, [&](int32_t start, int32_t end) {
     int fusions = 0;
-    for (end = start; end < steps && may_be_own(plan.steps[end]); ++end) fusions += plan.steps[end].kind == kChannelFusion;
-    if (fusions < plan.limits.steps) continue;
+    for (int32_t i = start; i < end; ++i) fusions += plan.steps[i].kind == kChannelFusion;
+    if (fusions < plan.limits.steps) return;
     // Windows only grow along the way: wherever their size changes, all threads meet.
     const auto fitting = [&](int32_t first) {
       int64_t most = images;
@@ -203,6 +207,6 @@ std::vector<Stage> own_stages_of(const Plan& plan, int64_t images) {
       first = stage.last;
       if (survey.place(stage)) stages.push_back(std::move(stage));
     }
-  }
+  });
   return stages;
 }
