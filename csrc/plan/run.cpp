@@ -3,7 +3,6 @@
 #include "run.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,14 +14,16 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
-#include "slices.h"
-
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "slices.h"
+#include "windows.h"
+#include "work.h"
 
 namespace {
 
@@ -87,23 +88,6 @@ bool place_masks(const Plan& plan, Arena& arena, int64_t images) {
   return true;
 }
 
-// The masks of some images of the batch.
-Context window_of(const Plan& plan, const Context& batch, int64_t first, int64_t images) {
-  Context window{first, images, batch.grids};
-  for (size_t g = 0; g < plan.grids.size(); ++g) {
-    const Grid& grid = plan.grids[g];
-    const int64_t before = first * grid.height * grid.width;
-    GridState& state = window.grids[g];
-    state.need += before;
-    if (state.open) state.open += before;
-    if (state.closed) state.closed += before;
-    if (state.tiles) state.tiles += first * ((grid.height + 1) / 2) * ((grid.width + 1) / 2);
-    state.image_counts += first;
-    state.tile_counts += first;
-  }
-  return window;
-}
-
 // Everything in an arena that depends on the number of images; false when there is no memory.
 bool lay_out(const Plan& plan, Arena& arena, int64_t images) {
   arena.batch.images = 0;  // until all is there
@@ -114,9 +98,7 @@ bool lay_out(const Plan& plan, Arena& arena, int64_t images) {
   if (!arena.values.reserve(plan.data.arena_bytes * images + kSlack) || !place_masks(plan, arena, images)) return false;
   int64_t most = 0;
   for (const Stage& stage : arena.stages) {
-    std::vector<Context>& windows = arena.windows.emplace_back();
-    for (int64_t first = 0; first < images; first += stage.images)
-      windows.push_back(window_of(plan, arena.batch, first, std::min(stage.images, images - first)));
+    arena.windows.push_back(windows_of(plan, arena.batch, stage, images));
     most = std::max(most, stage.images);
   }
   if (most && !arena.window.reserve(plan.data.arena_bytes * most + kSlack)) return false;
@@ -151,81 +133,6 @@ std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
   return "";
 }
 
-// The runs that a call is made of: stages that it holds whole in windows, everything else for the whole batch.
-class Runs {
- public:
-  Runs(const Plan& plan, Arena& arena, const Call& call, Barrier& barrier, std::atomic<int32_t>& spoilt)
-      : plan_(plan), arena_(arena), call_(call), barrier_(barrier), spoilt_(spoilt) {}
-
-  std::vector<Run> all() {
-    arena_.own_windows.clear();
-    own_ = deals_evenly(call_.images, call_.threads);
-    int32_t at = call_.first;
-    for (const Stage* stage; (stage = next(at)); at = stage->last) {
-      if (at < stage->first) add(arena_.batch, nullptr, at, stage->first);
-      if (is_own(*stage)) add_own(*stage);
-      else
-        for (Context& window : arena_.windows[stage - arena_.stages.data()]) add(window, stage, stage->first, stage->last);
-    }
-    if (at < call_.last) add(arena_.batch, nullptr, at, call_.last);
-    return std::move(runs_);
-  }
-
- private:
-  bool is_own(const Stage& stage) const {
-    const auto& own = arena_.own_stages;
-    return !own.empty() && &stage >= &own.front() && &stage <= &own.back();
-  }
-  // The stage that begins first from `at` on.
-  const Stage* next(int32_t at) const {
-    const Stage* found = nullptr;
-    const auto look = [&](const Stage& stage) {
-      if (stage.first >= at && stage.last <= call_.last && (!found || stage.first < found->first)) found = &stage;
-    };
-    for (const Stage& stage : arena_.own_stages)
-      if (own_) look(stage);
-    for (const Stage& stage : arena_.stages)
-      if (!own_ || !meets_own(stage)) look(stage);
-    return found;
-  }
-  bool meets_own(const Stage& stage) const {
-    for (const Stage& own : arena_.own_stages)
-      if (own.first < stage.last && stage.first < own.last) return true;
-    return false;
-  }
-  Run& add(Context& context, const Stage* stage, int32_t first, int32_t last) {
-    Call own = call_;
-    own.images = context.images;
-    runs_.push_back(Run{plan_, context, own, barrier_, spoilt_, nullptr, arena_, stage, first, last, false, arena_.window.data()});
-    return runs_.back();
-  }
-  // Every thread's images in windows of equal size.
-  void add_own(const Stage& stage) {
-    const int64_t share = call_.images / call_.threads, windows = call_.threads * ((share + stage.images - 1) / stage.images);
-    for (int64_t w = 0; w < windows; ++w) {
-      const int64_t first = call_.images * w / windows, last = call_.images * (w + 1) / windows;
-      arena_.own_windows.push_back({first, last - first, {}});
-      add(arena_.own_windows.back(), &stage, stage.first, stage.last).own = true;
-    }
-  }
-
-  const Plan& plan_;
-  Arena& arena_;
-  const Call& call_;
-  Barrier& barrier_;
-  std::atomic<int32_t>& spoilt_;
-  bool own_ = false;
-  std::vector<Run> runs_;
-};
-
-// Of a window that one thread takes alone; 0 where there is none.
-int64_t most_own_images(const Arena& arena, int64_t images, int threads) {
-  int64_t most = 0;
-  if (deals_evenly(images, threads))
-    for (const Stage& stage : arena.own_stages) most = std::max(most, std::min(stage.images, images / threads));
-  return most;
-}
-
 // With room for vector reads beyond them, so that the next thread's memory begins on a page of its own.
 int64_t pages(int64_t bytes) { return bytes ? (bytes + kSlack + 4095) / 4096 * 4096 : 0; }
 
@@ -242,89 +149,6 @@ bool count_from_zero(std::vector<Run>& runs, Region& region, int threads) {
     counters += count(run);
   }
   return true;
-}
-
-// A thread and its memory.
-struct Thread {
-  int id, threads;
-  char *scratch, *shared;
-  char *own_shared, *own_window;  // while it takes windows alone
-  const float* zeros;
-};
-
-class Clock {
- public:
-  // The end of a step of the first thread. From the end of one step to the end of the next: a thread that comes late must not
-  // hide what the others did.
-  void tick(const Run& run, int32_t step, int id) {
-    if (!run.call.step_ns || id != 0) return;
-    const auto now = std::chrono::steady_clock::now();
-    run.call.step_ns[step] += std::chrono::duration<double, std::nano>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-// The steps of a window by one thread.
-void work_alone(const Run& run, const Thread& thread, Clock& clock) {
-  Run own = run;
-  own.window = thread.own_window;
-  Worker worker{own, 0, 1, thread.scratch, thread.own_shared, thread.zeros};
-  for (int32_t i = own.first; i < own.last; ++i) {
-    worker.step = i;
-    worker.phase = 0;
-    worker.upcoming = upcoming_weights(own, i, 0, 1);
-    function_of(own.plan.steps[i].kind)(worker, own.plan.steps[i]);
-    clock.tick(own, i, thread.id);
-  }
-}
-
-void work_together(Run& run, const Thread& thread, Clock& clock) {
-  Worker worker{run, thread.id, thread.threads, thread.scratch, thread.shared, thread.zeros};
-  Worker alone{run, thread.id, 1, thread.scratch, thread.shared, thread.zeros};
-  for (int32_t i = run.first; i < run.last; ++i) {
-    const Step& step = run.plan.steps[i];
-    worker.step = alone.step = i;
-    worker.phase = 0;
-    worker.upcoming = upcoming_weights(run, i, thread.id, thread.threads);
-    if (!is_small(run, step)) function_of(step.kind)(worker, step);
-    else if (thread.id == 0) function_of(step.kind)(alone, step);
-    const bool goes_on = i + 1 < run.last && ends_alone(run, i) && is_small(run, run.plan.steps[i + 1]);
-    if (!goes_on) worker.barrier();
-    clock.tick(run, i, thread.id);
-  }
-}
-
-void work(std::vector<Run>& runs, const Thread& thread) {
-  Clock clock;
-  for (size_t first = 0, last; first < runs.size(); first = last) {
-    last = first + 1;
-    if (!runs[first].own) {
-      work_together(runs[first], thread, clock);
-      continue;
-    }
-    while (last < runs.size() && runs[last].own && runs[last].stage == runs[first].stage) ++last;
-    Worker dealer{runs[first], thread.id, thread.threads, nullptr, nullptr, nullptr, runs[first].first};
-    dealer.share(last - first, [&](int64_t window) { work_alone(runs[first + window], thread, clock); });
-    dealer.barrier();
-  }
-}
-
-// The batch counts what its windows have opened.
-void count_open(const std::vector<Run>& runs, Arena& arena, const Call& call) {
-  for (const Run& run : runs) {
-    if (!run.stage) continue;
-    for (int32_t i = run.first; i < run.last; ++i) {
-      const Step& step = run.plan.steps[i];
-      const int32_t grid = step.kind == kThreshold ? step.grid : step.kind == kDilate ? step.grid2 : -1;
-      if (grid < 0) continue;
-      int64_t& open = arena.batch.grids[grid].open_count;
-      open = (run.context.first ? open : 0) + run.context.grids[grid].open_count;
-    }
-  }
-  for (size_t g = 0; call.open_rows && g < arena.batch.grids.size(); ++g) call.open_rows[g] = arena.batch.grids[g].open_count;
 }
 
 }  // namespace
@@ -496,7 +320,7 @@ int dynaconv_plan_run(void* handle, void* context, const Call* call, char* error
     say(error, error_size, "out of memory");
     return 1;
   }
-  std::vector<Run> runs = Runs(plan, arena, *call, barrier, spoilt).all();
+  std::vector<Run> runs = runs_of(plan, arena, *call, barrier, spoilt);
   if (!arena.scratch.reserve(scratch * threads + zeros + common) || !count_from_zero(runs, arena.counters, threads)) {
     say(error, error_size, "out of memory");
     return 1;

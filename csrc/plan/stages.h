@@ -29,5 +29,6 @@ std::vector<Stage> stages_of(const Plan& plan, int64_t images);
 // Stages of networks with channel fusions, of which most steps are too small to share. Every thread takes windows of at most
 // `images` alone, all steps of one after the other: it waits for nobody, and its maps stay in its own cache.
 std::vector<Stage> own_stages_of(const Plan& plan, int64_t images);
+
 // Whether they serve a batch: all threads have as many images, and no step would be cut in another way for few of them.
 inline bool deals_evenly(int64_t images, int threads) { return images >= 2 * threads && images % threads == 0; }
