@@ -142,16 +142,6 @@ DYNACONV_INLINE void deep(const float* const (&from)[Rows], int64_t k, const flo
   }
 }
 
-template <typename Vector, int Rows, int Columns>
-DYNACONV_INLINE void start_sums(const float* bias, Vector (&sums)[Rows][Columns]) {
-#pragma GCC unroll 4
-  for (int c = 0; c < Columns; ++c) {
-    const Vector start = load<Vector>(bias + c * kLanesOf<Vector>);
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
-  }
-}
-
 // One channel of every row times its weights.
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void add_channel(const float* const (&from)[Rows], int64_t k, const float* weight,

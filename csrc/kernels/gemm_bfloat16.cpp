@@ -117,12 +117,7 @@ DYNACONV_BF16_INLINE void piece(const TileCall& call, int column) {
   constexpr int64_t kWeightBytes = kPanel * 4;
   NextRowsFetch next(call, sizeof(Bfloat16));
   Vector sums[Rows][Columns];
-#pragma GCC unroll 2
-  for (int c = 0; c < Columns; ++c) {
-    const Vector start = load<Vector>(call.bias + column + c * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
-  }
+  start_sums<Vector, Rows, Columns>(call.bias + column, sums);
   const char* weight = static_cast<const char*>(call.weight) + column * 4;
   const int64_t whole = call.channels / 2 * 4;
   // One register instead of two, and none to spare: what GCC moves into vectors costs the products.

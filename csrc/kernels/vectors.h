@@ -64,6 +64,17 @@ DYNACONV_INLINE void hold(const T*& pointer) {
 #endif
 }
 
+// The bias in every row of a tile.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void start_sums(const float* bias, Vector (&sums)[Rows][Columns]) {
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) {
+    const Vector start = load<Vector>(bias + c * kLanesOf<Vector>);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) sums[r][c] = start;
+  }
+}
+
 // The upper half of a vector added to the lower one.
 DYNACONV_INLINE float4 folded(float8 v) {
   return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
