@@ -14,7 +14,6 @@ namespace {
 
 constexpr int kMostPixels = 8;                      // of a piece
 constexpr int kMostLines = 7;                       // kernel rows that pieces serve
-constexpr int kMostColumns = 2 * kMostPixels + 5;   // input columns of a piece: kernel 7, stride 2
 
 // A piece of a run: up to kMostPixels output pixels. With a table the input columns may lie anywhere (a zero row where
 // the image ends), without one they lie `pixel` apart.
