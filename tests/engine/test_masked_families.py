@@ -86,6 +86,15 @@ def test_what_squeeze_excite_looks_at_is_one_masked_step(family: str, tmp_path: 
             assert float((again(x) - want).abs().max() / want.abs().max()) <= 1e-4
 
 
+def compiled(block: nn.Module, backend: str) -> tuple[nn.Module, torch.Tensor, dc.engine.CompiledModel]:
+    """A convolution and a masked block of 8 channels, pictures for them, and the compiled network."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), block).eval(), torch.randn(2, 3, 20, 17)
+    dc.dynamize_(model, input_size=(3, 20, 17))
+    set_backend(model, "eager")
+    return model, x, dc.compile(model, (x,), measure=False, backend=backend)
+
+
 class MixedDepthwise(nn.Module):
     """A branch that is cut along channels, convolved by windows of two sizes, and joined (arXiv 1907.09595)."""
 
@@ -102,11 +111,7 @@ class MixedDepthwise(nn.Module):
 
 @pytest.mark.parametrize("backend", ["eager"] if _native.missing() else ["eager", "cpu"])
 def test_what_several_windows_read_is_the_widest_of_them(backend: str) -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), MixedDepthwise()).eval(), torch.randn(2, 3, 20, 17)
-    dc.dynamize_(model, input_size=(3, 20, 17))
-    set_backend(model, "eager")
-    fast = dc.compile(model, (x,), measure=False, backend=backend)
+    model, x, fast = compiled(MixedDepthwise(), backend)
     expand = next(s for s in fast.plan.raw.steps if s.layer.endswith("expand"))
     (wide,) = (s for s in fast.plan.raw.steps if s.kind == "dilate" and s.grid2 == expand.grid)
     assert fast.plan.raw.convs[wide.conv[0]].kernel == (5, 5)
@@ -134,11 +139,7 @@ class Ghostly(nn.Module):
 
 @pytest.mark.parametrize("backend", ["eager"] if _native.missing() else ["eager", "cpu"])
 def test_squeeze_excite_sees_what_several_readers_need_together(backend: str) -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), Ghostly()).eval(), torch.randn(2, 3, 20, 17)
-    dc.dynamize_(model, input_size=(3, 20, 17))
-    set_backend(model, "eager")
-    fast = dc.compile(model, (x,), measure=False, backend=backend)
+    model, x, fast = compiled(Ghostly(), backend)
     assert not fast.plan.aten
     widen = next(s for s in fast.plan.raw.steps if s.layer.endswith("widen"))
     assert widen.grid >= 0
