@@ -1,13 +1,18 @@
 // The depthwise convolution in bfloat16: two taps of 32 channels are interleaved and multiplied at once (vdpbf16ps), which
 // takes fewer instructions than going through float32. Sums are float32, the pairs of taps those of csrc/plan/plan.h.
 
+#include "isa.h"
+
+#ifdef DYNACONV_X86
+#define DYNACONV_INLINE_TARGET DYNACONV_TARGET_AVX512_BF16
+#endif
+
 #include "depthwise.h"
 
 #include <utility>
 
 #include "activations.h"
 #include "bfloat16.h"
-#include "isa.h"
 
 #ifdef DYNACONV_X86
 

@@ -1,5 +1,11 @@
 // Micro-kernels of the indirect GEMM in bfloat16: two channels a lane (vdpbf16ps), sums in float32.
 
+#include "isa.h"
+
+#ifdef DYNACONV_X86
+#define DYNACONV_INLINE_TARGET DYNACONV_TARGET_AVX512_BF16
+#endif
+
 #include "gemm_bfloat16.h"
 
 #include "activations.h"

@@ -8,9 +8,13 @@
 #define DYNACONV_X86 1
 #endif
 
-// A template is compiled for the instruction set of the function that it is inlined into, so it must be inlined.
-#define DYNACONV_INLINE static inline __attribute__((always_inline))
-#define DYNACONV_INLINE_MEMBER inline __attribute__((always_inline))
+// A template is compiled for the instruction set of the function that it is inlined into, so it must be inlined. A file whose
+// functions all have one target may name it before: Clang does not hand vectors from one target to another.
+#ifndef DYNACONV_INLINE_TARGET
+#define DYNACONV_INLINE_TARGET
+#endif
+#define DYNACONV_INLINE static inline __attribute__((always_inline)) DYNACONV_INLINE_TARGET
+#define DYNACONV_INLINE_MEMBER inline __attribute__((always_inline)) DYNACONV_INLINE_TARGET
 
 typedef float float4 __attribute__((vector_size(16)));
 typedef float float8 __attribute__((vector_size(32)));
@@ -46,7 +50,7 @@ DYNACONV_INLINE Vector broadcast(float value) {
 // Keeps a loaded value in a register: GCC would load it again for every use.
 template <typename Vector>
 DYNACONV_INLINE void hold(Vector& value) {
-#if defined(DYNACONV_X86) && defined(__GNUC__)
+#if defined(DYNACONV_X86) && defined(__GNUC__) && !defined(__clang__)
   if constexpr (sizeof(Vector) == 64)
     asm("" : "+v"(value));
   else
