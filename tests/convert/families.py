@@ -70,6 +70,12 @@ def torchvision_regnet(se_ratio: float | None) -> nn.Module:
     return RegNet(params, num_classes=5)
 
 
+def timm_fastvit(**options: object) -> nn.Module:
+    """FastViT of two narrow stages of convolutions."""
+    stages = {"layers": (1, 1), "embed_dims": (8, 16), "mlp_ratios": (2, 2), "downsamples": (False, True)}
+    return timm_model("fastvit_t8", token_mixers=("repmixer", "repmixer"), **stages, **options)
+
+
 # Builder, side of the input, how many blocks become dynamic, whether they are plain chains (None: some are).
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int, bool | None]] = {
     "resnet": (timm_resnet, 40, 5, True),
@@ -95,6 +101,9 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int, bool | None]] = {
     "torchvision regnety": (partial(torchvision_regnet, 0.25), 40, 6, False),
     "torchvision mobilenetv3": (partial(torchvision_model, "mobilenet_v3_small", width_mult=0.5), 48, 7, None),
     "torchvision mnasnet": (partial(torchvision_model, "mnasnet0_5"), 48, 10, True),
+    "repvit": (partial(timm_model, "repvit_m0_9", embed_dim=(8, 16), depth=(2, 1)), 48, 4, False),
+    "fastvit": (partial(timm_fastvit, drop_path_rate=0.1), 64, 7, False),
+    "reparameterised fastvit": (partial(timm_fastvit, inference_mode=True), 64, 2, False),
     "torchvision shufflenetv2": (partial(torchvision_model, "shufflenet_v2_x0_5"), 48, 13, False),
 }  # fmt: skip
 
@@ -153,6 +162,22 @@ class Averaged(nn.Module):
         """x: [N, 6, H, W] -> [N, 8, h, w]."""
         y = self.last(F.relu(self.norm(self.down(self.conv(x)))))
         return F.relu(y + self.projection(self.pool(x)))
+
+
+class TwoAdditions(nn.Module):
+    """A smaller map, to which two branches are added one after the other in the same forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.mix = nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.enter = nn.BatchNorm2d(8), nn.Conv2d(8, 12, 1)
+        self.leave = nn.Conv2d(12, 8, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, 6, H, W] -> [N, 8, h, w]."""
+        x = F.silu(self.down(x))
+        x = x + self.mix(x)
+        return F.relu(x + self.leave(F.relu(self.enter(self.norm(x)))))
 
 
 class Stubborn(nn.Module):
@@ -230,6 +255,8 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "blurred": _blurred,
     "convnext": lambda: timm_block("convnext.ConvNeXtBlock", 6, drop_path=0.2, ls_init_value=0.8),
     "convnext with grn": lambda: timm_block("convnext.ConvNeXtBlock", 6, use_grn=True, conv_mlp=True),
+    "two additions": TwoAdditions,
+    "repvit": lambda: timm_block("repvit.RepViTBlock", 6, 2, 3, False, nn.GELU),
     "shuffle": shuffle_unit,
 }
 

@@ -299,7 +299,7 @@ def test_an_explicit_backend_says_why_it_cannot_skip() -> None:
         block(x)
 
 
-class TwiceResidual(UserBlock):
+class RunsTwice(UserBlock):
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         return x + self.second(self.first(x))
@@ -334,7 +334,7 @@ class Attends(nn.Module):
 
 
 REFUSED = {
-    TwiceResidual: "2 residual additions",
+    RunsTwice: "its first runs inside and outside of the branch",
     Normalised: "norm mixes positions",
     FunctionalDropout: "differs between training and evaluation",
     WritesItsInput: r"relu_\(\) changes a map that something else reads",

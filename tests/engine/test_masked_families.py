@@ -15,7 +15,7 @@ from dynaconv.ops import _native
 from dynaconv.testing import force_masks
 
 pytestmark = pytest.mark.needs("timm", "torchvision")
-NATIVE = ["se-resnet", "mobilenetv3", "efficientnet", "convnext"]
+NATIVE = ["se-resnet", "mobilenetv3", "efficientnet", "convnext", "repvit", "fastvit"]
 THROUGH_ATEN = ["blurred resnet", "convnextv2"]
 
 

@@ -54,7 +54,9 @@ def _chain(*kinds: str, kernels: object = None, **options) -> nn.Module:
         first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
         inside = 8 if kind == "shuffle" else first.in_channels
         parts += [nn.Conv2d(channels, inside, 1), nn.ReLU(), block]
-        channels = {"basic_s2": 10, "bottleneck with se": 12, "blurred": 8}.get(kind, inside)
+        channels = {"basic_s2": 10, "bottleneck with se": 12, "blurred": 8, "two additions": 8}.get(
+            kind, inside
+        )
     parts += [nn.Conv2d(channels, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)]
     model = nn.Sequential(*parts)
     randomise_norms(model)
@@ -80,12 +82,14 @@ def _cifar(config: object, depth: int = 8) -> nn.Module:
 
 # Networks with gates for positions or images: name -> how to build it. Blocks of one package share a network.
 MASKED: dict[str, Callable[[], nn.Module]] = {
-    "basic": lambda: _chain("basic", "basic", "basic_s2", "user", "two paths", granularity=2),
+    "basic": lambda: _chain(
+        "basic", "basic", "basic_s2", "user", "two paths", "two additions", granularity=2
+    ),
     "torchvision blocks": lambda: _chain("bottleneck", "bottleneck_groups", "inverted", unit="conv1x1"),
     "torchvision strided": lambda: _chain("bottleneck_s2", "bottleneck", "shuffle"),
     "timm blocks": lambda: _chain("timm_basic", "timm_inverted", "inverted with se", "convnext"),
     "timm strided": lambda: _chain("bottleneck with se", "blurred", "eca"),
-    "timm mobile": lambda: _chain("regnet", "mobilenetv3", "edge with se"),
+    "timm mobile": lambda: _chain("regnet", "mobilenetv3", "edge with se", "repvit"),
     "timm residual": lambda: _chain("preact", "norm-free"),
     "hourglass": _hourglass,
     "layer_gate": lambda: _cifar(dc.LayerGate()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv.convert.tracing import is_noise
 from dynaconv.nn._fold import activation_name, norm_activation
-from dynaconv.nn.block_program import INPUT, Fused, Op, Program
+from dynaconv.nn.block_program import INPUT, Fused, Op, Program, grids
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_block import Anatomy, Step
 
@@ -36,6 +37,23 @@ def anatomy_of(program: Program, block: nn.Module) -> Anatomy:
         return Anatomy(kind, convs, program=program)
     noisy = any(_is_noise(op, block) for op in (*program.before, *program.branch, *program.after))
     return replace(chain, program=program, plain=True) if noisy else chain
+
+
+def outweighs(outer: Anatomy, inner: Sequence[str]) -> bool:
+    """A block's own branch has more work than the blocks `inner` (names in it), which all run before that branch."""
+    program = outer.program
+    if program is None:
+        return False
+    # Of a size that halves without rounding.
+    where = grids(program, (64, 64))
+
+    def macs(ops: Sequence[Op]) -> int:
+        return sum(op.weights * math.prod(where.get(op.name, where[program.result])) for op in ops)
+
+    def inside(ops: Sequence[Op]) -> list[Op]:
+        return [op for op in ops if any(op.path == n or op.path.startswith(f"{n}.") for n in inner)]
+
+    return not inside(program.convolutions) and macs(program.branch) > macs(inside(program.before))
 
 
 def _layer(op: Op, block: nn.Module) -> nn.Module | None:

@@ -125,20 +125,19 @@ def _refuse_converted(model: nn.Module) -> None:
 
 
 def _find(model: nn.Module, rules: Rules) -> _Found:
-    """Verdict for every module that is a residual block, in forward order; of nested ones the innermost."""
-    found: _Found = {}
-    for name, verdict in find_blocks(model).items():
+    """Verdict for every module that is a residual block, in forward order; see `find_blocks` for nested ones."""
+
+    def judged(name: str, verdict: Anatomy | Refusal) -> tuple[Anatomy, GateConfig] | Refusal:
         config = config_for(name, rules, GateConfig)
-        if config is None:
-            found[name] = Refusal(verdict.kind, NOT_ASKED)
-        elif isinstance(verdict, Refusal):
-            found[name] = verdict
-        else:
-            reason = shared_layer(model, name)
-            if reason is None:
-                reason = config.obstacle(model, name, _unrouted(model.get_submodule(name)), verdict)
-            found[name] = (verdict, config) if reason is None else Refusal(verdict.kind, reason)
-    return found
+        if config is None or isinstance(verdict, Refusal):
+            return Refusal(verdict.kind, NOT_ASKED) if config is None else verdict
+        reason = shared_layer(model, name)
+        if reason is None:
+            reason = config.obstacle(model, name, _unrouted(model.get_submodule(name)), verdict)
+        return (verdict, config) if reason is None else Refusal(verdict.kind, reason)
+
+    blocks = find_blocks(model, lambda name, anatomy: isinstance(judged(name, anatomy), tuple))
+    return {name: judged(name, verdict) for name, verdict in blocks.items()}
 
 
 def _unrouted(block: nn.Module) -> nn.Module:

@@ -82,7 +82,7 @@ class Halting(GateConfig):
                 "it changes resolution or channels, so it is the first unit of its stage, which always runs"
             )
         if _changes_halted(block, anatomy):
-            return "what follows its addition would change positions that have halted"
+            return "what surrounds its branch would change positions that have halted"
         act = None if anatomy.act is None else activation_name(block.get_submodule(anatomy.act))
         if act not in (None, "none", "relu", "relu6"):
             return f"its final activation {act} would change positions that have halted"
@@ -104,18 +104,22 @@ class Halting(GateConfig):
 
 def _changes_shape(anatomy: Anatomy) -> bool:
     program = anatomy.program
-    return program is not None and (program.stride != 1 or any(op.weights for op in program.before))
+    if program is None:
+        return False
+    widths = [op.shape[1] for op in program.before if op.name == program.shortcut]
+    return program.stride != 1 or widths not in ([], [program.in_channels])
 
 
 def _changes_halted(block: nn.Module, anatomy: Anatomy) -> bool:
-    """Something other than a ReLU stands behind the addition of a block that is more than a chain."""
+    """More than a ReLU behind the addition, or layers before the shortcut, of a block that is more than a chain."""
     if anatomy.is_chain:
         return False
     names = [
         activation_name(block.get_submodule(op.target)) if op.call == "module" else None
         for op in anatomy.program.after
     ]
-    return anatomy.program.replaces or any(name not in ("none", "relu", "relu6") for name in names)
+    always = any(op.weights for op in anatomy.program.before)
+    return always or anatomy.program.replaces or any(name not in ("none", "relu", "relu6") for name in names)
 
 
 def revert_halting(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ told apart: the shortcut, which always runs, and the branch, which a mask can sw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from dynaconv.convert.tracing import Untraceable, modes_kept, signature, trace
 from dynaconv.convert.trial import computes_the_same
 from dynaconv.nn.block_program import INPUT, NCHW, Op, Program, Ref, branch_needs
 from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
+from dynaconv.nn.masked_block import Anatomy
 
 
 def read_block(block: nn.Module) -> Verdict:
@@ -114,9 +116,15 @@ def _read(block: nn.Module, graph: fx.Graph, joins: list[fx.Node]) -> Verdict:
     parts = [p for p in (_parts(probe, j) for j in joins) if p is not None]
     if not parts:
         return _refused_join(probe, joins)
-    if len(parts) > 1:
-        return Refusal("residual", f"it has {len(parts)} residual additions; make a module of each")
-    return _program(block, graph, probe, parts[0])
+    # Of several additions one is masked: that with the most work in its branch, of those that can be.
+    parts.sort(key=lambda p: _macs(probe, _branch_nodes(p)), reverse=True)
+    first = None
+    for part in parts:
+        verdict = _program(block, graph, probe, part)
+        if isinstance(verdict, Anatomy):
+            return verdict
+        first = first or verdict
+    return first
 
 
 def _probed(block: nn.Module, graph: fx.Graph) -> Probe | None:
@@ -161,6 +169,16 @@ def _effort(probe: Probe, nodes: Iterable[fx.Node]) -> tuple[int, int, int]:
     return layers, windows, weights
 
 
+def _macs(probe: Probe, nodes: Iterable[fx.Node]) -> int:
+    """Multiply-adds of these operations on the trial map."""
+    ops = [probe.ops[n.name] for n in nodes if n.name in probe.ops]
+    return sum(op.weights * math.prod(probe.grid[op.name]) for op in ops if op.name in probe.grid)
+
+
+def _branch_nodes(parts: _Parts) -> set[fx.Node]:
+    return ancestors([parts.branch]) - ancestors([parts.shortcut])
+
+
 def _parts(probe: Probe, join: fx.Node) -> _Parts | None:
     operands = operands_of(join)
     assert operands is not None, "only joins are asked for their parts"
@@ -181,7 +199,7 @@ def _refused_join(probe: Probe, joins: list[fx.Node]) -> Verdict:
 
 def _program(block: nn.Module, graph: fx.Graph, probe: Probe, parts: _Parts) -> Verdict:
     source = next(n for n in graph.nodes if n.op == "placeholder")
-    branch_nodes = ancestors([parts.branch]) - ancestors([parts.shortcut]) - {source}
+    branch_nodes = _branch_nodes(parts)
     if not any(_effort(probe, branch_nodes)):
         return None
     before_nodes = ancestors([parts.shortcut]) - {source}
@@ -218,7 +236,7 @@ def _program(block: nn.Module, graph: fx.Graph, probe: Probe, parts: _Parts) -> 
     program = Program(
         before, branch, after, shortcut, probe.names[parts.branch], joined,
         probe.names[output] if output is not parts.join or cat else joined, cat, probe.channels(INPUT),
-        _stride(branch, probe.names[parts.branch]),
+        _stride((*before, *branch), probe.names[parts.branch]),
     )  # fmt: skip
     refusal = _check(program, probe)
     if refusal is None and not computes_the_same(program, block):
@@ -286,9 +304,18 @@ def _stride(branch: Sequence[Op], result: str) -> int:
 
 def _check(program: Program, probe: Probe) -> Refusal | None:
     """What the mask unit and the executors could not do with a program that was read."""
-    convs = [op for op in program.before if op.weights]
+    inner = {o.name for o in program.branch}
+    entries = {s for op in program.branch for s in op.sources} - inner
+    common = set().union(*(_names_before(program.before, name) for name in entries))
+    convs = [op for op in program.before if op.weights and op.name not in common]
     if len(convs) > 1 or any(op.geometry is not None and op.geometry.kernel != (1, 1) for op in convs):
         return Refusal("residual", "its shortcut has a convolution of more than one position, or several")
+    always = {op.path for op in (*program.before, *program.after) if op.weights}
+    twice = always & {op.path for op in program.convolutions}
+    if twice:
+        # Counts are by layer.
+        where = "inside and outside of the branch; give each place its own layer"
+        return Refusal("residual", f"its {min(twice)} runs {where}")
     if any(op.weights for op in program.after):
         return Refusal("residual", "it convolves after the addition; make a module of the residual part")
     if probe.layout(program.result) != NCHW:
@@ -299,13 +326,11 @@ def _check(program: Program, probe: Probe) -> Refusal | None:
             "residual", f"it turns a map of {GRID} into {probe.grid[program.result]}, expected {grid}"
         )
     needs = branch_needs(program, torch.ones(1, 1, *grid), GRID)
-    inner = {o.name for o in program.branch}
     for op in program.branch:
         if op.role in ("mean", "norm") and op.sources[0] in inner and op.sources[0] not in needs:
             return Refusal(
                 "residual", "it averages a map over positions that nothing else says which to compute"
             )
-    entries = {s for op in program.branch for s in op.sources} - inner
     for name in entries:
         if probe.layout(name) not in ((), NCHW):
             return Refusal("residual", "its branch starts from a map that is not [N, C, H, W]")

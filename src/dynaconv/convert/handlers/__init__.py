@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from dynaconv.convert.anatomy import Refusal, Verdict
+from dynaconv.convert.anatomy import Refusal, Verdict, outweighs
 from dynaconv.convert.handlers._checks_of_steps import check_steps
 from dynaconv.convert.structure import read_block
 from dynaconv.nn.dynamic_conv import DynamicLayer
@@ -33,9 +33,12 @@ def recognise(block: nn.Module) -> Verdict:
     return read_block(block) if verdict is None else verdict
 
 
-def find_blocks(model: nn.Module) -> dict[str, Anatomy | Refusal]:
+def find_blocks(
+    model: nn.Module, wanted: Callable[[str, Anatomy], bool] | None = None
+) -> dict[str, Anatomy | Refusal]:
     """Verdicts by name, in forward order of registration; of blocks inside blocks the innermost.
 
+    A block that runs others before a branch of its own with more work stands for them, where it is `wanted`.
     A module of a recognised block's class whose forward adds nothing is one without a shortcut.
     """
     found: dict[str, Anatomy | Refusal] = {}
@@ -46,11 +49,15 @@ def find_blocks(model: nn.Module) -> dict[str, Anatomy | Refusal]:
     for name, module in reversed(modules):
         inner = [n for n in found if n.startswith(f"{name}.")]
         seen = name in routed or any(name == h or name.startswith(f"{h}.") for h in hidden)
-        if seen or any(isinstance(found[n], Anatomy) for n in inner):
+        if seen:
             continue
         key = _likeness(module)
         verdict = known[key] if key in known else recognise(module)
         known[key] = verdict
+        masked = [n.removeprefix(f"{name}.") for n in inner if isinstance(found[n], Anatomy)]
+        outer = isinstance(verdict, Anatomy) and (wanted is None or wanted(name, verdict))
+        if masked and not (outer and outweighs(verdict, masked)):
+            continue
         if isinstance(verdict, Refusal) and any(found[n].kind != "untraceable" for n in inner):
             continue
         if verdict is not None:
@@ -58,8 +65,10 @@ def find_blocks(model: nn.Module) -> dict[str, Anatomy | Refusal]:
                 del found[n]
             found[name] = verdict
     kinds = {_class(model.get_submodule(n)): v.kind for n, v in found.items() if isinstance(v, Anatomy)}
+    masked = [f"{n}." for n, v in found.items() if isinstance(v, Anatomy)]
     for name, module in modules:
-        if name not in found and _class(module) in kinds and name not in routed:
+        inside = name in routed or any(name.startswith(n) for n in masked)
+        if name not in found and _class(module) in kinds and not inside:
             found[name] = Refusal(kinds[_class(module)], NO_SHORTCUT)
     return {name: found[name] for name, _ in modules if name in found}
 
