@@ -126,12 +126,14 @@ def activation(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | st
     return b.add("act", node, x.node.size, x.layout, {"x": x.node}, act=name)
 
 
-@handles("add", "sub", "rsub", "mul", "div")
+@handles("add", "sub", "rsub", "mul", "div", "neg")
 def arithmetic(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
     """Two maps of one size (or one broadcast), or a map with a constant for each channel."""
     name = node.target._schema.name.removeprefix("aten::")
     if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") or args[2:] not in ([], [1]):
         return None
+    if name == "neg":
+        name, args = "mul", [*args, -1]
     a, c = args[:2]
     if name == "rsub":
         name, a, c = "sub", c, a
