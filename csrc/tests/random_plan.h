@@ -204,75 +204,6 @@ class RandomPlan {
     step.final_activation = acts[3];
     return middle;
   }
-  // Numbers for each image from all positions of a value, through a few layers.
-  int32_t routed(int32_t of, int32_t count) {
-    const Size in = size(of);
-    const int32_t width = s_.pick({1, 4, 9, 33, 40, 100}), taps = in.h * in.w;
-    const int32_t first = b.place(b.packed(weights(width, int64_t{in.c} * taps), s_.noise(width), width, 1, in.c, taps, kFloat32), in.c, in.h, 1, 0, 1);
-    b.convs[first].kernel[1] = in.w;
-    const int32_t gate = s_.chance(60) ? conv(width, width, 1, {1, 1, 0, 1}) : -1, last = conv(width, count, 1, {1, 1, 0, 1});
-    const int32_t made = make({1, 1, count}), acts[2] = {activation(), activation()};
-    Step& step = b.step(kRouter, of, made, first);
-    step.conv[1] = gate, step.conv[2] = last;
-    step.activation[0] = acts[0], step.activation[1] = acts[1], step.activation[2] = kSigmoid;
-    return made;
-  }
-  // The same from the mean of a value, through a convolution or more.
-  int32_t from_mean(int32_t of, int32_t count) {
-    if (s_.chance(20)) return routed(of, count);
-    const int32_t c = size(of).c, mean = make({1, 1, c}), made = make({1, 1, count}), how = conv(c, count, 1, {1, 1, 0, 1});
-    b.step(kMean, of, mean);
-    b.step(kConv, mean, made, how).activation[0] = kSigmoid;
-    drop(mean);
-    return made;
-  }
-  // The factors of a channel fusion from the channels of `current_`, whose coefficients follow from the mean.
-  int32_t factors(int32_t outputs, int32_t rank, bool folded) {
-    const Size in = size(current_);
-    const int32_t inputs = in.c, rows = folded ? 1 + inputs : in.h * in.w;
-    const int32_t coefficients = from_mean(current_, outputs + rank * rank), reduce = conv(inputs, rank, 1, {1, 1, 0, 1});
-    if (folded) b.convs[reduce].weight = b.keep(weights(inputs, rank));
-    const int32_t out = make({1, 1, (outputs + 31) / 32 * 32 + rows * ((rank + 15) / 16 * 16)});
-    Step& step = b.step(kFusionFactors, folded ? -1 : current_, out);
-    step.conv[1] = reduce, step.aux[0] = coefficients, step.ints[4] = s_.chance(50);
-    drop(coefficients);
-    return out;
-  }
-  // The step of an expansion, now and then folded for each image, and a depthwise convolution from `current_` to `to`.
-  Step& expanded(int32_t to, int32_t mean, int32_t middle) {
-    const int32_t inputs = size(current_).c, hidden = size(to).c, rank = s_.pick({1, 3, 16, 20, 33}), form = s_.below(4);
-    const int32_t own = form % 3 ? factors(hidden, rank, form == 1) : -1, first = conv(inputs, hidden, 1, {1, 1, 0, 1});
-    const int32_t add = own >= 0 ? conv(rank, hidden, 1, {1, 1, 0, 1}) : -1;
-    const int32_t acts[2] = {activation(), activation()};
-    if (own >= 0) drop(own);
-    Step& step = b.step(kInverted, current_, to, first);
-    step.conv[1] = middle, step.conv[2] = add, step.activation[0] = acts[0], step.activation[1] = acts[1];
-    step.aux[0] = own, step.aux[1] = mean, step.ints[0] = own >= 0 ? form : 0;
-    return step;
-  }
-  // Such a step; now and then its result times its own mean.
-  void unprojected() {
-    const Size in = size(current_);
-    const Window w = window(in.h, in.w, false);
-    const int32_t hidden = s_.pick({4, 16, 33, 48, 70, 130, 256, 300});
-    const int32_t to = make({w.of(in.h), w.of(in.w), hidden}), mean = s_.chance(60) ? make({1, 1, hidden}) : -1;
-    expanded(to, mean, depthwise(hidden, w));
-    replace(to);
-    if (mean < 0) return;
-    if (s_.chance(40)) {
-      b.step(kMultiply, to, to).in2 = mean;
-      drop(mean);
-      return;
-    }
-    // A projection that is fused for each image, from the mean; nobody else looks at what lies between.
-    const int32_t outs = s_.pick({3, 24, 33, 64}), made = make({size(to).h, size(to).w, outs}), low = s_.pick({1, 3, 16, 20, 33});
-    const int32_t coefficients = make({1, 1, outs + low * low}), how = conv(hidden, outs + low * low, 1, {1, 1, 0, 1});
-    b.step(kConv, mean, coefficients, how).activation[0] = kSigmoid;
-    drop(mean);
-    fused(to, made, {1, 1, 0, 1}, -1, low, coefficients);
-    replace(made);
-    sliced = true;
-  }
   void plain_inverted() {
     const Size in = size(current_);
     const bool same = s_.chance(50);
@@ -379,238 +310,26 @@ class RandomPlan {
     replace(to);
   }
 
-  // A convolution whose kernel is mixed for each image, with coefficients that another convolution makes from the mean.
-  int32_t mixed(int32_t in, int32_t out, const Window& w, int32_t grid) {
-    const Size from = size(in), to = size(out);
-    const bool single = from.c == to.c && from.c > 1 && s_.chance(40);
-    const int32_t groups = single ? from.c : 1, experts = s_.pick({1, 2, 3, 4, 6});
-    const bool each = s_.chance(30);
-    const int64_t taps = int64_t{w.kernel} * w.kernel, per = from.c / groups, outs = to.c / groups;
-    const int64_t panels = single ? (to.c + 31) / 32 : (outs + 31) / 32 * groups;
-    Conv c{};
-    c.out_channels = to.c, c.groups = groups;
-    c.weight = b.keep(weights(panels * (single ? 1 : per) * taps * experts * 32, 1));
-    c.bias = b.keep(s_.noise(panels * 32));
-    const int32_t id = b.place(c, from.c, w.kernel, w.stride, w.padding, w.dilation);
-    const int32_t biases = s_.chance(50) ? b.place(c, from.c, 1, 1, 0, 1) : -1;
-    if (biases >= 0) b.convs[biases].weight = b.keep(s_.noise(panels * experts * 32));
-    const int32_t mean = make({1, 1, from.c});
-    const auto coefficients = [&](int32_t count) {
-      const int32_t made = make({1, 1, count}), how = conv(from.c, count, 1, {1, 1, 0, 1});
-      b.step(kConv, mean, made, how).activation[0] = kSigmoid;
-      return made;
-    };
-    b.step(kMean, in, mean);
-    const int32_t routing = experts == 1 && s_.chance(50) ? -1 : coefficients(experts * (each ? to.c : 1)), of_taps = s_.chance(30) ? coefficients(taps) : -1;
-    const int32_t of_in = !single && s_.chance(30) ? coefficients(from.c) : -1, of_out = s_.chance(30) ? coefficients(to.c) : -1;
-    const bool fast = w.kernel == 3 && w.stride == 1 && w.dilation == 1 && groups == 1 && s_.chance(60);
-    Step& step = b.step(kDynamicConv, in, out, id);
-    step.conv[1] = biases, step.aux[0] = routing, step.aux[1] = of_taps, step.aux[2] = of_in, step.aux[3] = of_out;
-    step.ints[0] = experts, step.ints[1] = each, step.ints[2] = fast, step.grid = grid;
-    if (fast && grid >= 0) b.grids[grid].tiles = 1;
-    for (const int32_t v : {mean, routing, of_taps, of_in, of_out})
-      if (v >= 0) drop(v);
-    return id;
-  }
-  // A channel fusion in either form, with coefficients from the mean.
-  void fused(int32_t in, int32_t out, const Window& w, int32_t grid) {
-    const int32_t rank = s_.pick({1, 3, 16, 20, 33});
-    fused(in, out, w, grid, rank, from_mean(in, size(out).c + rank * rank));
-  }
-  void fused(int32_t in, int32_t out, const Window& w, int32_t grid, int32_t rank, int32_t coefficients) {
-    const Size from = size(in), to = size(out);
-    const bool factored = s_.chance(50);
-    int32_t groups = factored ? s_.pick({1, 1, 2, 3}) : 1;
-    if (from.c % groups || to.c % groups || from.c == groups) groups = 1;
-    const int64_t taps = int64_t{w.kernel} * w.kernel;
-    const int32_t id = conv(from.c, to.c, groups, w), reduce = conv(from.c, rank, 1, {1, 1, 0, 1});
-    Conv expand = b.packed(weights(to.c, rank), s_.noise(to.c), to.c, groups, rank, 1, kFloat32);
-    expand.groups = 1;
-    const int32_t last = b.place(expand, rank, 1, 1, 0, 1);
-    if (!factored) {
-      b.convs[id].weight = b.keep(weights((to.c + 31) / 32 * 32, from.c * taps));
-      b.convs[reduce].weight = b.keep(weights(from.c, rank));
-    }
-    const bool fast = w.kernel == 3 && w.stride == 1 && w.dilation == 1 && groups == 1 && s_.chance(60);
-    const int32_t before = activation();
-    Step& step = b.step(kChannelFusion, in, out, id);
-    step.conv[1] = reduce, step.conv[2] = last, step.aux[0] = coefficients, step.activation[0] = before;
-    step.ints[0] = step.ints[1] = 1, step.ints[2] = fast, step.ints[3] = factored, step.ints[4] = s_.chance(50), step.grid = grid;
-    if (fast && grid >= 0) b.grids[grid].tiles = 1;
-    drop(coefficients);
-  }
-  void dynamic() {
-    const Size in = size(current_);
-    const Window w = window(in.h, in.w, false);
-    const int32_t to = make({w.of(in.h), w.of(in.w), s_.chance(50) ? in.c : channels()});
-    if (s_.chance(50)) fused(current_, to, w, -1);
-    else mixed(current_, to, w, -1);
-    replace(to);
-  }
+  // Weights that depend on the image (random_dynamic.h).
+  int32_t routed(int32_t of, int32_t count);
+  int32_t from_mean(int32_t of, int32_t count);
+  int32_t factors(int32_t outputs, int32_t rank, bool folded);
+  Step& expanded(int32_t to, int32_t mean, int32_t middle);
+  void unprojected();
+  int32_t mixed(int32_t in, int32_t out, const Window& w, int32_t grid);
+  void fused(int32_t in, int32_t out, const Window& w, int32_t grid);
+  void fused(int32_t in, int32_t out, const Window& w, int32_t grid, int32_t rank, int32_t coefficients);
+  void dynamic();
 
-  // The mask that one grid needs for what reads it.
-  int32_t needed(int32_t grid, int32_t conv_id, Size in) {
-    const int32_t from = b.grid(in.h, in.w);
-    Step& step = b.step(kDilate, -1, -1, conv_id);
-    step.grid = grid, step.grid2 = from;
-    return from;
-  }
-  int32_t decide(Size out, const Window& w) {
-    const Size in = size(current_);
-    const int64_t depth = int64_t{w.kernel} * w.kernel * in.c;
-    const bool squeezes = s_.chance(50), inside = squeezes && w.stride == 1 && w.kernel <= 3 && s_.chance(50);
-    Conv gate{};
-    gate.out_channels = gate.groups = 1;
-    gate.weight = b.keep(weights(1, depth + (squeezes ? in.c : 0))), gate.bias = b.keep(s_.noise(inside ? 1 + w.kernel * w.kernel : 1));
-    const int32_t id = b.place(gate, in.c, w.kernel, w.stride, w.padding, w.dilation);
-    int32_t logits = column(out.h, out.w);
-    const int32_t sums = squeezes ? column(in.h, 1) : -1;
-    Step& step = b.step(kGate, current_, logits, id);
-    step.ints[0] = squeezes, step.ints[1] = inside, step.aux[0] = sums;
-    const float threshold = s_.pick({-1.0f, -0.3f, 0.0f, 0.3f, 1.0f, -INFINITY, INFINITY});
-    const bool coarse = out.h % 2 == 0 && out.w % 2 == 0 && s_.chance(30);
-    const int32_t pooled = coarse ? column(out.h / 2, out.w / 2) : logits, half = coarse ? b.place(Conv{}, 1, 2, 2, 0, 1) : -1;
-    if (coarse) b.step(kAvgPool, logits, pooled, half);
-    const int32_t grid = b.grid(at(pooled).height, at(pooled).width);
-    Step& decision = b.step(kThreshold, pooled, -1);
-    decision.grid = grid, decision.floats[0] = threshold;
-    gates.push_back(coarse ? needed(grid, half, out) : grid);
-    return gates.back();
-  }
-
-  Step& masked_conv(int32_t in, int32_t out, int32_t id, int32_t grid, int32_t partial) {
-    const int32_t before = activation();
-    const float above = s_.pick({2.0f, 2.0f, 0.5f});
-    if (s_.chance(60)) winograd(id);
-    if (b.convs[id].winograd) b.grids[grid].tiles = 1;
-    Step& step = b.step(kConv, in, out, id);
-    step.grid = grid, step.grid2 = partial, step.activation[0] = before;
-    step.run_all_above = above;
-    return step;
-  }
-
-  // shortcut + mask * branch, where every row of the result is defined.
-  void masked() {
-    const Size in = size(current_);
-    const bool same = s_.chance(60);
-    Window w = window(in.h, in.w, same);
-    if (!same && s_.chance(50)) w = {3, 2, 1, 1};
-    if (w.of(in.h) < 1 || w.of(in.w) < 1) w = {1, 1, 0, 1};
-    const Size out{w.of(in.h), w.of(in.w), same ? in.c : channels()};
-    const int32_t grid = decide(out, w), after = activation();
-    const bool own = out.h == in.h && out.w == in.w && out.c == in.c;
-    const int32_t shortcut = own ? current_ : project(out, w, grid, after);
-    const bool split = split_;
-    const bool inside = split || s_.chance(50);
-    // In place only where the branch has made all that it reads of the input before its last step.
-    const int32_t branch = s_.below(own && inside ? 4 : 8);
-    const int32_t to = inside ? shortcut : make(out);
-    const bool fills = branch == 5 && !split && s_.chance(60);
-    if (!fills && !split && (!inside || after != kNone)) close(shortcut, to, grid, after);
-    run_branch(branch, to, w, grid, out);
-    Step& last = b.steps.back();
-    if (fills) last.ints[1] = after == kNone ? 1 : 2;
-    last.in2 = shortcut, last.final_activation = after, last.run_all_above = 2;
-    if (inside && !own) drop(current_), current_ = to;
-    else if (!inside) {
-      if (!own) drop(shortcut);
-      replace(to);
-    }
-    if (s_.chance(30)) mask_value(grid, out);
-    if (s_.chance(20)) squeeze(grid);
-    if (s_.chance(20)) pointwise(grid);
-  }
-
-  // A shortcut's convolution: at once, or closed rows with the last activation and open ones without.
-  int32_t project(Size out, const Window& w, int32_t grid, int32_t after) {
-    const Size in = size(current_);
-    const int32_t to = make(out), id = conv(in.c, out.c, 1, {w.kernel, w.stride, w.padding, w.dilation});
-    split_ = s_.chance(40);
-    if (!split_) {
-      b.step(kConv, current_, to, id);
-      return to;
-    }
-    b.grids[grid].closed = 1;
-    Step& closed = b.step(kConv, current_, to, id);
-    closed.grid = grid, closed.closed = 1, closed.activation[0] = after;
-    b.step(kConv, current_, to, id).grid = grid;
-    return to;
-  }
-  void close(int32_t from, int32_t to, int32_t grid, int32_t after) {
-    b.grids[grid].closed = 1;
-    Step& step = b.step(kActivate, from, to);
-    step.grid = grid, step.closed = 1, step.activation[0] = after;
-  }
-
-  void run_branch(int32_t kind, int32_t to, const Window& w, int32_t grid, Size out) {
-    split_ = false;
-    const Size in = size(current_);
-    const Window one{1, 1, 0, 1};
-    const int32_t hidden = channels();
-    switch (kind) {
-      case 0: {  // two convolutions of the window, or one and a depthwise one
-        const bool deep = s_.chance(40);
-        const int32_t last = deep ? depthwise(out.c, w) : conv(hidden, out.c, 1, w), width = deep ? out.c : hidden;
-        const int32_t partial = needed(grid, last, in), middle = make({in.h, in.w, width});
-        const Window before = window(in.h, in.w, true);
-        masked_conv(current_, middle, conv(in.c, width, 1, before), partial, -1);
-        if (deep) b.step(kDepthwise, middle, to, last).grid = grid;
-        else masked_conv(middle, to, last, grid, partial);
-        drop(middle);
-        break;
-      }
-      case 1: {  // bottleneck
-        const int32_t spatial = conv(hidden, hidden, 1, w), partial = needed(grid, spatial, in);
-        const int32_t first = make({in.h, in.w, hidden}), second = make({out.h, out.w, hidden});
-        masked_conv(current_, first, conv(in.c, hidden, 1, one), partial, -1);
-        masked_conv(first, second, spatial, grid, partial).run_all_above = 2;
-        masked_conv(second, to, conv(hidden, out.c, 1, one), grid, grid);
-        drop(first), drop(second);
-        break;
-      }
-      case 2: {  // the same with a depthwise convolution
-        const int32_t spatial = depthwise(hidden, w), partial = needed(grid, spatial, in);
-        const int32_t first = make({in.h, in.w, hidden}), second = make({out.h, out.w, hidden}), act = activation();
-        masked_conv(current_, first, conv(in.c, hidden, 1, one), partial, -1);
-        Step& step = b.step(kDepthwise, first, second, spatial);
-        step.grid = grid, step.activation[0] = act;
-        masked_conv(second, to, conv(hidden, out.c, 1, one), grid, -1);
-        drop(first), drop(second);
-        break;
-      }
-      case 3: {  // the same in one step, and its mean over open rows
-        const int32_t spatial = depthwise(hidden, w), partial = needed(grid, spatial, in);
-        const int32_t middle = make({out.h, out.w, hidden}), mean = make({1, 1, hidden});
-        const float above = s_.pick({2.0f, 0.5f});
-        Step& step = expanded(middle, mean, spatial);
-        step.grid = grid, step.grid2 = partial, step.run_all_above = above;
-        Step& scale = b.step(kMultiply, middle, middle);
-        scale.in2 = mean, scale.grid = grid;
-        masked_conv(middle, to, conv(hidden, out.c, 1, one), grid, grid);
-        drop(middle), drop(mean);
-        break;
-      }
-      case 4: masked_conv(current_, to, conv(in.c, out.c, 1, w), grid, -1); break;
-      case 5: {
-        const int32_t middle = inverted(current_, to, w), step = static_cast<int32_t>(b.steps.size()) - 1;
-        // The needed rows come before what reads them.
-        const int32_t partial = needed(grid, middle, in);
-        std::swap(b.steps[step], b.steps[step + 1]);
-        const bool all = b.steps.back().conv[0] < 0 && s_.chance(50);
-        b.steps.back().grid = grid, b.steps.back().grid2 = all ? -1 : partial;
-        break;
-      }
-      case 6: mixed(current_, to, w, grid); break;
-      default: fused(current_, to, w, grid); break;
-    }
-  }
-
-  void mask_value(int32_t grid, Size out) {
-    const int32_t mask = column(out.h, out.w), act = activation();
-    b.step(kMaskValue, -1, mask).grid = grid;
-    Step& step = b.step(kMultiply, current_, current_);
-    step.in2 = mask, step.activation[0] = act;
-  }
+  // Masked blocks (random_masked.h).
+  int32_t needed(int32_t grid, int32_t conv_id, Size in);
+  int32_t decide(Size out, const Window& w);
+  Step& masked_conv(int32_t in, int32_t out, int32_t id, int32_t grid, int32_t partial);
+  void masked();
+  int32_t project(Size out, const Window& w, int32_t grid, int32_t after);
+  void close(int32_t from, int32_t to, int32_t grid, int32_t after);
+  void run_branch(int32_t kind, int32_t to, const Window& w, int32_t grid, Size out);
+  void mask_value(int32_t grid, Size out);
 
   // Blocks whose channels or positions are given up for good (random_gated.h).
   int32_t decide_channels(int32_t groups);
@@ -629,4 +348,6 @@ class RandomPlan {
   std::vector<std::pair<int64_t, int64_t>> dead_;
 };
 
+#include "random_dynamic.h"
 #include "random_gated.h"
+#include "random_masked.h"
