@@ -42,6 +42,8 @@ MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
         conv_layer=_timm_layer("StdConv2d"),
         norm_layer=_timm_layer("BatchNormAct2d"),
     ),
+    "repvgg": lambda: timm_block("byobnet.RepVggBlock", 8, 8, group_size=2),
+    "mobileone": lambda: timm_block("byobnet.MobileOneBlock", 8, 8, kernel_size=1, num_conv_branches=2),
     "norm-free": lambda: timm_block("nfnet.NormFreeBlock", 8, 8, group_size=2, reg=False, act_layer=nn.ReLU),
 }
 
@@ -91,6 +93,7 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
     "timm strided": lambda: _chain("bottleneck with se", "blurred", "eca"),
     "timm mobile": lambda: _chain("regnet", "mobilenetv3", "edge with se", "repvit"),
     "timm residual": lambda: _chain("preact", "norm-free"),
+    "timm parallel": lambda: _chain("repvgg", "mobileone"),
     "hourglass": _hourglass,
     "layer_gate": lambda: _cifar(dc.LayerGate()),
     "halting": lambda: _cifar({"layer1": dc.Halting()}, 14),

@@ -5,11 +5,11 @@ Source: arXiv 2101.03697, section 3.3.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dynaconv.engine.fold import zero_bias
 from dynaconv.engine.ir import Graph, Node
+from dynaconv.nn._fold import kernel_within
 
 
 def merge_parallel(graph: Graph) -> None:
@@ -73,22 +73,6 @@ def _sums(wide: Node, narrow: Node) -> dict[str, Tensor] | None:
 
 
 def _within(narrow: Node, wide: Node) -> Tensor | None:
-    """The weight of a convolution in the shape of another's, zeros beside its own taps; None where it does not fit."""
-    weight, shape = narrow.attrs["weight"].double(), wide.attrs["weight"].shape
-    groups, outputs = wide.attrs["groups"], shape[0]
-    if narrow.attrs["groups"] != groups:
-        each = (
-            narrow.attrs["groups"] == outputs == weight.shape[0] == narrow.x.size[2] and weight.shape[1] == 1
-        )
-        if not each:
-            return None
-        # One filter a channel, which reads the channel of its own number in its group.
-        own = torch.arange(outputs) % shape[1]
-        filled = weight.new_zeros(outputs, shape[1], *weight.shape[2:])
-        filled[torch.arange(outputs), own] = weight[:, 0]
-        weight = filled
-    before = [w - n for w, n in zip(wide.attrs["padding"], narrow.attrs["padding"], strict=True)]
-    behind = [w - n - start for w, n, start in zip(shape[2:], weight.shape[2:], before, strict=True)]
-    if min(before + behind) < 0:
-        return None
-    return torch.nn.functional.pad(weight, (before[1], behind[1], before[0], behind[0]))
+    """The weight of a convolution in the shape of another's, or None where it does not fit."""
+    parts = [(n.attrs["weight"], n.attrs["groups"], n.attrs["padding"]) for n in (narrow, wide)]
+    return kernel_within(*parts[0], parts[1][0].shape, *parts[1][1:])

@@ -22,6 +22,7 @@ from dynaconv.export.choose import choose_sparse, measure_densities
 from dynaconv.export.computed import write_densely
 from dynaconv.export.dense import decide_everywhere, spread_masks
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
+from dynaconv.export.merge import merge_parallel
 from dynaconv.export.metadata import KEY, describe, to_json
 from dynaconv.export.parity import Parity, can_check, check_graph
 from dynaconv.export.rows import lower
@@ -159,6 +160,7 @@ def _check_arguments(lowering: str, opset: int) -> None:
 def _tidy(traced: Traced) -> None:
     clean.simplify(traced.model)
     clean.fold_norms(traced.graph)
+    merge_parallel(traced.graph)
     clean.transpose_weights(traced.graph)
     clean.average_pools(traced.graph)
     clean.drop_expands(traced.graph)

@@ -1,8 +1,11 @@
-"""Folding batch norm into a convolution, and naming activations."""
+"""Folding batch norm into a convolution and convolutions into each other, and naming activations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -55,3 +58,39 @@ def fold_conv(conv: nn.Conv2d, norm: nn.Module | None, act: nn.Module | None) ->
     name = activation_name(inner if act is None and inner is not None else act)
     assert name is not None
     return ConvSpec(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, name)
+
+
+def kernel_within(
+    weight: Tensor,
+    groups: int,
+    padding: Sequence[int],
+    shape: Sequence[int],
+    wide_groups: int,
+    wide_padding: Sequence[int],
+) -> Tensor | None:
+    """The kernel of a convolution laid into that of another one, which reads the same map at the same stride.
+
+    Args:
+        weight: [O, I / groups, kh, kw]. padding: (vertical, horizontal), where the window starts, as is wide_padding.
+        shape: of the other kernel, [O, I / wide_groups, Kh, Kw].
+    Returns:
+        [*shape] in float64, zeros beside the kernel's own taps; None where it does not fit.
+    Source: arXiv 2101.03697, section 3.3.
+    """
+    outputs, inputs = weight.shape[0], weight.shape[1] * groups
+    if outputs != shape[0] or inputs != shape[1] * wide_groups:
+        return None
+    weight = weight.double()
+    if groups != wide_groups:
+        if not groups == outputs == inputs:
+            return None
+        # One filter a channel, which reads the channel of its own number in its group.
+        own = torch.arange(outputs, device=weight.device) % shape[1]
+        filled = weight.new_zeros(outputs, shape[1], *weight.shape[2:])
+        filled[torch.arange(outputs, device=weight.device), own] = weight[:, 0]
+        weight = filled
+    before = [w - n for w, n in zip(wide_padding, padding, strict=True)]
+    behind = [w - n - start for w, n, start in zip(shape[2:], weight.shape[2:], before, strict=True)]
+    if min(before + behind) < 0:
+        return None
+    return F.pad(weight, (before[1], behind[1], before[0], behind[0]))
