@@ -102,7 +102,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int, bool | None]] = {
     "torchvision mobilenetv3": (partial(torchvision_model, "mobilenet_v3_small", width_mult=0.5), 48, 7, None),
     "torchvision mnasnet": (partial(torchvision_model, "mnasnet0_5"), 48, 10, True),
     "repvit": (partial(timm_model, "repvit_m0_9", embed_dim=(8, 16), depth=(2, 1)), 48, 4, False),
-    "fastvit": (partial(timm_fastvit, drop_path_rate=0.1), 64, 7, False),
+    "fastvit": (partial(timm_fastvit, drop_path_rate=0.1), 64, 6, False),
     "reparameterised fastvit": (partial(timm_fastvit, inference_mode=True), 64, 2, False),
     "torchvision shufflenetv2": (partial(torchvision_model, "shufflenet_v2_x0_5"), 48, 13, False),
 }  # fmt: skip
