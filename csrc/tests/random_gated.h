@@ -140,10 +140,11 @@ inline void RandomPlan::halting() {
   masked_conv(current_, unit, id, awake, -1);
   b.step(kMaskValue, -1, weight).grid = awake;
   b.step(kMultiply, weight, weight).in2 = score;
-  const bool inside = s_.chance(50);
-  const int32_t to = inside ? current_ : make(in), act = inside && s_.chance(70) ? int32_t{kNone} : activation();
+  const bool inside = s_.chance(50), filled = inside && s_.chance(40);
+  const int32_t to = inside ? current_ : make(in), act = inside && !filled && s_.chance(70) ? int32_t{kNone} : activation();
+  if (filled) close(current_, to, awake, act);
   Step& step = b.step(kAdd, current_, to);
-  step.in2 = unit, step.aux[0] = weight, step.activation[0] = act;
+  step.in2 = unit, step.aux[0] = weight, step.activation[0] = act, step.ints[1] = filled;
   drop(unit);
   if (!inside) replace(to);
 }

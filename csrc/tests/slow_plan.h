@@ -192,7 +192,9 @@ class SlowPlan {
           const double right = at(s.in2, p.image, one ? 0 : p.y, one ? 0 : p.x, b.channels == 1 ? 0 : c);
           const double share = s.aux[0] >= 0 ? at(s.aux[0], p.image, p.y, p.x, 0) : s.ints[0] ? -1 : 1;
           const double term = share == 0 ? 0 : share * right;
-          want[c] = activated(s.kind == kAdd ? left + term : left * right, s.activation[0]);
+          // Rows of weight 0 that have their activation stay.
+          const bool stays = s.kind == kAdd && s.ints[1] && share == 0;
+          want[c] = activated(s.kind == kAdd ? left + term : left * right, stays ? int32_t{kNone} : s.activation[0]);
           scale = std::max({scale, std::fabs(left), s.kind == kAdd ? std::fabs(term) : std::fabs(right)});
         }
         break;
