@@ -69,7 +69,7 @@ enum Kind : int32_t {
   kConv,          // out = act(conv(in) [+ in2]); groups allowed; a Linear is a 1x1 on a 1x1 grid. Where the convolution has
                   // Winograd weights they are used when cheaper; with a grid, grid2 then says which inputs hold something
   kStem,          // conv from an external image of few channels (planes or rows), out rows
-  kDepthwise,     // out = act(depthwise(in) [+ in2])
+  kDepthwise,     // out = act(depthwise(in) [+ in2]); in bfloat16 what is infinite or NaN may reach one output more in its line
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion), and
                   // with a mask and an expansion grid2 says which inputs are read. ints[1]: closed rows become in2 (1), or
                   // final_act(in2) (2).

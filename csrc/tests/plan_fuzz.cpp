@@ -36,7 +36,7 @@ class Case {
       if (v.external < 0) continue;
       inputs_.resize(std::max(inputs_.size(), size_t(v.external) + 1));
       inputs_[v.external] = s_.noise(images_ * v.height * v.width * v.channels);
-      if (s_.chance(10)) inputs_[v.external][s_.below(static_cast<int64_t>(inputs_[v.external].size()))] = NAN;
+      if (!random_.finite && s_.chance(10)) inputs_[v.external][s_.below(static_cast<int64_t>(inputs_[v.external].size()))] = NAN;
     }
     forced_pointers_.resize(b().grids.size());
     for (const int32_t grid : random_.gates) {
@@ -118,17 +118,17 @@ class Case {
     for (auto i = static_cast<int32_t>(b().steps.size()) - 1; i >= 0; --i) {
       if (b().steps[i].out < 0) continue;
       const Value& v = b().values[b().steps[i].out];
-      const auto from = static_cast<size_t>(v.offset / 4 * images_);
-      if (v.external < 0 && first >= from && first < from + images_ * v.height * v.width * v.stride)
-        return name(i) + "row " + std::to_string((first - from) / v.stride) + ", channel " + std::to_string((first - from) % v.stride) + ": ";
+      const int64_t apart = static_cast<int64_t>(first) * 4 - v.offset * images_, at = apart / Memory::element_bytes(v);
+      if (v.external < 0 && apart >= 0 && at < images_ * v.height * v.width * v.stride)
+        return name(i) + "row " + std::to_string(at / v.stride) + ", channel " + std::to_string(at % v.stride) + ": ";
     }
     return "";
   }
   float* arena() const {
     for (size_t i = 0; i < b().values.size(); ++i)
       if (b().values[i].external < 0)
-        return static_cast<float*>(dynaconv_plan_value(handle_.plan, context_, static_cast<int32_t>(i))) -
-               b().values[i].offset / 4 * images_ - b().values[i].first;
+        return reinterpret_cast<float*>(static_cast<char*>(dynaconv_plan_value(handle_.plan, context_, static_cast<int32_t>(i))) -
+                                        b().values[i].offset * images_ - b().values[i].first * Memory::element_bytes(b().values[i]));
     return nullptr;
   }
   void begin() {
@@ -164,17 +164,21 @@ class Case {
       const Value& v = b().values[want.value];
       for (int64_t row = 0; row < static_cast<int64_t>(want.rows.size()); ++row) {
         if (!want.rows[row]) continue;
-        float* got = after.row(v, row) + want.channel;
         const int64_t filled = want.filled.empty() ? want.channels : want.filled[row];
         for (int64_t c = 0; c < filled && want.rows[row] == 1; ++c) {
-          const double wish = want.want[row * want.channels + c], is = got[c * want.step], off = std::fabs(is - wish);
+          const double wish = want.want[row * want.channels + c], is = after.at(v, row, want.channel + c * want.step);
+          // bfloat16 keeps 8 bits.
+          const double off = std::fabs(is - wish) - (v.dtype == kBfloat16 ? std::fabs(wish) / 256 : 0);
           if (std::isnan(wish) != std::isnan(is)) fail(name(i) + "a number where none should be, or none where one should");
           worst = std::max(worst, std::isnan(off) || is == wish ? 0 : off);
         }
-        for (int64_t c = 0; c < filled; ++c) memory_.row(v, row)[want.channel + c * want.step] = got[c * want.step];
+        for (int64_t c = 0; c < filled; ++c) {
+          const int64_t at = want.channel + c * want.step;
+          std::memcpy(memory_.element(v, row, at), after.element(v, row, at), Memory::element_bytes(v));
+        }
       }
     }
-    if (worst > 2e-5 * want.scale) fail(name(i) + "off by " + std::to_string(worst) + " of " + std::to_string(want.scale));
+    if (worst > want.error * want.scale) fail(name(i) + "off by " + std::to_string(worst) + " of " + std::to_string(want.scale));
     if (step.kind == kGate && step.aux[0] >= 0) {
       const Value& sums = b().values[step.aux[0]];
       std::memcpy(memory_.row(sums, 0), after.row(sums, 0), images_ * sums.height * sizeof(float));

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "../kernels/isa.h"
 #include "plan_builder.h"
 #include "random_source.h"
 
@@ -15,6 +16,8 @@ class RandomPlan {
   std::vector<int32_t> planes;  // of each external: 1 when the image is given as planes
   std::vector<int32_t> gates;   // grids whose decision a call may replace
   bool sliced = false;          // some value may lie otherwise in the arena where nobody looks between two steps
+
+  bool finite = false;          // some step multiplies numbers beside those that it needs by 0: they must be numbers
 
   explicit RandomPlan(Source& source) : s_(source) {
     begin();
@@ -43,7 +46,7 @@ class RandomPlan {
   int32_t activation() { return s_.chance(40) ? int32_t{kNone} : s_.below(kActivations); }
 
   // Memory: now and then the place of a value that nobody reads any more.
-  int32_t make(Size size) {
+  int32_t make(Size size, int32_t dtype = kFloat32) {
     const bool single = size.h * size.w * size.c == 1;
     const int32_t first = single || s_.chance(80) ? 0 : s_.pick({1, 3, 16});
     const int32_t stride = first + size.c + (single ? 0 : s_.pick({0, 0, 0, 1, 16}));
@@ -52,12 +55,12 @@ class RandomPlan {
       if (dead_[i].second < bytes) continue;
       const int64_t arena = b.arena;
       const int32_t id = b.value(size.h, size.w, size.c, false, stride);
-      b.arena = arena, b.values[id].offset = dead_[i].first, b.values[id].first = first;
+      b.arena = arena, b.values[id].offset = dead_[i].first, b.values[id].first = first, b.values[id].dtype = dtype;
       dead_.erase(dead_.begin() + static_cast<int64_t>(i));
       return id;
     }
     const int32_t id = b.value(size.h, size.w, size.c, false, stride);
-    b.values[id].first = first;
+    b.values[id].first = first, b.values[id].dtype = dtype;
     return id;
   }
   // Some channels of a value, as a value.
@@ -79,33 +82,40 @@ class RandomPlan {
   std::vector<float> weights(int64_t outs, int64_t depth) {
     return s_.noise(outs * depth, 1 / std::sqrt(static_cast<float>(depth)));
   }
-  int32_t conv(int32_t in, int32_t out, int32_t groups, const Window& w) {
+  int32_t conv(int32_t in, int32_t out, int32_t groups, const Window& w, int32_t dtype = kFloat32) {
     const int64_t taps = int64_t{w.kernel} * w.kernel;
-    return b.conv(weights(out, in / groups * taps), s_.noise(out), in, out, groups, w.kernel, w.stride, w.padding, w.dilation);
+    return b.conv(weights(out, in / groups * taps), s_.noise(out), in, out, groups, w.kernel, w.stride, w.padding, w.dilation, dtype);
   }
-  int32_t depthwise(int32_t c, const Window& w) {
+  int32_t depthwise(int32_t c, const Window& w, int32_t dtype = kFloat32) {
+    finite |= dtype == kBfloat16;
+    if (dtype == kBfloat16)
+      return b.depthwise_bfloat16(weights(c, int64_t{w.kernel} * w.kernel), s_.noise(c), c, w.kernel, w.stride, w.padding, w.dilation);
     const int32_t id = b.place(Conv{}, c, w.kernel, w.stride, w.padding, w.dilation);
     b.convs[id].weight = b.keep(weights(c, int64_t{w.kernel} * w.kernel)), b.convs[id].bias = b.keep(s_.noise(c));
     b.convs[id].out_channels = b.convs[id].groups = c;
     return id;
   }
   // Transformed with arithmetic that has nothing in common with the library's.
-  void winograd(int32_t id) {
+  void winograd(int32_t id, int32_t dtype = kFloat32) {
     Conv& c = b.convs[id];
     if (c.kernel[0] != 3 || c.stride[0] != 1 || c.dilation[0] != 1 || c.groups != 1) return;
     const double g[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
     const int64_t in = c.in_channels, panels = (c.out_channels + 31) / 32;
     std::vector<float> packed(panels * 16 * in * 32);
+    const auto weight = [&](int64_t o, int64_t k, int64_t t) {
+      const int64_t tap = o / 32 * 9 + t, column = o % 32;
+      if (dtype == kFloat32) return static_cast<const float*>(c.weight)[(tap * in + k) * 32 + column];
+      return from_bfloat16(static_cast<const uint16_t*>(c.weight)[((tap * ((in + 1) / 2) + k / 2) * 32 + column) * 2 + k % 2]);
+    };
     for (int64_t o = 0; o < panels * 32; ++o)
       for (int64_t k = 0; k < in; ++k)
         for (int p = 0; p < 16; ++p) {
           double sum = 0;
           for (int t = 0; t < 9; ++t)
-            sum += g[p / 4][t / 3] * g[p % 4][t % 3] *
-                   static_cast<const float*>(c.weight)[((o / 32 * 9 + t) * in + k) * 32 + o % 32];
+            sum += g[p / 4][t / 3] * g[p % 4][t % 3] * weight(o, k, t);
           packed[((o / 32 * 16 + p) * in + k) * 32 + o % 32] = static_cast<float>(sum);
         }
-    c.winograd = b.keep(packed);
+    c.winograd = dtype == kFloat32 ? static_cast<const void*>(b.keep(packed)) : b.keep_pairs(packed, in);
   }
   Window window(int32_t h, int32_t w, bool same) {
     Window at{s_.pick({1, 3, 3, 5, 7, 2}), same ? 1 : s_.pick({1, 1, 2, 3}), 0, 1};
@@ -140,7 +150,7 @@ class RandomPlan {
   }
 
   void block() {
-    const int32_t kind = s_.below(16);
+    const int32_t kind = s_.below(17);
     switch (kind) {
       case 0: case 1: plain_conv(); break;
       case 2: plain_depthwise(); break;
@@ -153,6 +163,7 @@ class RandomPlan {
       case 9: unprojected(); break;
       case 10: channel_gate(); break;
       case 11: halting(); break;
+      case 12: has_bfloat16() ? halves() : plain_conv(); break;
       default: masked(); break;
     }
   }
@@ -331,6 +342,12 @@ class RandomPlan {
   void run_branch(int32_t kind, int32_t to, const Window& w, int32_t grid, Size out);
   void mask_value(int32_t grid, Size out);
 
+  // Steps in bfloat16 (random_halves.h).
+  void half_conv();
+  void half_pointwise();
+  void half_masked();
+  void halves();
+
   // Blocks whose channels or positions are given up for good (random_gated.h).
   int32_t decide_channels(int32_t groups);
   Step& narrow(int32_t kind, int32_t in, int32_t out, int32_t id, int32_t grid, bool ins, bool outs);
@@ -350,4 +367,5 @@ class RandomPlan {
 
 #include "random_dynamic.h"
 #include "random_gated.h"
+#include "random_halves.h"
 #include "random_masked.h"

@@ -1,4 +1,4 @@
-// What a step of a float32 plan must compute, one element at a time, from what its operands held before.
+// What a step must compute, one element at a time, from what its operands held before.
 
 #pragma once
 
@@ -15,9 +15,15 @@ struct Memory {
   std::vector<std::vector<float>> externals;
   int64_t images;
 
-  float* row(const Value& v, int64_t row) {
-    float* base = v.external >= 0 ? externals[v.external].data() : arena.data() + v.offset / 4 * images + v.first;
-    return base + row * v.stride;
+  static int64_t element_bytes(const Value& v) { return v.dtype == kBfloat16 ? 2 : 4; }
+  char* element(const Value& v, int64_t row, int64_t channel) {
+    float* base = v.external >= 0 ? externals[v.external].data() : arena.data() + v.offset / 4 * images;
+    return reinterpret_cast<char*>(base) + (v.first + row * v.stride + channel) * element_bytes(v);
+  }
+  float* row(const Value& v, int64_t row) { return reinterpret_cast<float*>(element(v, row, 0)); }  // of float32
+  float at(const Value& v, int64_t row, int64_t channel) {
+    const char* from = element(v, row, channel);
+    return v.dtype == kBfloat16 ? from_bfloat16(*reinterpret_cast<const uint16_t*>(from)) : *reinterpret_cast<const float*>(from);
   }
 };
 
@@ -33,6 +39,7 @@ struct Written {
   std::vector<int32_t> filled;  // channels of each row that are written, the others stay; empty: all of them
   std::vector<double> want;
   double scale = 1e-6;
+  double error = 2e-5;          // that is let pass, as a part of the scale
   bool spoilt = false;          // a mask was decided from logits that are NaN
 };
 
@@ -75,6 +82,8 @@ class SlowPlan {
     out.want.assign(out.rows.size() * out.channels, 0);
     if (s.kind == kNarrow) out.filled.assign(out.rows.size(), 0);
     if (s.kind == kGate) means_ = gate_means(s);
+    // Its weights may be rounded, and so may patches and weights of Winograd.
+    if (s.in >= 0 && value(s.in).dtype == kBfloat16 && (s.kind == kGate || (s.kind == kConv && conv(s.conv[0]).winograd))) out.error = 0.02;
     if (s.kind == kDynamicConv) mix(s);
     for (int64_t row = 0; row < static_cast<int64_t>(out.rows.size()); ++row)
       if (out.rows[row] == 1) compute(s, row, out.want.data() + row * out.channels, out);
@@ -97,7 +106,7 @@ class SlowPlan {
     if (y < 0 || y >= v.height || x < 0 || x >= v.width) return 0;
     if (v.external >= 0 && planes_[v.external])
       return memory_.externals[v.external][((image * v.channels + c) * v.height + y) * v.width + x];
-    return memory_.row(v, (image * v.height + y) * v.width + x)[c];
+    return memory_.at(v, (image * v.height + y) * v.width + x, c);
   }
 
   std::vector<uint8_t> rows_of(const Step& s) const {
@@ -150,10 +159,21 @@ class SlowPlan {
   }
 
   // Element [o][k][tap] of packed weights.
-  static double weight(const Conv& c, int64_t o, int64_t k, int64_t tap) {
+  static double weight(const Conv& c, int64_t o, int64_t k, int64_t tap, int32_t dtype = kFloat32) {
     const int64_t outs = c.out_channels / c.groups, per = c.in_channels / c.groups, panels = (outs + 31) / 32;
     const int64_t panel = o / outs * panels + o % outs / 32, taps = int64_t{c.kernel[0]} * c.kernel[1];
+    if (dtype == kBfloat16)
+      return from_bfloat16(static_cast<const uint16_t*>(c.weight)[(((panel * taps + tap) * ((per + 1) / 2) + k / 2) * 32 + o % outs % 32) * 2 + k % 2]);
     return static_cast<const float*>(c.weight)[((panel * taps + tap) * per + k) * 32 + o % outs % 32];
+  }
+  static double depthwise_weight(const Conv& c, int64_t o, int tap, int32_t dtype) {
+    if (dtype != kBfloat16) return static_cast<const float*>(c.weight)[int64_t{tap} * c.out_channels + o];
+    const int64_t rows = c.kernel[0], columns = c.kernel[1], row = tap / columns, column = tap % columns;
+    const int64_t pairs = rows / 2 * columns + rows % 2 * ((columns + 1) / 2);
+    const bool alone = row / 2 * 2 + 1 == rows;  // a last odd row, whose columns pair up
+    const int64_t pair = row / 2 * columns + (alone ? column / 2 : column), side = alone ? column % 2 : row % 2;
+    const int64_t lane = o % 8 / 4 * 16 + o % 32 / 8 * 4 + o % 4;
+    return from_bfloat16(static_cast<const uint16_t*>(c.weight)[((o / 32 * pairs + pair) * 32 + lane) * 2 + side]);
   }
   static double bias(const Conv& c, int64_t o) {
     const int64_t outs = c.out_channels / c.groups;
@@ -255,11 +275,12 @@ class SlowPlan {
   void convolve(const Step& s, const Place& p, double* want, double& scale) {
     const Conv& c = conv(s.conv[0]);
     const int64_t per = c.in_channels / c.groups, outs = c.out_channels / c.groups;
+    const int32_t dtype = value(s.in).dtype;
     for (int64_t o = 0; o < c.out_channels; ++o) {
       double sum = s.kind == kDynamicConv ? mixed_bias(s, p.image, o) : bias(c, o), size = 0;
       taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
         for (int64_t k = 0; k < per; ++k) {
-          const double w = s.kind == kDynamicConv ? mixed_weight(s, p.image, o, k, tap) : weight(c, o, k, tap);
+          const double w = s.kind == kDynamicConv ? mixed_weight(s, p.image, o, k, tap) : weight(c, o, k, tap, dtype);
           const double term = at(s.in, p.image, y, x, o / outs * per + k) * w;
           sum += term, size += std::fabs(term);
         }
@@ -274,7 +295,7 @@ class SlowPlan {
     for (int64_t o = 0; o < c.out_channels; ++o) {
       double sum = c.bias[o];
       taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
-        sum += at(s.in, p.image, y, x, o) * static_cast<const float*>(c.weight)[tap * c.out_channels + o];
+        sum += at(s.in, p.image, y, x, o) * depthwise_weight(c, o, tap, value(s.in).dtype);
       });
       want[o] = finish(s, p, o, sum, s.activation[0], scale);
     }
