@@ -7,12 +7,12 @@ from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.gate_configs import ChannelGate, LayerGate, Narrow, RandomMasking
 from dynaconv.convert.halting import Halting, halting_stages
 from dynaconv.convert.handlers import HANDLERS, Refusal, find_blocks, recognise
+from dynaconv.convert.kernel_config import KernelConfig
 from dynaconv.convert.kernel_configs import (
     CondConv,
     DCDConv,
     DYConv,
     DyNetConv,
-    KernelConfig,
     ODConv,
     WeightNetConv,
 )

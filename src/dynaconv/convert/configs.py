@@ -13,12 +13,12 @@ from dynaconv.convert.gate_config import GateConfig
 from dynaconv.convert.gate_configs import ChannelGate, LayerGate, Narrow, RandomMasking, fill_preset
 from dynaconv.convert.granularity import as_granularity
 from dynaconv.convert.halting import Halting
+from dynaconv.convert.kernel_config import KernelConfig
 from dynaconv.convert.kernel_configs import (
     CondConv,
     DCDConv,
     DYConv,
     DyNetConv,
-    KernelConfig,
     ODConv,
     WeightNetConv,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dynaconv import _checks
-from dynaconv.convert.kernel_configs import KernelConfig, Place
+from dynaconv.convert.kernel_config import KernelConfig, Place
 from dynaconv.convert.layer_sites import LayerSite, find_blocks, layer_sites, network_family
 from dynaconv.convert.replace import replace_module
 from dynaconv.convert.rules import Rules, config_for

@@ -11,7 +11,7 @@ from torch import nn
 from dynaconv import _checks
 from dynaconv.convert.configs import SpatialMasking
 from dynaconv.convert.gate_config import GateConfig
-from dynaconv.convert.kernel_configs import KernelConfig
+from dynaconv.convert.kernel_config import KernelConfig
 
 Config = GateConfig | KernelConfig | tuple["GateConfig | KernelConfig", ...]
 Rules = Mapping[str, "Config | None"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from dynaconv import _checks
 from dynaconv.convert.configs import config_from_dict
-from dynaconv.convert.kernel_configs import KernelConfig
+from dynaconv.convert.kernel_config import KernelConfig
 from dynaconv.convert.kernels import apply_kernels, plan_kernels
 from dynaconv.convert.layer_sites import layer_sites
 from dynaconv.models.dynamic.bases import build_base
