@@ -65,6 +65,40 @@ class Around(Residual):
         return x + self.leave(F.relu(self.enter(self.inner(x))))
 
 
+class Attends(nn.Module):
+    """Attention between all positions, then a mixer of channels, on a smaller map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.norm, self.enter, self.leave = nn.BatchNorm2d(8), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+
+    def attend(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        weight = (tokens @ tokens.transpose(1, 2)).softmax(-1)
+        return (weight @ tokens).transpose(1, 2).reshape(x.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        x = x + self.attend(x)
+        return x + self.leave(F.relu(self.enter(self.norm(x))))
+
+
+class AttendsLast(Attends):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.leave(F.relu(self.enter(self.attend(x))))
+
+
+class Pools(Attends):
+    """A smaller map and back, in ways that do not say how large they would be for other inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        x = F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:])
+        return x + self.leave(F.relu(self.enter(x)))
+
+
 def converted(model: nn.Module, config: object = None, channels: int = 4) -> list[str]:
     return dc.dynamize_(copy.deepcopy(model), config, input_size=(channels, 8, 8)).converted
 
@@ -85,7 +119,12 @@ def test_a_rule_for_the_inner_block_is_followed() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(Second, "norm mixes positions"), (Beside, "shortcut has a convolution of more than one position")],
+    [
+        (Second, "norm mixes positions"),
+        (Beside, "shortcut has a convolution of more than one position"),
+        (AttendsLast, r"flatten\(\) mixes positions"),
+        (Pools, "its branch starts behind something that mixes positions"),
+    ],
 )
 def test_refused_with_the_reason(kind: type[nn.Module], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -108,10 +147,10 @@ class TwoBranches(nn.Module):
         return x
 
 
-def network() -> nn.Module:
+def network(kind: type[nn.Module] = TwoAdditions) -> nn.Module:
     torch.manual_seed(0)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-    return lively(nn.Sequential(nn.Conv2d(3, 6, 1), TwoAdditions(), head)).eval()
+    return lively(nn.Sequential(nn.Conv2d(3, 6, 1), kind(), head)).eval()
 
 
 def test_what_always_runs_is_charged_in_full() -> None:
@@ -125,8 +164,9 @@ def test_what_always_runs_is_charged_in_full() -> None:
     assert layers["1.block.mix"].executed_macs == 5 * 6 * (8 * 9 + 8)
 
 
-def test_compiled_exported_saved(tmp_path: Path) -> None:
-    model, x = network(), torch.randn(2, 3, 10, 12)
+@pytest.mark.parametrize("kind", [TwoAdditions, Attends])
+def test_compiled_exported_saved(kind: type[nn.Module], tmp_path: Path) -> None:
+    model, x = network(kind), torch.randn(2, 3, 10, 12)
     static = copy.deepcopy(model)
     dc.dynamize_(model, input_size=(3, 10, 12))
     set_backend(model, "eager")
@@ -140,7 +180,11 @@ def test_compiled_exported_saved(tmp_path: Path) -> None:
         assert deviation(again(x), model(x)) <= 1e-5
         for density in (0.0, 0.3, 1.0):
             with force_masks(model, density):
-                assert deviation(fast(x), model(x)) <= 1e-5
+                want = model(x)
+                assert deviation(fast(x), want) <= 1e-5
+                set_backend(model, "auto")
+                assert deviation(model(x), want) <= 1e-5
+                set_backend(model, "eager")
 
 
 @pytest.mark.needs("timm")

@@ -17,9 +17,11 @@ from torch import Tensor, fx, nn
 
 from dynaconv.convert.probe_layers import OtherWidth, Unsupported, known_layer
 from dynaconv.nn.block_program import INPUT, NCHW, Op, Ref, filled
+from dynaconv.ops._conv import Geometry
 
 # Batch and grid of the trial, all different, with odd sides.
 IMAGES, GRID = 3, (9, 7)
+_SAME_GRID = Geometry((1, 1), (1, 1), (0, 0), (1, 1))
 POOLED = ("mean", "norm", "image")
 _CALLS = {
     "call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute",
@@ -32,7 +34,8 @@ class Probe:
     """Roles of a graph's nodes for an input of `channels`.
 
     ops: the operations by name, in order. refused: why an operation has no role, for those and what reads them.
-    mixing: why an operation cannot be under a mask, though it may be beside it.
+    mixing: why an operation cannot be under a mask, though it may be beside it. What is refused may also be part of
+        what always runs where it has a role, "opaque".
 
     Raises:
         OtherWidth: the input cannot have this many channels.
@@ -101,21 +104,50 @@ class Probe:
                 self._try(op, maps)
         except Unsupported as error:
             self.refused[node.name] = str(error)
+            self._beside(op)
 
-    def _try(self, op: Op, maps: list[str]) -> None:
-        run = self._runner(op)
+    def _beside(self, op: Op) -> None:
+        """Run what no mask can follow, since it may come before the branch; a map of the old grid ends the trouble."""
+        sources = op.sources
+        grid = next((self.grid[s] for s in sources if s in self.grid), None)
+        if grid is None or any(s in self._written or s not in self.whole for s in sources):
+            return
+        if op.name not in self.whole:
+            try:
+                self._run(op, self._runner(op))
+            except (Unsupported, *_FAILURES):
+                return
+        whole = self.whole[op.name]
+        if (
+            isinstance(whole, Tensor)
+            and whole.dim() == 4
+            and (len(whole), *whole.shape[2:]) == (IMAGES, *grid)
+        ):
+            layer = self.block.get_submodule(op.target) if op.call == "module" else None
+            weights = 0 if layer is None else sum(p.numel() for p in layer.parameters())
+            self._put_mixing(op, grid, self.refused.pop(op.name), weights=weights)
+        else:
+            self.grid[op.name] = grid
+            self.put(op, role="opaque")
+
+    def _run(self, op: Op, run: _Run) -> None:
         # A view shares its version with the map behind it, which something else may read.
         versions = {s: v._version for s, v in self.whole.items() if isinstance(v, Tensor)}
-        try:
-            whole = run(self.whole)
-        except _FAILURES as error:
-            if maps:
-                raise OtherWidth(f"{spell(op)}: {error}") from error
-            raise Unsupported(f"{spell(op)}: {error}") from error
+        whole = run(self.whole)
         for name, version in versions.items():
             if self.whole[name]._version != version:
                 self._written[name] = spell(op)
         self.whole[op.name] = whole
+
+    def _try(self, op: Op, maps: list[str]) -> None:
+        run = self._runner(op)
+        try:
+            self._run(op, run)
+        except _FAILURES as error:
+            if maps:
+                raise OtherWidth(f"{spell(op)}: {error}") from error
+            raise Unsupported(f"{spell(op)}: {error}") from error
+        whole = self.whole[op.name]
         if not maps:
             self._without_maps(op, run)
         elif not _has_tensors(whole):
@@ -154,9 +186,16 @@ class Probe:
         images = isinstance(whole, Tensor) and isinstance(before, Tensor) and whole.dim() == before.dim() == 4
         if not images or self.layout(source) != NCHW or whole.shape[0] != IMAGES:
             raise Unsupported(reason)
-        self.put_map(op.name, whole, NCHW, (whole.shape[2], whole.shape[3]))
-        self.put(op, role="mixing", layout=NCHW)
-        self.mixing[op.name] = reason
+        self._put_mixing(op, self.grid[source], reason)
+
+    def _put_mixing(self, op: Op, before: tuple[int, int], reason: str, weights: int = 0) -> None:
+        """Keep a picture [N, C, h, w] that was made from one on the grid `before`."""
+        whole, self.mixing[op.name] = self.whole[op.name], reason
+        grid = (whole.shape[2], whole.shape[3])
+        self.put_map(op.name, whole, NCHW, grid)
+        self.put(
+            op, role="mixing", layout=NCHW, geometry=_SAME_GRID if grid == before else None, weights=weights
+        )
 
     def _runner(self, op: Op) -> _Run:
         """The operation on trial values; a layer is copied first, since it may be on another device, or in training."""

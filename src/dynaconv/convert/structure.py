@@ -21,7 +21,7 @@ from dynaconv.convert.probe_layers import OtherWidth
 from dynaconv.convert.probing import GRID, Probe
 from dynaconv.convert.tracing import Untraceable, modes_kept, signature, trace
 from dynaconv.convert.trial import computes_the_same
-from dynaconv.nn.block_program import INPUT, NCHW, Op, Program, Ref, branch_needs
+from dynaconv.nn.block_program import INPUT, NCHW, Op, Program, Ref, branch_needs, grids
 from dynaconv.nn.dynamic_conv import DynamicConv, DynamicLayer
 from dynaconv.nn.masked_block import Anatomy
 
@@ -209,8 +209,10 @@ def _program(block: nn.Module, graph: fx.Graph, probe: Probe, parts: _Parts) -> 
     groups = [[n for n in order if n in group] for group in (before_nodes, branch_nodes, after_nodes)]
     if cat:
         groups[2].insert(0, parts.join)
+    # What the branch starts from and the shortcut share may be anything that runs.
+    always = {node for node in before_nodes & ancestors([parts.branch]) if node.name in probe.ops}
     for node in [*groups[0], *groups[1], parts.join, *groups[2]]:
-        if node.name in probe.refused:
+        if node.name in probe.refused and node not in always:
             return Refusal("residual", probe.refused[node.name])
     for node in groups[1]:
         if node.name in probe.mixing:
@@ -302,20 +304,24 @@ def _stride(branch: Sequence[Op], result: str) -> int:
     return strides[result]
 
 
+def _is_projection(op: Op) -> bool:
+    return op.role != "mixing" and op.geometry.kernel == (1, 1)
+
+
 def _check(program: Program, probe: Probe) -> Refusal | None:
     """What the mask unit and the executors could not do with a program that was read."""
     inner = {o.name for o in program.branch}
     entries = {s for op in program.branch for s in op.sources} - inner
     common = set().union(*(_names_before(program.before, name) for name in entries))
     convs = [op for op in program.before if op.weights and op.name not in common]
-    if len(convs) > 1 or any(op.geometry is not None and op.geometry.kernel != (1, 1) for op in convs):
+    if len(convs) > 1 or any(op.geometry is not None and not _is_projection(op) for op in convs):
         return Refusal("residual", "its shortcut has a convolution of more than one position, or several")
     always = {op.path for op in (*program.before, *program.after) if op.weights}
     twice = always & {op.path for op in program.convolutions}
     if twice:
         # Counts are by layer.
-        where = "inside and outside of the branch; give each place its own layer"
-        return Refusal("residual", f"its {min(twice)} runs {where}")
+        places = "inside and outside of the branch; give each place its own layer"
+        return Refusal("residual", f"its {min(twice)} runs {places}")
     if any(op.weights for op in program.after):
         return Refusal("residual", "it convolves after the addition; make a module of the residual part")
     if probe.layout(program.result) != NCHW:
@@ -325,17 +331,18 @@ def _check(program: Program, probe: Probe) -> Refusal | None:
         return Refusal(
             "residual", f"it turns a map of {GRID} into {probe.grid[program.result]}, expected {grid}"
         )
+    where = grids(program, GRID)
+    for name in entries:
+        if probe.layout(name) not in ((), NCHW):
+            return Refusal("residual", "its branch starts from a map that is not [N, C, H, W]")
+        if probe.layout(name) == NCHW and name not in where:
+            return Refusal("residual", "its branch starts behind something that mixes positions")
     needs = branch_needs(program, torch.ones(1, 1, *grid), GRID)
     for op in program.branch:
         if op.role in ("mean", "norm") and op.sources[0] in inner and op.sources[0] not in needs:
             return Refusal(
                 "residual", "it averages a map over positions that nothing else says which to compute"
             )
-    for name in entries:
-        if probe.layout(name) not in ((), NCHW):
-            return Refusal("residual", "its branch starts from a map that is not [N, C, H, W]")
-        if any(n in probe.mixing for n in (*_names_before(program.before, name), name)):
-            return Refusal("residual", "its branch starts behind something that mixes positions")
     return None
 
 

@@ -35,12 +35,14 @@ class Op:
 
     role: "window" (a position reads its neighbours: convolution, pooling window, padding), "local" (a position reads
         itself), "mean" or "norm" (over all positions), "image" (on what such a mean gave), "number" (shapes),
-        "constant" (reads no feature map), "mixing" (anything else, only beside the mask).
+        "constant" (reads no feature map), "mixing" (any other map from maps, only beside the mask),
+        "opaque" (no map, on the way to such a one: matrices of attention).
     call, target: "module" and its path, "function" and itself, "method" and its name, "attribute" and its path.
     layout: the two axes of the result that are the position: (2, 3) for [N, C, h, w], (1, 2) for [N, h, w, C]; () for
         what has no positions; one layout each where the result is a tuple. Of a mean: that of what it averages.
     shape: of the result for some input (batch and grid vary).
-    geometry, mode: of a window; mode says how positions outside the map read ("zeros" or one of `F.pad`'s).
+    geometry, mode: of a window; mode says how positions outside the map read ("zeros" or one of `F.pad`'s). A mixing
+        operation that keeps the grid has the geometry that does.
     weights, bias: of one output position; path: the module that the multiply-adds are counted for.
     """
 
@@ -149,11 +151,11 @@ def evaluate(op: Op, block: nn.Module, values: Mapping[str, Any]) -> Any:
 def grids(program: Program, size: Sequence[int]) -> dict[str, tuple[int, int]]:
     """The grid (h, w) of every map before and in the branch, for an input of `size` = (H, W).
 
-    What lies behind an operation that mixes positions ("mixing") has none; the branch reads nothing of that.
+    What lies behind an operation that mixes positions and changes the grid has none; the branch reads nothing of that.
     """
     found: dict[str, tuple[int, int]] = {INPUT: (size[0], size[1])}
     for op in (*program.before, *program.branch):
-        if op.role in ("window", "local"):
+        if op.role in ("window", "local", "opaque") or (op.role == "mixing" and op.geometry is not None):
             source = next((found[name] for name in op.sources if name in found), None)
             if source is not None:
                 found[op.name] = source if op.geometry is None else op.geometry.output_size(source)
