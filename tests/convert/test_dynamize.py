@@ -98,6 +98,22 @@ def test_depthwise_branches_as_cheap_as_their_mask_unit_are_skipped_with_the_rea
         assert dc.dynamize_(model, config, input_size=(8, 9, 7)).converted == ["0", "1"]
         dc.revert_(model)
 
+    class Around(nn.Module):
+        """A residual block around one that is not worth a gate: masked as a whole."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = nn.Conv2d(8, 8, 1), Block(3), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.last(self.inner(self.first(x)))
+
+    model = nn.Sequential(Around())
+    assert dc.dynamize_(model, input_size=(8, 9, 7)).converted == ["0"]
+    dc.revert_(model)
+    cheap = dc.SpatialMasking(unit="conv1x1")
+    assert dc.dynamize_(model, cheap, input_size=(8, 9, 7)).converted == ["0.inner"]
+
 
 def test_rules_by_name() -> None:
     coarse = dc.SpatialMasking(granularity=2)

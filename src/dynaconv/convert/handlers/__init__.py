@@ -38,9 +38,14 @@ def find_blocks(
 ) -> dict[str, Anatomy | Refusal]:
     """Verdicts by name, in forward order of registration; of blocks inside blocks the innermost.
 
-    A block that runs others before a branch of its own with more work stands for them, where it is `wanted`.
+    A block that runs others before a branch of its own with more work stands for them, and one whose inner blocks are
+    not `wanted` for all that is in it, where it is wanted itself.
     A module of a recognised block's class whose forward adds nothing is one without a shortcut.
     """
+
+    def maskable(name: str, verdict: Verdict) -> bool:
+        return isinstance(verdict, Anatomy) and (wanted is None or wanted(name, verdict))
+
     found: dict[str, Anatomy | Refusal] = {}
     known: dict[tuple, Verdict] = {}
     modules = [(name, m) for name, m in model.named_modules() if name]
@@ -54,9 +59,10 @@ def find_blocks(
         key = _likeness(module)
         verdict = known[key] if key in known else recognise(module)
         known[key] = verdict
-        masked = [n.removeprefix(f"{name}.") for n in inner if isinstance(found[n], Anatomy)]
-        outer = isinstance(verdict, Anatomy) and (wanted is None or wanted(name, verdict))
-        if masked and not (outer and outweighs(verdict, masked)):
+        blocks = [n for n in inner if isinstance(found[n], Anatomy)]
+        masked = [n.removeprefix(f"{name}.") for n in blocks if maskable(n, found[n])]
+        stands = maskable(name, verdict) and (not masked or outweighs(verdict, masked))
+        if blocks and not stands:
             continue
         if isinstance(verdict, Refusal) and any(found[n].kind != "untraceable" for n in inner):
             continue
