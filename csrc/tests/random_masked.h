@@ -53,7 +53,7 @@ inline void RandomPlan::masked() {
   Window w = window(in.h, in.w, same);
   if (!same && s_.chance(50)) w = {3, 2, 1, 1};
   if (w.of(in.h) < 1 || w.of(in.w) < 1) w = {1, 1, 0, 1};
-  const Size out{w.of(in.h), w.of(in.w), same ? in.c : channels()};
+  const Size out{w.of(in.h), w.of(in.w), same || s_.chance(30) ? in.c : channels()};
   const int32_t grid = decide(out, w), after = activation();
   const bool own = out.h == in.h && out.w == in.w && out.c == in.c;
   const int32_t shortcut = own ? current_ : project(out, w, grid, after);
@@ -81,16 +81,18 @@ inline void RandomPlan::masked() {
 // A shortcut's convolution: at once, or closed rows with the last activation and open ones without.
 inline int32_t RandomPlan::project(Size out, const Window& w, int32_t grid, int32_t after) {
   const Size in = size(current_);
-  const int32_t to = make(out), id = conv(in.c, out.c, 1, {w.kernel, w.stride, w.padding, w.dilation});
+  const bool deep = in.c == out.c && s_.chance(50);
+  const int32_t to = make(out), kind = deep ? kDepthwise : kConv;
+  const int32_t id = deep ? depthwise(in.c, w) : conv(in.c, out.c, 1, {w.kernel, w.stride, w.padding, w.dilation});
   split_ = s_.chance(40);
   if (!split_) {
-    b.step(kConv, current_, to, id);
+    b.step(kind, current_, to, id);
     return to;
   }
   b.grids[grid].closed = 1;
-  Step& closed = b.step(kConv, current_, to, id);
+  Step& closed = b.step(kind, current_, to, id);
   closed.grid = grid, closed.closed = 1, closed.activation[0] = after;
-  b.step(kConv, current_, to, id).grid = grid;
+  b.step(kind, current_, to, id).grid = grid;
   return to;
 }
 
