@@ -200,6 +200,22 @@ def test_a_static_network_and_several_results(tmp_path, ort) -> None:
     np.testing.assert_array_equal(got["output_1"], X)
 
 
+def test_what_a_network_returns_is_not_folded_into_what_follows(tmp_path, ort) -> None:
+    class Returned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.large, self.small = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(3, 4, 1)
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+            self.norm.running_var.fill_(3.0)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            large, before = self.large(x), self.conv(x)
+            return large, large + self.small(x), before, self.norm(before)
+
+    done = dc.export.onnx(Returned().eval(), (X,), tmp_path / "m.onnx")
+    assert done.error <= 1e-5 and len(done.outputs) == 4
+
+
 def test_nothing_of_the_network_changes(model, tmp_path, trace_once) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     hooks = [len(m._forward_hooks) for m in model.modules()]

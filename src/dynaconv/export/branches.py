@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaconv.export.graph import attribute, constant
+from dynaconv.export.graph import attribute, constant, only_user
 from dynaconv.export.regions import (
     PerImage,
     Pooled,
@@ -358,7 +358,7 @@ def nodes_of(step: Pointwise | PerImage | Region | Squeeze) -> list[Any]:
 
 def _walk_on(branch: Branch) -> None:
     """The addition of a shortcut behind the product, and the activation behind that."""
-    use = _only_user(branch.result)
+    use = only_user(branch.result)
     if use is None or use.op_type != "Add":
         return
     other = next(v for v in use.inputs if v is not branch.result) if len(set(use.inputs)) == 2 else None
@@ -369,15 +369,10 @@ def _walk_on(branch: Branch) -> None:
         return
     branch.add, branch.result = use, use.outputs[0]
     branch.inner.append(use)
-    act = _only_user(branch.result)
+    act = only_user(branch.result)
     if is_unary(act):
         branch.act, branch.result = act, act.outputs[0]
         branch.inner.append(act)
-
-
-def _only_user(value: Any) -> Any:
-    uses = value.uses()
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _silu_source(node: Any) -> Any:
@@ -385,7 +380,7 @@ def _silu_source(node: Any) -> Any:
     if node.op_type != "Mul" or len(node.inputs) != 2:
         return None
     for x, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-        if _is_sigmoid(gate) and gate.producer().inputs[0] is x and len(gate.uses()) == 1:
+        if _is_sigmoid(gate) and gate.producer().inputs[0] is x and only_user(gate) is node:
             return x
     return None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaconv.export.graph import Writer, constant, initializer
+from dynaconv.export.graph import Writer, constant, initializer, only_user
 from dynaconv.export.program import quiet
 
 
@@ -34,7 +34,7 @@ def fold_norms(graph: Any) -> None:
         if (
             conv is not None
             and conv.op_type == "Conv"
-            and len(node.inputs[0].uses()) == 1
+            and only_user(node.inputs[0]) is node
             and _absorb(graph, conv, scale, shift)
         ):
             node.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)

@@ -44,6 +44,12 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
     return default if found is None else found.value
 
 
+def only_user(value: Any) -> Any:
+    """The node that alone reads a value which the graph does not return, or None."""
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
 def _result_type(op: str, inputs: tuple[Any, ...]) -> Any:
     """The type of what an operation makes: that of its first input, apart from those that make sizes or places."""
     import onnx_ir as ir

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dynaconv.export.branches import is_static_conv
-from dynaconv.export.graph import attribute, constant, initializer
+from dynaconv.export.graph import attribute, constant, initializer, only_user
 from dynaconv.nn._fold import kernel_within
 
 
@@ -19,7 +19,7 @@ def merge_parallel(graph: Any) -> None:
     """Sums of static convolutions whose taps fit one kernel."""
     for node in list(graph):
         pair = [v.producer() for v in node.inputs] if node.op_type == "Add" else []
-        alone = all(_is_plain(conv) and len(conv.outputs[0].uses()) == 1 for conv in pair)
+        alone = all(_is_plain(conv) and only_user(conv.outputs[0]) is node for conv in pair)
         if len(pair) != 2 or not alone or pair[0] is pair[1] or not _alike(*pair):
             continue
         narrow, wide = sorted(pair, key=lambda conv: constant(conv.inputs[1]).size)
