@@ -53,9 +53,8 @@ def test_every_operation_of_a_branch_follows_its_mask(family: str) -> None:
     plan = fast.plan.raw
     parts = tuple(f"{name}.block" for name in fast.gates)
     branch = [s for s in plan.steps if s.layer in fast.gates or s.layer.startswith(parts)]
-    branch = [s for s in branch if s.out >= 0 and s.kind != "mask_value" and "downsample" not in s.layer]
-    # Sums at the end skip what their weights close.
-    whole = [s for s in branch if s.grid < 0 and s.aux[0] < 0 and plan.values[s.out].size != (1, 1)]
+    branch = [s for s in branch if s.out >= 0 and "downsample" not in s.layer]
+    whole = [s for s in branch if s.grid < 0 and plan.values[s.out].size != (1, 1)]
     assert {s.kind for s in branch} >= {"conv", "multiply" if family == "se-resnet" else "layer_norm"}
     assert not whole, [(s.kind, s.layer) for s in whole]
 
@@ -144,5 +143,40 @@ def test_squeeze_excite_sees_what_several_readers_need_together(backend: str) ->
     widen = next(s for s in fast.plan.raw.steps if s.layer.endswith("widen"))
     assert widen.grid >= 0
     for density in (0.0, 0.1, 0.4, 1.0):
+        with torch.no_grad(), force_masks(model, density):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Joined(nn.Module):
+    """A branch whose last step is no convolution; `last` comes after the addition."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.last = nn.ModuleList(nn.Conv2d(8, 4, 3, 1, 1) for _ in range(2)), last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x + torch.cat([part(x) for part in self.parts], 1))
+
+
+@pytest.mark.parametrize("backend", ["eager"] if _native.missing() else ["eager", "cpu"])
+@pytest.mark.parametrize("again", [False, True], ids=["in place", "read again"])
+@pytest.mark.parametrize("last", [nn.Identity(), nn.ReLU(), nn.SiLU()], ids=["none", "relu", "silu"])
+def test_sums_behind_a_branch_walk_open_rows(last: nn.Module, again: bool, backend: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.block = nn.Conv2d(8, 8, 1), Joined(last)
+            self.last = nn.Conv2d(16 if again else 8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.last(torch.cat([x, self.block(x)], 1) if again else self.block(x))
+
+    model, x, fast = compiled(Twice(), backend)
+    (added,) = (s for s in fast.plan.raw.steps if s.kind == "add")
+    closed = [s for s in fast.plan.raw.steps if s.kind == "activate" and s.closed]
+    assert added.grid >= 0 and not any(s.kind == "mask_value" for s in fast.plan.raw.steps)
+    assert len(closed) == (again or not isinstance(last, nn.Identity))
+    for density in (0.0, 0.4, 1.0):
         with torch.no_grad(), force_masks(model, density):
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

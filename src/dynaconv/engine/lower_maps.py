@@ -58,11 +58,25 @@ def _mul(lowering: Lowering, node: Node) -> None:
 
 
 def _weighted_add(lowering: Lowering, node: Node) -> None:
-    weight = lowering.value(node.inputs["weight"])
-    total = node.x
-    share = lowering.value(total) if lowering.is_last_reader(node, total) else -1
+    total, weight = node.x, node.inputs["weight"]
+    first = lowering.value(total)
+    share = first if lowering.is_last_reader(node, total) else -1
     settled = int(already(total, node.attrs.get("act", "none")))
+    if weight.is_grid:
+        _add_open(lowering, node, share, bool(settled))
+        return
+    weight = lowering.value(weight)
     _pairwise(lowering, node, "add", share, aux=[weight, -1, -1, -1], ints=[0, settled] + [0] * 6)
+
+
+def _add_open(lowering: Lowering, node: Node, share: int, settled: bool) -> None:
+    """Open rows are added; closed ones become what they are added to, with the activation unless that is `settled`."""
+    grid = lowering.grids[node.inputs["weight"]]
+    _pairwise(lowering, node, "add", share, grid=grid)
+    source, out = lowering.value(node.x), lowering.value(node)
+    if not settled or lowering.plan.values[source].place != lowering.plan.values[out].place:
+        acts = ["none" if settled else node.attrs["act"], "none", "none"]
+        lowering.step("activate", node, input=source, out=out, activation=acts, grid=grid, closed=1)
 
 
 def _scale(lowering: Lowering, node: Node) -> None:
@@ -122,8 +136,9 @@ def _repeat(lowering: Lowering, node: Node) -> None:
 def _pairwise(lowering: Lowering, node: Node, kind: str, share: int = -1, **fields: Any) -> None:
     first, second = lowering.value(node.x), lowering.value(node.inputs["y"])
     acts = [node.attrs.get("act", "none"), "none", "none"]
-    out, grid = lowering.result(node, share), _grid(lowering, node)
-    lowering.step(kind, node, input=first, input2=second, out=out, activation=acts, grid=grid, **fields)
+    fields.setdefault("grid", _grid(lowering, node))
+    out = lowering.result(node, share)
+    lowering.step(kind, node, input=first, input2=second, out=out, activation=acts, **fields)
 
 
 EMIT = {
