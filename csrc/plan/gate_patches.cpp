@@ -1,10 +1,11 @@
-// Logits of 3x3 gates, patch by patch (csrc/kernels/gate_patch.h).
+// Logits of 3x3 gates, patch by patch (csrc/kernels/gate_patch.h), or line by line where the picture itself is read in planes.
 
 #include "../kernels/gate_patch.h"
 
 #include <algorithm>
 #include <new>
 
+#include "../kernels/plane_taps.h"
 #include "gate_lines.h"
 #include "run.h"
 
@@ -110,6 +111,30 @@ float some_lines(const Worker& worker, const Step& step, int64_t image, int32_t 
   return sum;
 }
 
+// One line of logits from a picture in planes: along a plane neighbouring positions lie beside each other, as the few channels of
+// a row do not. The sum of the linear layer's products with the lines from its own on, `stride` of them, is returned.
+float line_of_planes(const Worker& worker, const Step& step, int64_t image, int32_t y, float* logits) {
+  const Run& run = worker.run;
+  const Conv& conv = run.conv(step.conv[0]);
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const auto* const weight = static_cast<const float*>(conv.weight);
+  const int64_t area = int64_t{in.height} * in.width, channels = in.channels, stride = conv.stride[0];
+  std::fill_n(logits, out.width, 0.0f);
+  float sum = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const float* const plane = reinterpret_cast<const float*>(run.data(step.in)) + (image * channels + c) * area;
+    for (int64_t i = 0; i < 3; ++i) {
+      const int64_t at = y * stride - 1 + i;
+      if (at < 0 || at >= in.height) continue;
+      const float* const line = plane + at * in.width;
+      if (step.ints[0] && i > 0 && i <= stride) sum += weight[9 * channels + c] * line_sum(line, in.width);
+      const float taps[3] = {weight[3 * i * channels + c], weight[(3 * i + 1) * channels + c], weight[(3 * i + 2) * channels + c]};
+      slide_taps(line, in.width, stride, taps, out.width, logits);
+    }
+  }
+  return sum;
+}
+
 }  // namespace
 
 bool takes_patches(const Plan& plan, const Step& step) {
@@ -135,10 +160,13 @@ void gate_patches(Worker& worker, const Step& step) {
   float* const logits = reinterpret_cast<float*>(run.data(step.out));
   // One sum for the lines of a task, added up in order afterwards: the same bits whichever thread took them.
   float* const line_sums = squeeze ? reinterpret_cast<float*>(run.data(step.aux[0])) : nullptr;
-  const int64_t tasks = (out.height + kPatchRows - 1) / kPatchRows, lines = kPatchRows * int64_t{conv.stride[0]};
+  const bool planes = run.planes(step.in);
+  const int64_t rows = planes ? 1 : kPatchRows, tasks = (out.height + rows - 1) / rows, lines = rows * conv.stride[0];
   worker.share(run.call.images * tasks, [&](int64_t task) {
     const int64_t image = task / tasks, first = task % tasks;
-    const float sum = some_lines(worker, step, image, static_cast<int32_t>(first * kPatchRows), logits);
+    const auto y = static_cast<int32_t>(first * rows);
+    const float sum = planes ? line_of_planes(worker, step, image, y, logits + (image * out.height + y) * out.width)
+                             : some_lines(worker, step, image, y, logits);
     const int64_t end = std::min<int64_t>((first + 1) * lines, in.height);
     for (int64_t line = first * lines; squeeze && line < end; ++line)
       line_sums[image * in.height + line] = line == first * lines ? sum : 0.0f;

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 7;
+constexpr int kPlanAbi = 8;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -68,7 +68,7 @@ enum Kind : int32_t {
   kLayout = 0,    // external image(s), planes or rows -> rows `out`, converted to its dtype
   kConv,          // out = act(conv(in) [+ in2]); groups allowed; a Linear is a 1x1 on a 1x1 grid. Where the convolution has
                   // Winograd weights they are used when cheaper; with a grid, grid2 then says which inputs hold something
-  kStem,          // conv from an external image of few channels (planes or rows), out rows
+  kStem,          // conv from an external image of few channels (planes or rows), out rows; without in2
   kDepthwise,     // out = act(depthwise(in) [+ in2]); in bfloat16 what is infinite or NaN may reach one output more in its line
   kInverted,      // out = final_act(in2 + project(act2(depthwise(act1(expand(in))))) ); conv[0] may be -1 (no expansion), and
                   // with a mask and an expansion grid2 says which inputs are read. ints[1]: closed rows become in2 (1), or

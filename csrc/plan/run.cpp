@@ -51,7 +51,7 @@ int64_t most_images(const Plan& plan) {
 // Whether a step reads the list of open positions of `grid`; the others look at its bytes.
 bool walks_open(const Step& step) {
   switch (step.kind) {
-    case kDepthwise: case kInverted: case kMean: case kThreshold: case kDilate: case kMaskValue: case kNarrow: return false;
+    case kStem: case kDepthwise: case kInverted: case kMean: case kThreshold: case kDilate: case kMaskValue: case kNarrow: return false;
     default: return !step.closed;
   }
 }
@@ -114,6 +114,11 @@ int64_t bytes_of(const Arena& arena) {
   return arena.values.bytes() + arena.window.bytes() + arena.masks.bytes() + arena.scratch.bytes() + arena.counters.bytes();
 }
 
+// Whether a step takes a picture as it lies.
+bool reads_planes(const Plan& plan, const Step& step) {
+  return step.kind == kLayout || step.kind == kStem || (step.kind == kGate && takes_patches(plan, step));
+}
+
 std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
   if (call.images < 1 || call.images != arena.batch.images) return "the number of images is not that of the context";
   if (call.first < 0 || call.last > static_cast<int32_t>(plan.steps.size()) || call.first > call.last)
@@ -126,7 +131,7 @@ std::string check_call(const Plan& plan, const Arena& arena, const Call& call) {
       const int32_t external = id < 0 ? -1 : plan.values[id].external;
       if (external < 0) continue;
       if (!call.externals[external]) return "external tensor " + std::to_string(external) + " is missing";
-      if (call.external_planes[external] && !(id == step.in && (step.kind == kLayout || step.kind == kStem)))
+      if (call.external_planes[external] && !(id == step.in && reads_planes(plan, step)))
         return "external tensor " + std::to_string(external) + " must be rows, not planes";
     }
   }

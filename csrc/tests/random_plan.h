@@ -133,13 +133,25 @@ class RandomPlan {
     if (s_.chance(50)) {
       Window w = window(image.h, image.w, false);
       w.dilation = 1, w.padding = std::min(w.padding, w.kernel / 2);
-      const int32_t out = channels();
-      current_ = make({w.of(image.h), w.of(image.w), out});
-      const int32_t id = conv(image.c, out, 1, w);
-      b.step(kStem, in, current_, id).activation[0] = activation();
+      if (s_.chance(50)) w = {3, s_.pick({1, 2}), 1, 1};
+      const int32_t out = make({w.of(image.h), w.of(image.w), channels()});
+      // Of a picture in planes only some gates decide.
+      const bool decides = !as_planes || (w.kernel == 3 && w.stride <= 2 && w.padding == 1);
+      stem(in, out, w, decides && s_.chance(50));
+      current_ = out;
     } else {
       current_ = make(image);
       b.step(kLayout, in, current_);
+    }
+  }
+  // Everywhere, or once where a mask that is decided from the picture is closed, and once where it is open.
+  void stem(int32_t in, int32_t out, const Window& w, bool masks) {
+    current_ = in;
+    const int32_t grid = masks ? decide(size(out), w) : -1;
+    for (int32_t closed = masks; closed >= 0; --closed) {
+      const int32_t id = conv(size(in).c, size(out).c, 1, w), act = activation();
+      Step& step = b.step(kStem, in, out, id);
+      step.grid = grid, step.closed = closed, step.activation[0] = act;
     }
   }
   void end() {

@@ -71,6 +71,39 @@ def test_open_rows_take_the_shortcut_along_and_closed_rows_it_alone(
             check(fast, model, torch.randn(3, *SIZE))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("unit", ["squeeze", "conv1x1"])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride"), [(3, 3, 1), (3, 3, 2), (1, 3, 2), (4, 5, 2), (8, 3, 1)]
+)
+def test_a_masked_first_layer_reads_the_picture(
+    channels: int, kernel: int, stride: int, unit: str, backend: str
+) -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(channels, 40, kernel, stride, kernel // 2)
+            self.small = nn.Conv2d(channels, 40, 1, stride)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.conv(x) + self.small(x)).relu()
+
+    torch.manual_seed(0)
+    model, size = nn.Sequential(First(), nn.Conv2d(40, 4, 1)).eval(), (channels, *SIZE[1:])
+    dc.dynamize_(model, dc.SpatialMasking(unit=unit, init="paper"), input_size=size)
+    set_backend(model, "eager")
+    fast = dc.compile(model, (torch.randn(1, *size),), backend=backend, measure=False)
+    kinds, x = [step.kind for step in fast.plan.raw.steps], torch.randn(3, *size)
+    assert kinds.count("stem") == (2 if channels <= 4 else 0)
+    assert ("layout" in kinds) == (channels > 4 or unit == "conv1x1")
+    for form in (torch.contiguous_format, torch.channels_last):
+        check(fast, model, x.contiguous(memory_format=form))
+        for density in (0.0, 0.4, 1.0):
+            with force_masks(model, density):
+                check(fast, model, x.contiguous(memory_format=form))
+    fast.verify((x,))
+
+
 def test_convolutions_that_fit_no_common_kernel_stay_two() -> None:
     class Crossed(nn.Module):
         def __init__(self) -> None:

@@ -55,7 +55,7 @@ class Lowering:
                 EMIT["mixed" if node.op == "conv" and node.is_mixed else node.op](self, node)
         plan.outputs = [encode(self.argument(o), plan.constants) for o in self.graph.outputs]
         self._cut()
-        for grid in {s.grid for s in plan.steps if s.closed}:
+        for grid in {s.grid for s in plan.steps if s.closed and s.kind != "stem"}:
             plan.grids[grid].closed = 1
         return plan
 

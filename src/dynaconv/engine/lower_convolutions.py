@@ -123,9 +123,15 @@ def _form(lowering: Lowering, node: Node) -> str:
     weight, groups = node.attrs["weight"], node.attrs["groups"]
     if groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1:
         return "depthwise"
-    image = node.x.op == "input" and node.x.size[2] <= STEM_CHANNELS and groups == 1
-    plain = not {"grid", "residual"} & set(node.inputs) and node.attrs["dilation"] == (1, 1)
-    return "stem" if image and plain and node.x.size[:2] != (1, 1) else "conv"
+    # Of a shortcut that is computed along only the closed rows are somebody else's.
+    plain = "residual" not in node.inputs or node.attrs.get("closed") == "apart"
+    plain = plain and groups == 1 and node.attrs["dilation"] == (1, 1)
+    return "stem" if is_picture(node.x) and plain else "conv"
+
+
+def is_picture(node: Node) -> bool:
+    """What the first layers read as it lies: an image of few channels."""
+    return node.op == "input" and node.size[2] <= STEM_CHANNELS and node.size[:2] != (1, 1)
 
 
 def _filled(lowering: Lowering, node: Node, in2: int, out: int, final: str) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from dynaconv.engine import pack
 from dynaconv.engine.ir import Node
+from dynaconv.engine.lower_convolutions import is_picture
 from dynaconv.engine.plan import Conv, GateInfo, Grid
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ _MOST_TAPS = 256
 
 
 def _gate(lowering: Lowering, node: Node) -> None:
-    source, weight = lowering.value(node.x), node.attrs["weight"]
+    weight = node.attrs["weight"]
+    source = (lowering.external if _reads_picture(node) else lowering.value)(node.x)
     packed = pack.pack_gate(weight, node.attrs.get("linear"), node.attrs["bias"])
     geometry = (node.attrs[k] for k in ("stride", "padding", "dilation"))
     conv = Conv("gate", weight.shape[1], 1, 1, tuple(weight.shape[2:]), *geometry, *packed)
@@ -30,6 +32,13 @@ def _gate(lowering: Lowering, node: Node) -> None:
         aux[0] = lowering.room((lowering.plan.values[source].height, 1, 1), f"{node.layer} sums")
     out = lowering.result(node)
     lowering.step("gate", node, input=source, out=out, conv=lowering.conv_data(conv), ints=ints, aux=aux)
+
+
+def _reads_picture(node: Node) -> bool:
+    """Windows of 3x3 have a kernel for pictures in planes."""
+    kernel, stride = tuple(node.attrs["weight"].shape[2:]), node.attrs["stride"]
+    fits = kernel == (3, 3) and node.attrs["padding"] == node.attrs["dilation"] == (1, 1)
+    return is_picture(node.x) and fits and stride in ((1, 1), (2, 2))
 
 
 def _threshold(lowering: Lowering, node: Node) -> None:

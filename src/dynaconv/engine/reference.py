@@ -84,7 +84,10 @@ class Run:
         return self.arena.view(dtype).as_strided(shape, strides, start)
 
     def planes(self, index: int) -> Tensor:
-        """A value as [N, C, h, w] in float32."""
+        """A value as [N, C, h, w] in float32; the image comes so."""
+        external = self.plan.values[index].external
+        if external >= 0 and self.plan.externals[external].source == "input":
+            return self.externals[external]
         return self.value(index).permute(0, 3, 1, 2).float()
 
     def rounded(self, x: Tensor, index: int) -> Tensor:
@@ -139,7 +142,7 @@ def finish(run: Run, step: Step, y: Tensor) -> Tensor:
 @step_kind("layout")
 def layout(run: Run, step: Step) -> None:
     """The image as rows."""
-    run.write(step, run.externals[run.plan.values[step.input].external])
+    run.write(step, run.planes(step.input))
 
 
 @step_kind("conv")
@@ -192,7 +195,7 @@ def _open_indices(open_: Tensor, width: int) -> Tensor:
 def stem(run: Run, step: Step) -> None:
     """As conv, from the image."""
     size = run.plan.values[step.out].size
-    image = run.rounded(run.externals[run.plan.values[step.input].external], step.out)
+    image = run.rounded(run.planes(step.input), step.out)
     y = convolve(image, run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
     run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynaconv.engine import plan as plans
 from dynaconv.engine.plan import ACTIVATIONS, DTYPES, KINDS, Plan
 
-PLAN_ABI = 7
+PLAN_ABI = 8
 
 
 class Value(ctypes.Structure):
