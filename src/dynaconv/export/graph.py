@@ -54,7 +54,7 @@ def _result_type(op: str, inputs: tuple[Any, ...]) -> Any:
     """The type of what an operation makes: that of its first input, apart from those that make sizes or places."""
     import onnx_ir as ir
 
-    if op in ("Shape", "NonZero", "CumSum"):
+    if op in ("Shape", "NonZero"):
         return ir.DataType.INT64
     if op in ("Equal", "GreaterOrEqual", "Less"):
         return ir.DataType.BOOL

@@ -55,7 +55,7 @@ def run_stage(
 
 
 def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, places: Any) -> Any:
-    """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, taps, C].
+    """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, 1, taps, C].
 
     Windows hold zeros where they reach beyond the image.
     """
@@ -64,17 +64,17 @@ def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, plac
         return write("GatherND", x, places)
     if stage.pointwise and places is x.places:
         return x.rows
+    # The zero row lies behind all others. Slots without a row read the first listed one, or it where none is listed.
     zero = write.constant(np.zeros((1, channels), np.float32))
-    # Row 0 is the zero row: it stands for what is not listed and, behind the last position, for what is outside.
     if stage.pointwise:
         found = write("GatherND", lowering.index(x.mask), places)
-        return write("Gather", write("Concat", zero, x.rows, axis=0), found, axis=0)
+        return write("Gather", write("Concat", x.rows, zero, axis=0), found, axis=0)
     key = ("taps", stage.kernel, stage.stride, stage.dilation, stage.pads, *inside.key, *outside.key)
     table = lowering.once(key, lambda: tables.tap_table(write, stage, inside, outside))
-    read = write("GatherND", table, places)
+    read = write("Gather", table, places, axis=0)
     if not isinstance(x, Listed):
         return write("Gather", write("Concat", x, zero, axis=0) if any(stage.pads) else x, read, axis=0)
-    rows, index = write("Concat", zero, x.rows, axis=0), lowering.index(x.mask)
+    rows, index = write("Concat", x.rows, zero, axis=0), lowering.index(x.mask)
     if lays_out_map(stage):
         # By a gather, because a scatter copies what it writes to, with one thread.
         return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)

@@ -89,15 +89,16 @@ def open_rows(write: Writer, mask: Any) -> Any:
 
 
 def ranks(write: Writer, mask: Any) -> Any:
-    """Which entry of `open_rows` each position of a mask is, counted from 1; closed ones, and one behind all, are 0.
+    """How many open positions of a mask of zeros and ones lie before each position, and, last, how many there are.
+
+    For an open position this is its entry in `open_rows`.
 
     Returns:
-        [N * h * w + 1] int64.
+        [N * h * w + 1] int32.
     """
-    flat = write("Reshape", mask, write.integers(-1))
-    listed = write("Cast", write("Cast", flat, to=9), to=7)
-    listed = write("Concat", listed, write.integers(0), axis=0)
-    return write("Mul", write("CumSum", listed, write.constant(np.array(0))), listed)
+    listed = write("Cast", write("Reshape", mask, write.integers(-1)), to=6)
+    listed = write("Concat", listed, write.constant(np.zeros(1, np.int32)), axis=0)
+    return write("CumSum", listed, write.constant(np.array(0)), exclusive=1)
 
 
 def members(write: Writer, image: Any, batch: Any) -> Any:
@@ -170,7 +171,7 @@ def _count(write: Writer, size: Any) -> Any:
 
 
 def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
-    """Positions of the convolution's input map that open outputs read, [N, 1, H, W]; not zero means needed.
+    """1 at positions of the convolution's input map that open outputs read, else 0: [N, 1, H, W].
 
     Source: arXiv 1912.03203, section 3.3, for any geometry.
     """
@@ -192,4 +193,4 @@ def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
         spread = write("Pad", spread, write.integers(0, 0, 0, 0, 0, 0, *extra))
     starts, axes = write.integers(top, left), write.integers(2, 3)
     ends = shape_of(write, inside, front=(add(write, inside.height, top), add(write, inside.width, left)))
-    return write("Slice", spread, starts, ends, axes)
+    return write("Min", write("Slice", spread, starts, ends, axes), write.constant(np.ones(1, np.float32)))
