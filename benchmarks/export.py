@@ -9,7 +9,8 @@
 Masks are forced (blob-like, exact density, in every block) and are inputs of the graph; the gates still compute, and
 a product and an addition for each gate bring the mask in. With `--masks own` the graph has no such inputs: the gates
 decide, by thresholds that are set one by one so that each gate opens the share that is asked on other noise.
-Weights are random with settled batch norms, pictures are noise. The files' free batch is fixed at loading.
+Weights are random with settled batch norms, pictures are noise. Files are exported with as many pictures as they are
+then run on; their free batch is fixed at loading.
 Each file is compared with eager PyTorch on the same masks before anything is timed; while one differs, no number is
 printed. A speed-up is milliseconds of the static network over those of the exported one, minimum / median.
 """
@@ -89,7 +90,7 @@ def parse() -> argparse.Namespace:
 
 
 class Files:
-    """Exported files of one network: the static one, and the masked one for each lowering and density."""
+    """Exported files of one network: the static one, and the masked one for each lowering, density and batch."""
 
     def __init__(self, name: str, static: torch.nn.Module, args: argparse.Namespace, folder: Path) -> None:
         self.name, self.folder, self.size, self.own = name, folder, args.input_size, args.masks == "own"
@@ -101,12 +102,12 @@ class Files:
         self.made: dict[str, Path] = {}
         self.blocks: dict[str, dict[str, str]] = {}
 
-    def file(self, lowering: str, density: float = 1.0) -> Path:
+    def file(self, lowering: str, density: float, batch: int) -> Path:
         """The path; written at the first call. Only "auto" and gates of their own depend on the density."""
-        key = self.key(lowering, density)
+        key = self.key(lowering, density, batch)
         if key not in self.made:
             path = self.folder / f"{self.name.replace(':', '-')}-{key}.onnx"
-            x = torch.randn(1, *self.size)
+            x = torch.randn(batch, *self.size)
             model, inputs = (self.static, (x,)) if lowering == "static" else self.masked(x, density)
             options = {"lowering": "dense" if lowering == "static" else lowering, "dial": None, "report": ()}
             options |= {"densities": density if lowering == "auto" else None, "check": False}
@@ -115,12 +116,13 @@ class Files:
             self.made[key], self.blocks[key] = path, dc.export.read_metadata(path)["lowering"]
         return self.made[key]
 
-    def key(self, lowering: str, density: float) -> str:
+    def key(self, lowering: str, density: float, batch: int) -> str:
         """What the file is kept under."""
         if lowering == "static":
             return lowering
         kind = f"own-{lowering}" if self.own else lowering
-        return f"{kind}{density:g}" if lowering == "auto" or self.own else kind
+        kind = f"{kind}{density:g}" if lowering == "auto" or self.own else kind
+        return f"{kind}-b{batch}"
 
     def masked(self, x: torch.Tensor, density: float) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
         """The masked network at a density, and what it takes for x [N, C, H, W]."""
@@ -129,9 +131,9 @@ class Files:
             return open_share(copy.deepcopy(self.dynamic), noise, density), (x,)
         return self.given, (x, *forced(self.dynamic, x, density))
 
-    def sparse_blocks(self, lowering: str, density: float) -> str:
+    def sparse_blocks(self, lowering: str, density: float, batch: int) -> str:
         """How many blocks were written sparse, of how many."""
-        kinds = list(self.blocks[self.key(lowering, density)].values())
+        kinds = list(self.blocks[self.key(lowering, density, batch)].values())
         return f"{kinds.count('sparse')} of {len(kinds)}"
 
 
@@ -155,10 +157,10 @@ def race(files: Files, engine: str, batch: int, args: argparse.Namespace) -> lis
     """Rows of one network in one runtime at one batch."""
     x = torch.randn(batch, *args.input_size, generator=torch.Generator().manual_seed(1))
     threads = torch.get_num_threads()
-    cases = {("static", 1.0): (files.file("static"), files.static, (x,))}
+    cases = {("static", 1.0): (files.file("static", 1.0, batch), files.static, (x,))}
     for lowering in args.lowering:
         for density in args.densities:
-            cases[lowering, density] = (files.file(lowering, density), *files.masked(x, density))
+            cases[lowering, density] = (files.file(lowering, density, batch), *files.masked(x, density))
     runs, loaded = {}, {}
     for case, (path, model, inputs) in cases.items():
         if path not in loaded:
@@ -171,7 +173,7 @@ def race(files: Files, engine: str, batch: int, args: argparse.Namespace) -> lis
     return [
         {
             "network": files.name, "engine": engine, "batch": batch, "lowering": lowering, "density": density,
-            "blocks": files.sparse_blocks(lowering, density), "ms": times[str((lowering, density))],
+            "blocks": files.sparse_blocks(lowering, density, batch), "ms": times[str((lowering, density))],
             "static_ms": base, "limit": promised(files.name, engine, lowering, density),
             "speedup_min": base["min_ms"] / times[str((lowering, density))]["min_ms"],
             "speedup_median": base["median_ms"] / times[str((lowering, density))]["median_ms"],

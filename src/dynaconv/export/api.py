@@ -190,7 +190,7 @@ def _lower(
     clean.drop_unread(traced.model)
     spread_masks(traced.graph, [branch for branch in dense if branch not in served])
     if chosen:
-        lower(traced.graph, chosen)
+        lower(traced.graph, chosen, len(example[0]))
     else:
         gate_logits.rewrite(traced.graph)
     skipping = {branch.name for branch in chosen}

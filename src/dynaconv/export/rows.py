@@ -27,20 +27,21 @@ from dynaconv.export.stages import Listed, row_shape, run_stage
 from dynaconv.export.tables import Grid
 
 
-def lower(graph: Any, branches: list[Branch]) -> None:
+def lower(graph: Any, branches: list[Branch], images: int) -> None:
     """Rewrite the graph so that these branches skip.
 
     Args:
-        branches: of `find_branches(graph, ...)`; those that are not in the list stay dense.
+        branches: of `find_branches(graph, ...)`; those that are not in the list stay dense. images: the batch that
+            it shall be fast for.
     """
-    Rows(graph, branches).run()
+    Rows(graph, branches, images).run()
 
 
 class Rows:
     """One walk over the graph, in order; what it has written is remembered and shared."""
 
-    def __init__(self, graph: Any, branches: list[Branch]) -> None:
-        self.graph = graph
+    def __init__(self, graph: Any, branches: list[Branch], images: int) -> None:
+        self.graph, self.images = graph, images
         self.ends = {branch.result.producer(): branch for branch in branches}
         self.inner = {node for branch in branches for node in branch.inner}
         self.gates = {gate.node: gate for gate in find_gates(graph)}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynaconv.export import computed, tables
+from dynaconv.export import computed, tables, winograd
 from dynaconv.export.branches import ComputedStage, Stage
 from dynaconv.export.regions import PerImage, Region, Squeeze, apply_region, write_per_image, write_squeeze
 from dynaconv.export.tables import Grid
@@ -40,6 +40,13 @@ def run_stage(
         slots = computed.slots(lowering, stage, places, need, outside)
         taps = _read(lowering, stage, x, inside, outside, slots.places)
         y = computed.product(lowering, stage, taps, slots)
+    elif winograd.serves(stage, inside, lowering.images):
+        tiles = winograd.open_tiles(lowering, need)
+        patches = _windows(
+            lowering, winograd.PATCHES, stage.inputs, x, inside, winograd.tile_grid(inside),
+            lowering.listing(tiles), (2, 1, 0),
+        )  # fmt: skip
+        y = winograd.product(lowering, stage, patches, inside, places, need)
     else:
         y = _product(write, stage, _read(lowering, stage, x, inside, outside, places))
     for step in stage.after:
@@ -55,35 +62,54 @@ def run_stage(
 
 
 def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, places: Any) -> Any:
-    """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, 1, taps, C].
-
-    Windows hold zeros where they reach beyond the image.
-    """
+    """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, 1, taps, C]."""
     write, channels = lowering.write, stage.inputs
-    if stage.pointwise and not isinstance(x, Listed):
-        return write("GatherND", x, places)
-    if stage.pointwise and places is x.places:
-        return x.rows
-    # The zero row lies behind all others. Slots without a row read the first listed one, or it where none is listed.
-    zero = write.constant(np.zeros((1, channels), np.float32))
-    if stage.pointwise:
-        found = write("GatherND", lowering.index(x.mask), places)
-        return write("Gather", write("Concat", x.rows, zero, axis=0), found, axis=0)
-    key = ("taps", stage.kernel, stage.stride, stage.dilation, stage.pads, *inside.key, *outside.key)
-    table = lowering.once(key, lambda: tables.tap_table(write, stage, inside, outside))
-    read = write("Gather", table, places, axis=0)
+    if not stage.pointwise:
+        return _windows(lowering, stage, channels, x, inside, outside, places)
     if not isinstance(x, Listed):
-        return write("Gather", write("Concat", x, zero, axis=0) if any(stage.pads) else x, read, axis=0)
-    rows, index = write("Concat", x.rows, zero, axis=0), lowering.index(x.mask)
-    if lays_out_map(stage):
+        return write("GatherND", x, places)
+    if places is x.places:
+        return x.rows
+    # Slots without a row read the first listed one, or the zero row where none is listed.
+    found = write("GatherND", lowering.index(x.mask), places)
+    return write("Gather", _with_zeros(write, x.rows, channels), found, axis=0)
+
+
+def _windows(
+    lowering: Any, window: Any, channels: int, x: Any, inside: Grid, outside: Grid, places: Any, perm: Any = None
+) -> Any:  # fmt: skip
+    """Windows [K, 1, taps, C] of the outputs at `places`, zeros where they reach beyond the image.
+
+    Args:
+        window: kernel, stride, dilation and pads, as of a `Stage`. perm: of the first three axes.
+    """
+    write = lowering.write
+    key = ("taps", window.kernel, window.stride, window.dilation, window.pads, *inside.key, *outside.key)
+    table = lowering.once(key, lambda: tables.tap_table(write, window, inside, outside))
+    read = write("Gather", table, places, axis=0)
+    if perm is not None:
+        read = write("Transpose", read, perm=perm)
+    if not isinstance(x, Listed):
+        return write("Gather", _with_zeros(write, x, channels) if any(window.pads) else x, read, axis=0)
+    rows, index = _with_zeros(write, x.rows, channels), lowering.index(x.mask)
+    if _lays_out(channels, window.stride):
         # By a gather, because a scatter copies what it writes to, with one thread.
         return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
     return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
 
 
+def _with_zeros(write: Any, rows: Any, channels: int) -> Any:
+    """Rows [K + 1, C]: the last one, of zeros, is where tables point to for what is outside of the image."""
+    return write("Concat", rows, write.constant(np.zeros((1, channels), np.float32)), axis=0)
+
+
 def lays_out_map(stage: Stage) -> bool:
     """Whether windows over listed rows are read from the whole map, rather than by where a tap's row lies."""
-    return stage.inputs < WIDE and stage.stride == (1, 1)
+    return _lays_out(stage.inputs, stage.stride)
+
+
+def _lays_out(channels: int, stride: tuple[int, int]) -> bool:
+    return channels < WIDE and stride == (1, 1)
 
 
 def row_shape(write: Any, grid: Grid, channels: int) -> Any:

@@ -123,15 +123,20 @@ def tap_table(write: Writer, stage: Stage, grid: Grid, out: Grid) -> Any:
         (y, y_inside), (x, x_inside) = axes
         rows = y[:, None, :, None] * grid.width + x[None, :, None, :]
         image = np.where(y_inside[:, None, :, None] & x_inside[None, :, None, :], rows, OUTSIDE)
-        image = write.constant(image.reshape(1, out.height * out.width, -1))
+        image = image.reshape(1, out.height * out.width, -1)
     else:
         image = _free_table(write, axes, grid.width, int(np.prod(stage.kernel)))
-    area = length(write, multiply(write, grid.height, grid.width))
-    start = write("Reshape", write("Mul", _count(write, grid.batch), area), write.integers(-1, 1, 1))
-    table = write("Add", start, image)
+    table = of_images(write, grid, image)
     if any(stage.pads):
         table = write("Min", table, length(write, multiply(write, *grid)))
     return write("Reshape", table, write.integers(-1, int(np.prod(stage.kernel))))
+
+
+def of_images(write: Writer, grid: Grid, table: Any) -> Any:
+    """A table of places in one map of this grid, [1, rows, columns], for all images: [N, rows, columns] int64."""
+    area = length(write, multiply(write, grid.height, grid.width))
+    start = write("Reshape", write("Mul", _count(write, grid.batch), area), write.integers(-1, 1, 1))
+    return write("Add", start, _value(write, table))
 
 
 def _axis(write: Writer, size: Any, out: Any, stride: int, pad: int, offsets: np.ndarray) -> tuple[Any, Any]:
