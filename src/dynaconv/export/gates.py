@@ -12,7 +12,7 @@ import numpy as np
 
 from dynaconv.export import tables
 from dynaconv.export.branches import Stage, is_static_conv
-from dynaconv.export.graph import Writer, constant
+from dynaconv.export.graph import Writer, constant, only_user
 
 # Channels come in blocks of this many in the layouts of runtimes.
 BLOCK = 16
@@ -87,19 +87,32 @@ def write_gate(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) ->
     """Replace a gate's logits [N, 1, h, w], from the map or, where there are, from its rows [N * H * W, C].
 
     Where logits are only compared with a threshold, what comes from the mean [N, 1, 1, 1] moves to the other side of
-    the comparison, which saves an addition for each position.
+    the comparison, which saves an addition for each position; and a constant threshold moves to this side.
     """
     old = gate.node.outputs[0]
-    z, mean = _logits(write, gate, rows, grid)
-    uses = old.uses()
-    compared = len(uses) == 1 and uses[0].node.op_type in _COMPARISONS and uses[0].idx == 0
-    if mean is not None and compared and not old.is_graph_output():
-        threshold = uses[0].node.inputs[1]
-        beside = Writer(write.graph, uses[0].node)
-        uses[0].node.replace_input_with(1, beside("Sub", threshold, mean))
+    compare = None if gate.linear is None or old.is_graph_output() else _comparison(old)
+    threshold = None if compare is None else _number(compare.inputs[1])
+    z, mean = _logits(write, gate, rows, grid, threshold or 0.0)
+    if compare is not None:
+        beside = Writer(write.graph, compare)
+        other = mean if threshold is not None else beside("Add", compare.inputs[1], mean)
+        compare.replace_input_with(1, other)
     elif mean is not None:
-        z = write("Add", z, mean, like=old)
+        z = write("Sub", z, mean, like=old)
     old.replace_all_uses_with(z, replace_graph_outputs=True)
+
+
+def _comparison(logits: Any) -> Any:
+    """The comparison that alone reads them, or None."""
+    node, uses = only_user(logits), logits.uses()
+    return node if node is not None and node.op_type in _COMPARISONS and uses[0].idx == 0 else None
+
+
+def _number(value: Any) -> float | None:
+    """A constant finite number, or None."""
+    array = constant(value)
+    finite = array is not None and array.size == 1 and np.isfinite(array).all()
+    return float(array.reshape(-1)[0]) if finite else None
 
 
 def tap_weights(stage: Stage) -> tuple[np.ndarray, float]:
@@ -108,34 +121,77 @@ def tap_weights(stage: Stage) -> tuple[np.ndarray, float]:
     return weight.reshape(len(weight), -1), 0.0 if stage.bias is None else float(stage.bias[0])
 
 
-def _logits(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> tuple[Any, Any]:
-    """What the convolution gives, [N, 1, h, w], and the linear function of the mean, [N, 1, 1, 1] or None."""
-    stage, kernel = gate.stage, gate.stage.kernel
+def _logits(
+    write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid, threshold: float
+) -> tuple[Any, Any]:
+    """What the convolution gives less the threshold, [N, 1, h, w], and minus what comes from the mean, [N, 1, 1, 1].
+
+    The latter is None where nothing does.
+    """
+    stage = gate.stage
     weight, bias = tap_weights(stage)
-    taps = weight.shape[1]
-    used = taps + (gate.linear is not None)
+    bias = write.constant(np.array([bias + gate.shift - threshold], np.float32))
+    if rows is not None and _fits_rows(stage):
+        return _from_rows(write, gate, rows, grid, weight, bias)
+    (kernel, taps), used = (stage.kernel, weight.shape[1]), BLOCK
     if gate.linear is not None:
-        weight = np.concatenate([weight, gate.linear[:, None]], 1)
-    bias += gate.shift
+        weight = np.concatenate([weight, -gate.linear[:, None]], 1)
     if rows is None:
-        used = BLOCK
         padded = np.zeros((BLOCK, weight.shape[0], 1, 1), np.float32)
         padded[: weight.shape[1], :, 0, 0] = weight.T
         answers = write("Conv", gate.source, write.constant(padded), kernel_shape=(1, 1))
     else:
+        used = weight.shape[1]
         flat = write("MatMul", rows, write.constant(weight))
         answers = write("Reshape", flat, tables.shape_of(write, grid, used))
         answers = write("Transpose", answers, perm=(0, 3, 1, 2))
     shifts = np.zeros((1, used, *kernel), np.float32)
     shifts[0, np.arange(taps), np.arange(taps) // kernel[1], np.arange(taps) % kernel[1]] = 1
     z = write(
-        "Conv", answers, write.constant(shifts), write.constant(np.array([bias], np.float32)), kernel_shape=kernel,
-        strides=stage.stride, pads=stage.pads, dilations=stage.dilation, like=gate.node.outputs[0],
+        "Conv", answers, write.constant(shifts), bias, kernel_shape=kernel, strides=stage.stride, pads=stage.pads,
+        dilations=stage.dilation, like=gate.node.outputs[0],
     )  # fmt: skip
     if gate.linear is None:
         return z, None
     means = write("GlobalAveragePool", answers)
     return z, write("Gather", means, write.integers(taps), axis=1)
+
+
+def _fits_rows(stage: Stage) -> bool:
+    """Whether `_from_rows` serves a gate: paddings are none below zero there."""
+    _, left, _, right = stage.pads
+    return stage.dilation[1] == 1 and min(left, right) * int(np.prod(stage.kernel)) >= stage.kernel[1]
+
+
+def _from_rows(
+    write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid, weight: np.ndarray, bias: Any
+) -> tuple[Any, Any]:
+    """`_logits` without a change of layout, by one convolution over all numbers of the rows and one mean of them.
+
+    A position has `width` numbers, one for each tap and one more. Taps are ordered so that the numbers which an output
+    adds up lie in their rows of the image at equal distances, and the last number completes the sum of all to what the
+    mean is wanted of.
+    """
+    stage, (high, wide) = gate.stage, gate.stage.kernel
+    count = high * wide
+    width = count + 1
+    # Tap (y, x) is number y * wide + (wide - 1 - x).
+    ordered = weight.reshape(-1, high, wide)[:, :, ::-1].reshape(-1, count)
+    wanted = 0.0 if gate.linear is None else -width * gate.linear
+    numbers = np.concatenate([ordered, (wanted - ordered.sum(1))[:, None]], 1).astype(np.float32)
+    flat = write("MatMul", rows, write.constant(numbers))
+    across = tables.multiply(write, grid.width, width)
+    answers = write("Reshape", flat, tables.shape_of(write, grid, front=(-1, 1, grid.height, across)))
+    # Number x * high + y of those that an output reads in line y of its window is tap (y, x); others belong elsewhere.
+    adds = np.zeros((1, 1, high, wide, high), np.float32)
+    adds[0, 0, np.arange(high), :, np.arange(high)] = 1
+    top, left, bottom, right = stage.pads
+    z = write(
+        "Conv", answers, write.constant(adds.reshape(1, 1, high, count)), bias, kernel_shape=(high, count),
+        strides=(stage.stride[0], stage.stride[1] * width), dilations=(stage.dilation[0], wide),
+        pads=(top, width * left - wide + 1, bottom, width * right - wide), like=gate.node.outputs[0],
+    )  # fmt: skip
+    return z, None if gate.linear is None else write("GlobalAveragePool", answers)
 
 
 def rewrite(graph: Any) -> None:

@@ -14,8 +14,8 @@ from dynaconv.export import tables
 from dynaconv.export.branches import ComputedStage, Stage
 from dynaconv.export.tables import Grid
 
-# With fewer channels the transforms cost what the products save. Of fewer positions, in all images together, reading the
-# weights does, which are 16 / 9 as many, and which ONNX Runtime lays out in each run where they are more than a matrix.
+# With fewer channels the transforms cost what the products save. Of fewer positions, in all images together, reading
+# the weights does, which are 16 / 9 as many, and which ONNX Runtime lays out in each run, being more than a matrix.
 CHANNELS, POSITIONS = 128, 768
 # Per axis, from right to left: of a patch of four, of the weights, of four products.
 _PATCH = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
