@@ -9,8 +9,8 @@
 Masks are forced (blob-like, exact density, in every block) and are inputs of the graph; the gates still compute, and
 a product and an addition for each gate bring the mask in. With `--masks own` the graph has no such inputs: the gates
 decide, by thresholds that are set one by one so that each gate opens the share that is asked on other noise.
-Weights are random with settled batch norms, pictures are noise. Files are exported with as many pictures as they are
-then run on; their free batch is fixed at loading.
+Weights are random with settled batch norms, pictures are noise. Files are exported to be fast for the batch that
+they are then timed on; their free batch is fixed at loading.
 Each file is compared with eager PyTorch on the same masks before anything is timed; while one differs, no number is
 printed. A speed-up is milliseconds of the static network over those of the exported one, minimum / median.
 """
@@ -92,7 +92,15 @@ def parse() -> argparse.Namespace:
 class Files:
     """Exported files of one network: the static one, and the masked one for each lowering, density and batch."""
 
-    def __init__(self, name: str, static: torch.nn.Module, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        static: torch.nn.Module,
+        args: argparse.Namespace,
+        folder: Path,
+        winograd: bool = True,
+    ) -> None:
+        self.winograd = winograd
         self.name, self.folder, self.size, self.own = name, folder, args.input_size, args.masks == "own"
         self.static, self.dynamic = static, copy.deepcopy(static)
         kernels = () if args.kernels is None else (getattr(dc, args.kernels)(),)
@@ -107,10 +115,11 @@ class Files:
         key = self.key(lowering, density, batch)
         if key not in self.made:
             path = self.folder / f"{self.name.replace(':', '-')}-{key}.onnx"
-            x = torch.randn(batch, *self.size)
+            x = torch.randn(1, *self.size)
             model, inputs = (self.static, (x,)) if lowering == "static" else self.masked(x, density)
             options = {"lowering": "dense" if lowering == "static" else lowering, "dial": None, "report": ()}
-            options |= {"densities": density if lowering == "auto" else None, "check": False}
+            options |= {"densities": density if lowering == "auto" else None, "batch": batch, "check": False}
+            options["winograd"] = self.winograd
             if not path.exists():
                 dc.export.onnx(model, inputs, path, **options)
             self.made[key], self.blocks[key] = path, dc.export.read_metadata(path)["lowering"]

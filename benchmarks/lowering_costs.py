@@ -119,7 +119,7 @@ def measure(case: tuple, args: argparse.Namespace, folder: Path) -> list[dict]:
         for kind, density in runs:
             amounts = {"gate": float(COUNT * channels * side * side), "mixed": mixed}
             for branch in branches:
-                one = dense_amounts(branch) if kind == "dense" else sparse_amounts(branch, density)
+                one = dense_amounts(branch) if kind == "dense" else sparse_amounts(branch, density, 1)
                 amounts = {name: amounts.get(name, 0.0) + one.get(name, 0.0) for name in {**amounts, **one}}
             scaled = {name: value * (1 if name == "block" else batch) for name, value in amounts.items()}
             ms = times[f"{kind} {density}"]["min_ms"]

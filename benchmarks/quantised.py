@@ -119,7 +119,7 @@ def of_run(args: argparse.Namespace, folder: Path) -> Iterator[Subject]:
     ):
         feed = default_feed(model, "budget") if dc.gates(model) else {}
         plain = folder / f"{name}.onnx"
-        dc.export.onnx(model, (x[:2],), plain, lowering=lowering, check=False)
+        dc.export.onnx(model, (x[:2],), plain, lowering=lowering, winograd=False, check=False)
         yield Subject(
             name,
             plain,
@@ -134,13 +134,12 @@ def of_network(args: argparse.Namespace, folder: Path) -> Iterator[Subject]:
     size = (3, 224, 224)
     torch.manual_seed(0)
     static = settle_norms_(dc.create_model(args.network), torch.randn(4, *size))
-    files = Files(
-        args.network, static, argparse.Namespace(input_size=size, masks="forced", kernels=None), folder
-    )
+    shape = argparse.Namespace(input_size=size, masks="forced", kernels=None)
+    files = Files(args.network, static, shape, folder, winograd=False)
     noise = torch.Generator().manual_seed(1)
     calibration, tests = (torch.randn(n, *size, generator=noise) for n in (args.calibration, 8))
     for density in (None, *args.densities):
-        path = files.file("static" if density is None else "sparse")
+        path = files.file("static" if density is None else "sparse", 1.0, 1)
 
         def fed(x: torch.Tensor, density: float | None = density) -> dict:
             masks = [] if density is None else forced(files.dynamic, x, density)

@@ -239,6 +239,7 @@ BAD = {
     "no images": (lambda m: m, {"example": (X[:0],)}, ValueError, "at least one image"),
     "opset": (lambda m: m, {"opset": 11}, ValueError, OLD),
     "opset kind": (lambda m: m, {"opset": "18"}, ValueError, "opset must be a whole number from 18 to 23, got '18'"),
+    "batch": (lambda m: m, {"batch": 0}, ValueError, "batch must be a whole number of images, 1 or more, got 0"),
     "lowering": (lambda m: m, {"lowering": "spars"}, ValueError, "'sparse'"),
     "dial": (lambda m: m, {"dial": "knob"}, ValueError, "dial"),
     "report": (lambda m: m, {"report": ("energy",)}, ValueError, "report"),

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tests.convert.networks import randomise_norms
 from tests.export.networks import (
     KERNELS,
     MASKED,
@@ -18,6 +19,7 @@ from tests.export.networks import (
     masked_kernels,
     needed,
 )
+from torch import nn
 
 import dynaconv as dc
 from dynaconv.testing import MaskInputs
@@ -69,6 +71,40 @@ def test_fixed_sizes_are_constants_in_the_graph(name, tmp_path, ort, trace_once)
         )
         for n, density in CASES:
             inputs = example(model, n, density)
+            with torch.no_grad():
+                agree(ort(path, *inputs)["output"], given(*inputs))
+
+
+class Wide(nn.Module):
+    """Two convolutions of 128 channels, the second with a bias; the first reads the map, the second listed rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(128, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128)
+        self.conv2 = nn.Conv2d(128, 128, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.conv2(self.norm(self.conv1(x)).relu())).relu()
+
+
+@pytest.mark.parametrize(("batch", "tiles"), [(1, 0), (4, 2)])
+def test_wide_convolutions_run_by_tiles(batch, tiles, tmp_path, ort) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 128, 1), Wide(), nn.Conv2d(128, 5, 1))
+    randomise_norms(model)
+    dc.dynamize_(model, dc.SpatialMasking())
+    given, path = MaskInputs(copy.deepcopy(model)).eval(), tmp_path / "m.onnx"
+    size = (3, 12, 16)
+    options = {"lowering": "sparse", "dial": None, "report": (), "check": False}
+    for allowed in (True, False):
+        dc.export.onnx(given, example(model, 2, 0.5, size), path, batch=batch, winograd=allowed, **options)
+        weights = [tuple(w.dims) for w in onnx.load(path).graph.initializer]
+        assert weights.count((16, 128, 128)) == (tiles if allowed else 0)
+        # Single positions, too, which open most tiles for a quarter.
+        for n, density in [*CASES, (2, 0.02)]:
+            inputs = example(model, n, density, size)
             with torch.no_grad():
                 agree(ort(path, *inputs)["output"], given(*inputs))
 

@@ -51,6 +51,12 @@ def add_arguments(parser: Any) -> None:
         "--opset", type=int, default=18, help="onnx: version of the operator set, 18 or newer"
     )
     parser.add_argument("--dynamic-size", action="store_true", help="serve any height and width")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="onnx: pictures that the file shall be fastest for; it serves any number",
+    )
     parser.add_argument("--fixed-batch", type=int, default=None, help="serve this number of pictures only")
     parser.add_argument(
         "--dial", choices=("budget", "gates", "none"), default="budget",
@@ -76,6 +82,7 @@ def run(args: Any) -> Outcome:
     """
     import dynaconv as dc
 
+    _checks.cli_at_least("--batch", args.batch, 1)
     if args.fixed_batch is not None:
         _checks.cli_at_least("--fixed-batch", args.fixed_batch, 1)
     opened = open_network(args.model)
@@ -130,6 +137,7 @@ def _onnx(opened: Opened, x: Any, out: Path, args: Any) -> dict[str, Any]:
         lowering=args.lowering,
         dynamic_batch=args.fixed_batch is None,
         dynamic_size=args.dynamic_size,
+        batch=args.batch,
         opset=args.opset,
         dial=None if args.dial == "none" else args.dial,
         report=reports if dc.gates(opened.model) or args.report != "densities" else (),

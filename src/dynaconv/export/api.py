@@ -85,6 +85,8 @@ def onnx(
     lowering: str = "auto",
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
+    batch: int = 1,
+    winograd: bool = True,
     opset: int = OLDEST_OPSET,
     dial: str | None = "budget",
     report: Iterable[str] = ("densities",),
@@ -101,6 +103,10 @@ def onnx(
         lowering: "dense" (convolution times mask), "sparse" (open positions of all images in one product), or "auto":
             each masked block by whichever is faster at its density.
         dynamic_batch: any number of images. dynamic_size: any height and width.
+        batch: how many images the file shall be fastest for; it serves any number. Where the number is fixed, it is
+            that one.
+        winograd: let sparse blocks compute wide 3 x 3 convolutions of many positions by Winograd's F(2 x 2, 3 x 3),
+            arXiv 1509.09308, which rounds like any float32. False for a file that 8 bits shall be made of.
         opset: version of the operator set, 18 or newer.
         dial: "budget" adds the input `budget_threshold` [], the threshold of all gates; "gates" adds `thresholds`
             [gates], one for each; None fixes them.
@@ -117,7 +123,7 @@ def onnx(
             that cannot be exported. ImportError: a package is missing. RuntimeError: the graph and eager differ.
         OSError: the path cannot be written; nothing is left there.
     """
-    _check_arguments(lowering, opset)
+    _check_arguments(lowering, opset, batch)
     check_subject(model, example)
     path = Path(path)
     if path.is_dir():
@@ -137,7 +143,8 @@ def onnx(
     if lowering == "dense" or not traced.masks:
         write_densely(traced.graph)
     _tidy(traced)
-    blocks, shares = _lower(traced, model, example, lowering, densities)
+    images = batch if dynamic_batch else len(example[0])
+    blocks, shares = _lower(traced, model, example, lowering, densities, images if winograd else 0)
     if "densities" in report:
         add_densities(traced)
     facts = describe(model, example, metadata)
@@ -151,8 +158,10 @@ def onnx(
     return OnnxReport(path, opset, lowering, blocks, shares, *shapes, *(parity or (None, None)))
 
 
-def _check_arguments(lowering: str, opset: int) -> None:
+def _check_arguments(lowering: str, opset: int, batch: int) -> None:
     _checks.one_of("lowering", lowering, LOWERINGS)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch must be a whole number of images, 1 or more, got {batch!r}")
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise _checks.export_opset(opset, OLDEST_OPSET, NEWEST_OPSET)
 
@@ -168,7 +177,7 @@ def _tidy(traced: Traced) -> None:
 
 
 def _lower(
-    traced: Traced, model: nn.Module, example: tuple[Tensor, ...], lowering: str, densities: Any
+    traced: Traced, model: nn.Module, example: tuple[Tensor, ...], lowering: str, densities: Any, images: int
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Rewrite masked blocks; how each became, and the densities that decided it."""
     settled = settle(traced)
@@ -181,7 +190,7 @@ def _lower(
     chosen = found if lowering == "sparse" else []
     if lowering == "auto" and found:
         shares = measure_densities(model, example, densities)
-        chosen = choose_sparse(found, shares)
+        chosen = choose_sparse(found, shares, images)
     dense = [branch for branch in found if branch not in chosen]
     write_densely(traced.graph, [node for branch in chosen for node in branch.computed])
     # What batched products make is in no layout that a mask of all channels would keep.
@@ -190,7 +199,7 @@ def _lower(
     clean.drop_unread(traced.model)
     spread_masks(traced.graph, [branch for branch in dense if branch not in served])
     if chosen:
-        lower(traced.graph, chosen, len(example[0]))
+        lower(traced.graph, chosen, images)
     else:
         gate_logits.rewrite(traced.graph)
     skipping = {branch.name for branch in chosen}

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from dynaconv import _checks
 from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
+from dynaconv.export import winograd
 from dynaconv.export.branches import Branch, ComputedStage, Stage
 from dynaconv.export.stages import lays_out_map
+from dynaconv.export.tables import Grid
 
 # Nanoseconds in ONNX Runtime of what is counted below; `benchmarks/lowering_costs.py --write` measures them.
 COSTS = Path(__file__).with_name("costs.json")
@@ -80,11 +82,15 @@ def _decided(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, float]:
     return shares
 
 
-def choose_sparse(branches: list[Branch], densities: Mapping[str, float]) -> list[Branch]:
-    """Those branches that the cost model expects to be faster sparse at their densities, for a single image."""
+def choose_sparse(branches: list[Branch], densities: Mapping[str, float], images: int) -> list[Branch]:
+    """Those branches that the cost model expects to be faster sparse at their densities, image by image.
+
+    Args:
+        images: as of `rows.lower`.
+    """
     chosen = []
     for branch in branches:
-        sparse = nanoseconds(sparse_amounts(branch, densities.get(branch.name, 1.0)))
+        sparse = nanoseconds(sparse_amounts(branch, densities.get(branch.name, 1.0), images))
         dense = nanoseconds(dense_amounts(branch))
         if sparse < MARGIN * dense - SMALL_OPERATIONS_NS:
             chosen.append(branch)
@@ -103,19 +109,28 @@ def dense_amounts(branch: Branch) -> dict[str, float]:
     return found | {"masked": float(branch.stages[-1].weight.shape[0] * _positions(branch)[-1])}
 
 
-def sparse_amounts(branch: Branch, density: float) -> dict[str, float]:
+def sparse_amounts(branch: Branch, density: float, images: int) -> dict[str, float]:
     """Of one image at open positions: multiply-adds, numbers that are gathered, of rows written and of maps copied.
 
     block: 1, the small operations, which many images share.
+
+    Args:
+        images: as of `rows.lower`.
     """
     found = dict.fromkeys(("sparse_product", "sparse_depthwise", "gathered", "written", "copied"), 0.0)
     shares, positions = _shares(branch, density), _positions(branch)
     for i, (stage, share, outside) in enumerate(zip(branch.stages, shares, positions, strict=True)):
         rows = share * outside
+        found["written"] += rows * stage.weight.shape[0]
+        if winograd.serves(stage, Grid(None, *stage.conv.outputs[0].shape[2:]), images):
+            # Sixteen numbers and products for a tile of four; the transforms read both as gathers do.
+            tiled = 4 * outside * _grown(share, 0.12)
+            found["sparse_product"] += tiled * stage.weight[..., 0, 0].size
+            found["gathered"] += tiled * (2 * stage.inputs + stage.weight.shape[0])
+            continue
         found["sparse_depthwise" if stage.depthwise else "sparse_product"] += rows * stage.weight.size
         if i == 0 or not stage.pointwise:
             found["gathered"] += rows * _window(stage)
-        found["written"] += rows * stage.weight.shape[0]
         if i > 0 and not stage.pointwise and lays_out_map(stage):
             found["copied"] += positions[i - 1] * stage.inputs
     found["copied"] += positions[-1] * branch.stages[-1].weight.shape[0]
@@ -128,14 +143,16 @@ def _window(stage: Stage) -> int:
 
 
 def _shares(branch: Branch, density: float) -> list[float]:
-    """Share of the positions that each convolution computes: masks of blobs grow at their borders."""
+    """Share of the positions that each convolution computes."""
     shares = [density]
     for stage in reversed(branch.stages[1:]):
-        grown = (
-            shares[0] if stage.pointwise else min(1.0, shares[0] + 0.6 * np.sqrt(shares[0]) * (1 - shares[0]))
-        )
-        shares.insert(0, float(grown))
+        shares.insert(0, shares[0] if stage.pointwise else _grown(shares[0], 0.6))
     return shares
+
+
+def _grown(share: float, border: float) -> float:
+    """What becomes of an open share where blobs grow at their borders."""
+    return min(1.0, float(share + border * np.sqrt(share) * (1 - share)))
 
 
 def _positions(branch: Branch) -> list[int]:

@@ -31,8 +31,8 @@ def lower(graph: Any, branches: list[Branch], images: int) -> None:
     """Rewrite the graph so that these branches skip.
 
     Args:
-        branches: of `find_branches(graph, ...)`; those that are not in the list stay dense. images: the batch that
-            it shall be fast for.
+        branches: of `find_branches(graph, ...)`; those that are not in the list stay dense. images: how many it
+            shall be fast for; 0 keeps `winograd` out of it.
     """
     Rows(graph, branches, images).run()
 

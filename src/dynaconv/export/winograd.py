@@ -36,7 +36,7 @@ PATCHES = _Patches()
 
 
 def serves(stage: Stage, grid: Grid, images: int) -> bool:
-    """Whether a convolution over the maps of so many images, of this grid, runs by tiles.
+    """Whether a convolution runs by tiles over the maps of so many images, of this grid.
 
     Where height or width is odd, tiles reach beyond the map, and such maps are mostly small.
     """
