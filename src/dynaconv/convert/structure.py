@@ -210,9 +210,9 @@ def _program(block: nn.Module, graph: fx.Graph, probe: Probe, parts: _Parts) -> 
     if cat:
         groups[2].insert(0, parts.join)
     # What the branch starts from and the shortcut share may be anything that runs.
-    always = {node for node in before_nodes & ancestors([parts.branch]) if node.name in probe.ops}
+    shared = {node for node in before_nodes & ancestors([parts.branch]) if node.name in probe.ops}
     for node in [*groups[0], *groups[1], parts.join, *groups[2]]:
-        if node.name in probe.refused and node not in always:
+        if node.name in probe.refused and node not in shared:
             return Refusal("residual", probe.refused[node.name])
     for node in groups[1]:
         if node.name in probe.mixing:
@@ -316,8 +316,8 @@ def _check(program: Program, probe: Probe) -> Refusal | None:
     convs = [op for op in program.before if op.weights and op.name not in common]
     if len(convs) > 1 or any(op.geometry is not None and not _is_projection(op) for op in convs):
         return Refusal("residual", "its shortcut has a convolution of more than one position, or several")
-    always = {op.path for op in (*program.before, *program.after) if op.weights}
-    twice = always & {op.path for op in program.convolutions}
+    outside = {op.path for op in (*program.before, *program.after) if op.weights}
+    twice = outside & {op.path for op in program.convolutions}
     if twice:
         # Counts are by layer.
         places = "inside and outside of the branch; give each place its own layer"
