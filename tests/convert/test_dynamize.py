@@ -83,13 +83,17 @@ def test_inverted_residuals_without_shortcut_are_skipped_with_the_reason() -> No
 
 def test_depthwise_branches_as_cheap_as_their_mask_unit_are_skipped_with_the_reason() -> None:
     class Block(nn.Module):
-        def __init__(self, kernel: int) -> None:
+        def __init__(self, kernel: int, parallel: int = 1) -> None:
             super().__init__()
-            self.conv, self.norm = nn.Conv2d(8, 8, kernel, padding=kernel // 2, groups=8), nn.BatchNorm2d(8)
+            convs = (nn.Conv2d(8, 8, kernel, padding=kernel // 2, groups=8) for _ in range(parallel))
+            self.convs, self.norm = nn.ModuleList(convs), nn.BatchNorm2d(8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.norm(self.conv(x))
+            return x + self.norm(sum(conv(x) for conv in self.convs))
 
+    report = dc.dynamize_(model := nn.Sequential(Block(3, parallel=4), Block(5)), input_size=(8, 9, 7))
+    assert report.converted == ["1"] and "costs no more than the mask unit" in report.skipped["0"]
+    dc.revert_(model)
     model = nn.Sequential(Block(3), Block(5))
     report = dc.dynamize_(model, input_size=(8, 9, 7))
     assert report.converted == ["1"] and "costs no more than the mask unit" in report.skipped["0"]

@@ -73,7 +73,11 @@ class SpatialMasking(GateConfig):
         object.__setattr__(self, "granularity", as_granularity(self.granularity))
 
     def obstacle(self, model: nn.Module, name: str, block: nn.Module, anatomy: Anatomy) -> str | None:
-        """Branches of depthwise windows no larger than the mask unit's own: to decide would cost what it saves."""
+        """Branches of depthwise windows no larger than the mask unit's own: to decide would cost what it saves.
+
+        Windows side by side count as one: the engine merges them, and eager execution of their open rows takes longer
+        than all rows of the convolutions, however many those are.
+        """
         if self.unit != "squeeze" or self.granularity != 1:
             return None
         layers = [block.get_submodule(step.conv) for step in anatomy.steps]
