@@ -273,42 +273,49 @@ DYNACONV_INLINE void piece_and_half(const TileCall& call, int row, int column, F
   end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
-// A piece of even rows while no rows are fetched. Pointers to all rows do not fit the registers, and GCC keeps what does not in
-// vectors, for which the next tile would wait: one pointer walks from row to row.
-template <typename Vector, int Rows, int Columns>
-DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finish end) {
+// A piece of even rows. Pointers to all rows do not fit the registers, and GCC keeps what does not in vectors, for which the
+// next tile would wait: one pointer walks from row to row. `Fetches`: some of what comes later is fetched meanwhile; a constant,
+// since short tiles would feel the question.
+template <typename Vector, int Rows, int Columns, bool Fetches>
+DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finish finish) {
   constexpr int kLanes = kLanesOf<Vector>;
   Vector sums[Rows][Columns];
   start_sums<Vector, Rows, Columns>(call.bias + column, sums);
   const int64_t step = call.row_step, ahead[2] = {call.ahead[0], call.ahead[1]};
+  const int64_t stretch = Fetches ? kBurstBytes / int64_t{sizeof(float)} : call.channels;
+  NextRowsFetch next(call, sizeof(float));
   const float* weight = static_cast<const float*>(call.weight) + column;
   for (int t = 0; t < call.taps_count; ++t) {
     const float* from = static_cast<const float*>(call.taps[t * kMaxRows]) + call.tap_offset + row * step;
-    for (const float* const last = from + call.channels; from != last; ++from, weight += kPanel) {
-      // Fewer columns leave no time for it.
-      if constexpr (Columns == 2) fetch(weight, ahead);
-      Vector w[Columns];
+    for (int64_t start = 0; Fetches ? start < call.channels : start == 0; start += stretch) {
+      if constexpr (Fetches) next.burst(t, start * int64_t{sizeof(float)});
+      const float* const end = from + (Fetches && call.channels - start < stretch ? call.channels - start : stretch);
+      for (; from != end; ++from, weight += kPanel) {
+        // Fewer columns leave no time for it.
+        if constexpr (Columns == 2) fetch(weight, ahead);
+        Vector w[Columns];
 #pragma GCC unroll 4
-      for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
-      const float* at = from;
+        for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+        const float* at = from;
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r, at += step) {
-        hold(at);
-        const float value = *at;
+        for (int r = 0; r < Rows; ++r, at += step) {
+          hold(at);
+          const float value = *at;
 #pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+          for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+        }
       }
     }
   }
-  finish_piece<Vector, Rows, Columns>(call, sums, row, column, end);
+  finish_piece<Vector, Rows, Columns>(call, sums, row, column, finish);
 }
 
-template <typename Vector, int Most, int Rows, int Columns>
+template <typename Vector, int Most, int Rows, int Columns, bool Fetches>
 DYNACONV_INLINE void all_even_rows(const TileCall& call, int column, Finish end) {
   constexpr int kWhole = Rows / Most * Most;
   for (int first = 0, end_row = (call.more + 1) * Rows; first < end_row; first += Rows) {
-    for (int row = 0; row < kWhole; row += Most) even_piece<Vector, Most, Columns>(call, first + row, column, end);
-    if constexpr (Rows > kWhole) even_piece<Vector, Rows - kWhole, Columns>(call, first + kWhole, column, end);
+    for (int row = 0; row < kWhole; row += Most) even_piece<Vector, Most, Columns, Fetches>(call, first + row, column, end);
+    if constexpr (Rows > kWhole) even_piece<Vector, Rows - kWhole, Columns, Fetches>(call, first + kWhole, column, end);
   }
 }
 
@@ -360,7 +367,10 @@ DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
 
 #define DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, ROWS)                                   \
   TARGET void tile_##NAME##_##ROWS(const TileCall& call) {                                      \
-    if (is_even(call)) return even_tile<kLanesOf<VECTOR>>(call, kEven_##NAME<ROWS>);            \
+    if (is_even(call)) {                                                                        \
+      const bool fetches = call.next.taps || call.next.later;                                   \
+      return even_tile<kLanesOf<VECTOR>>(call, fetches ? kEven_##NAME<ROWS, true> : kEven_##NAME<ROWS, false>); \
+    }                                                                                           \
     tile<VECTOR, HALF, MOST, ROWS>(call, finish_##NAME);                                        \
   }
 
@@ -369,13 +379,13 @@ DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
                                                       int column, int width) {                                       \
     finish<VECTOR>(call, block, step, rows, row, column, width);                                                     \
   }                                                                                                                  \
-  template <typename Vector, int Rows, int Columns>                                                                  \
+  template <typename Vector, int Rows, int Columns, bool Fetches>                                                    \
   TARGET __attribute__((noinline)) void even_##NAME(const TileCall& call, int column) {                              \
-    all_even_rows<Vector, MOST, Rows, Columns>(call, column, finish_##NAME);                                         \
+    all_even_rows<Vector, MOST, Rows, Columns, Fetches>(call, column, finish_##NAME);                                \
   }                                                                                                                  \
-  template <int Rows>                                                                                                \
-  constexpr EvenPieces kEven_##NAME = {even_##NAME<HALF, Rows, 1>, even_##NAME<VECTOR, Rows, 1>,                     \
-                                       even_##NAME<VECTOR, Rows, 2>};                                                \
+  template <int Rows, bool Fetches>                                                                                  \
+  constexpr EvenPieces kEven_##NAME = {even_##NAME<HALF, Rows, 1, Fetches>, even_##NAME<VECTOR, Rows, 1, Fetches>,   \
+                                       even_##NAME<VECTOR, Rows, 2, Fetches>};                                       \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 2)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 4)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 6)                      \

@@ -84,11 +84,8 @@ class Upcoming {
   int first_ = 0, count_ = 0;
 };
 
-// Whether a tile goes the faster way of even rows: nothing but weights may be fetched meanwhile.
-inline bool is_even(const TileCall& call) {
-  const bool fetches = call.next.taps || call.next.out || call.next.later;
-  return call.row_step && !fetches && !call.blend;
-}
+// Whether a tile goes the faster way of even rows: no results are fetched meanwhile.
+inline bool is_even(const TileCall& call) { return call.row_step && !call.next.out && !call.blend; }
 
 // The step of rows of one tap that were listed in order and lie at least `step` elements apart: `step` where all lie just so far
 // apart, else 0.
