@@ -90,7 +90,7 @@ def write_gate(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) ->
     the comparison, which saves an addition for each position; and a constant threshold moves to this side.
     """
     old = gate.node.outputs[0]
-    compare = None if gate.linear is None or old.is_graph_output() else _comparison(old)
+    compare = None if gate.linear is None else _comparison(old)
     threshold = None if compare is None else _number(compare.inputs[1])
     z, mean = _logits(write, gate, rows, grid, threshold or 0.0)
     if compare is not None:

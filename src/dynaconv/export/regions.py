@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaconv.export.graph import Writer, attribute, constant
+from dynaconv.export.graph import Writer, attribute, constant, only_user
 
 _ELEMENTWISE = (
     "Add",
@@ -200,14 +200,15 @@ def find_squeeze(node: Any) -> Squeeze | None:
 def find_pooled(product: Any, source: Any, result: Any) -> Pooled | None:
     """The mean of `source`, or its sum over open positions, that begins with this node and that `result` comes from."""
     total, mask, nodes, read = product, None, [product], source
-    if total.op_type == "Reshape" and len(total.outputs[0].uses()) == 1:
+    reader = only_user(total.outputs[0])
+    if total.op_type == "Reshape" and reader is not None:
         # Positions along one axis.
-        read, total = total.outputs[0], total.outputs[0].uses()[0].node
+        read, total = total.outputs[0], reader
     if total.op_type == "Mul":
         mask = next((v for v in total.inputs if v is not read), None)
         nodes.append(total)
-        uses = total.outputs[0].uses()
-        total = uses[0].node if len(uses) == 1 else total
+        reader = only_user(total.outputs[0])
+        total = total if reader is None else reader
     sums = total.op_type == "ReduceSum" and len(total.inputs) > 1 and _over_positions(total)
     means = mask is None and total.op_type == "GlobalAveragePool"
     if (sums and mask is not None or means) and _comes_from(result, total):

@@ -21,7 +21,7 @@ from dynaconv.export.branches import (
     is_unary,
 )
 from dynaconv.export.gates import GateLogits, find_gates, write_gate
-from dynaconv.export.graph import Writer, constant
+from dynaconv.export.graph import Writer, constant, only_user
 from dynaconv.export.regions import write_total
 from dynaconv.export.stages import Listed, row_shape, run_stage
 from dynaconv.export.tables import Grid
@@ -288,7 +288,7 @@ def apply_pointwise(write: Writer, step: Pointwise, rows: Any) -> Any:
 def _shortcut_conv(branch: Branch) -> Any:
     """The projection that makes a branch's shortcut and nothing else."""
     conv = None if branch.shortcut is None else branch.shortcut.producer()
-    alone = conv is not None and len(branch.shortcut.uses()) == 1 and not branch.shortcut.is_graph_output()
+    alone = conv is not None and only_user(branch.shortcut) is not None
     return conv if alone and _projects(conv) else None
 
 
