@@ -58,7 +58,8 @@ def _scale_and_shift(graph: Any, node: Any, scale: np.ndarray, shift: np.ndarray
     rank = len(node.inputs[0].shape) if node.inputs[0].shape is not None else 4
     form = (-1, *(1,) * (rank - 2))
     write = Writer(graph, node)
-    y = write("Mul", node.inputs[0], write.constant(scale.reshape(form).astype(np.float32)))
+    scales = write.constant(scale.reshape(form).astype(np.float32))
+    y = write("Mul", node.inputs[0], scales, like=node.outputs[0])
     y = write("Add", y, write.constant(shift.reshape(form).astype(np.float32)), like=node.outputs[0])
     node.outputs[0].replace_all_uses_with(y, replace_graph_outputs=True)
 
