@@ -44,6 +44,8 @@ MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "repvgg": lambda: timm_block("byobnet.RepVggBlock", 8, 8, group_size=2),
     "mobileone": lambda: timm_block("byobnet.MobileOneBlock", 8, 8, kernel_size=1, num_conv_branches=2),
+    "ghost": lambda: timm_block("ghostnet.GhostBottleneck", 8, 12, 8, se_ratio=0.25),
+    "repghost": lambda: timm_block("repghost.RepGhostBottleneck", 8, 12, 8),
     "norm-free": lambda: timm_block("nfnet.NormFreeBlock", 8, 8, group_size=2, reg=False, act_layer=nn.ReLU),
 }
 
@@ -93,7 +95,8 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
     "timm strided": lambda: _chain("bottleneck with se", "blurred", "eca"),
     "timm mobile": lambda: _chain("regnet", "mobilenetv3", "edge with se", "repvit"),
     "timm residual": lambda: _chain("preact", "norm-free"),
-    "timm parallel": lambda: _chain("repvgg", "mobileone"),
+    "timm parallel": lambda: _chain("repvgg", "mobileone", "repghost"),
+    "timm joined": lambda: _chain("ghost"),
     "hourglass": _hourglass,
     "layer_gate": lambda: _cifar(dc.LayerGate()),
     "halting": lambda: _cifar({"layer1": dc.Halting()}, 14),

@@ -60,12 +60,37 @@ class Pointwise:
         return [self.node, *(v.producer() for v in self.node.inputs if self.silu and _is_sigmoid(v))]
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """`node` puts what a convolution reads, `beside`, and what becomes of its result, `source`, together as channels.
+
+    Source: ghost modules, arXiv 1911.11907, figure 1.
+    """
+
+    node: Any
+    beside: Any
+    source: Any
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The node."""
+        return [self.node]
+
+    @property
+    def first(self) -> bool:
+        """What the convolution reads makes the first channels."""
+        return self.node.inputs[0] is self.beside
+
+
+Step = Pointwise | PerImage | Region | Squeeze | Joined
+
+
 @dataclass(eq=False)
 class Stage:
     """One convolution with constant weights, and what follows it row by row."""
 
     conv: Any
-    after: list[Pointwise | PerImage | Region | Squeeze]
+    after: list[Step]
 
     @property
     def weight(self) -> Any:
@@ -111,6 +136,13 @@ class Stage:
     def pointwise(self) -> bool:
         """Output position p reads input position p and nothing else."""
         return self.kernel == (1, 1) == self.stride and not any(self.pads)
+
+    @property
+    def centred(self) -> bool:
+        """Output position p reads input position p in the middle of its window."""
+        reach = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
+        even = any(r % 2 for r in reach) or any(k % 2 == 0 for k in self.kernel)
+        return not even and self.stride == (1, 1) and self.pads == tuple(r // 2 for r in (*reach, *reach))
 
     @property
     def depthwise(self) -> bool:
@@ -166,6 +198,11 @@ class Branch:
         """[N, 1, h, w] or [N, 1, 1, 1]."""
         end = self._end
         return next(v for v in self.product.inputs if v is not end)
+
+    @property
+    def channels(self) -> int:
+        """Of its result."""
+        return self.product.outputs[0].shape[1]
 
     @property
     def source(self) -> Any:
@@ -284,15 +321,19 @@ def _is_grid(value: Any) -> bool:
 def _walk_back(value: Any) -> list[Stage]:
     """Convolutions that nobody else reads, up to `value`."""
     stages: list[Stage] = []
-    after: list[Pointwise | PerImage | Region | Squeeze] = []
+    after: list[Step] = []
     readers = 1
     while value.producer() is not None and len(value.uses()) == readers and not value.is_graph_output():
         node, readers = value.producer(), 1
         silu = _silu_source(node)
         place = channel_constant(node)
+        joined = _joined(node)
         if is_static_conv(node):
             stages.insert(0, Stage(node, after))
             after, value = [], node.inputs[0]
+            readers += sum(isinstance(step, Joined) and step.beside is value for step in stages[0].after)
+        elif joined is not None:
+            after, value = [joined, *after], joined.source
         elif _is_computed(node):
             stage = ComputedStage(node, after)
             stages.insert(0, stage)
@@ -311,6 +352,19 @@ def _walk_back(value: Any) -> list[Stage]:
             after, value = [step, *after], step.source
             readers = sum(use.node in nodes_of(step) for use in value.uses())
     return stages
+
+
+def _joined(node: Any) -> Joined | None:
+    """The step, if this node joins the map that a convolution reads with what activations make of its result."""
+    if node.op_type != "Concat" or len(set(node.inputs)) != 2 or attribute(node, "axis") % 4 != 1:
+        return None
+    for beside, source in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        made = source.producer()
+        while is_unary(made) and only_user(made.outputs[0]) is not None:
+            made = made.inputs[0].producer()
+        if is_static_conv(made) and made.inputs[0] is beside and Stage(made, []).centred:
+            return Joined(node, beside, source)
+    return None
 
 
 def _is_computed(node: Any) -> bool:
@@ -351,7 +405,7 @@ def _leads_to(node: Any, end: Any) -> bool:
     return True
 
 
-def nodes_of(step: Pointwise | PerImage | Region | Squeeze) -> list[Any]:
+def nodes_of(step: Step) -> list[Any]:
     """The nodes that a step stands for."""
     return step.inner if isinstance(step, Region) else step.nodes
 

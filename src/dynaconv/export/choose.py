@@ -106,7 +106,7 @@ def dense_amounts(branch: Branch) -> dict[str, float]:
         found["depthwise" if stage.depthwise else "product"] += outside * stage.weight.size
         if isinstance(stage, ComputedStage) and not stage.depthwise and not stage.pointwise:
             found["unfolded"] += outside * _window(stage)
-    return found | {"masked": float(branch.stages[-1].weight.shape[0] * _positions(branch)[-1])}
+    return found | {"masked": float(branch.channels * _positions(branch)[-1])}
 
 
 def sparse_amounts(branch: Branch, density: float, images: int) -> dict[str, float]:
@@ -133,7 +133,7 @@ def sparse_amounts(branch: Branch, density: float, images: int) -> dict[str, flo
             found["gathered"] += rows * _window(stage)
         if i > 0 and not stage.pointwise and lays_out_map(stage):
             found["copied"] += positions[i - 1] * stage.inputs
-    found["copied"] += positions[-1] * branch.stages[-1].weight.shape[0]
+    found["copied"] += positions[-1] * branch.channels
     return found | {"block": 1.0}
 
 

@@ -184,8 +184,7 @@ class Rows:
     def _join(self, branch: Branch, x: Listed, grid: Grid) -> Any:
         """act(shortcut + what the branch gave, at its places)."""
         if branch.shortcut is None:
-            channels = branch.stages[-1].weight.shape[0]
-            zeros = self.write("ConstantOfShape", row_shape(self.write, grid, channels))
+            zeros = self.write("ConstantOfShape", row_shape(self.write, grid, branch.channels))
             return self.write("ScatterND", zeros, x.places, x.rows)
         self._project_shortcut(branch)
         shortcut = self.rows(branch.shortcut)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynaconv.export import computed, tables, winograd
-from dynaconv.export.branches import ComputedStage, Stage
+from dynaconv.export.branches import ComputedStage, Joined, Stage
 from dynaconv.export.regions import PerImage, Region, Squeeze, apply_region, write_per_image, write_squeeze
 from dynaconv.export.tables import Grid
 
@@ -56,6 +56,9 @@ def run_stage(
             y = write_per_image(lowering, step, y, places, need, outside)
         elif isinstance(step, Region):
             y = apply_region(write, step, y)
+        elif isinstance(step, Joined):
+            beside = _rows_at(lowering, stage.inputs, x, places)
+            y = write("Concat", *((beside, y) if step.first else (y, beside)), axis=1)
         else:
             y = apply_pointwise(write, step, y)
     return y
@@ -63,9 +66,14 @@ def run_stage(
 
 def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, places: Any) -> Any:
     """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, 1, taps, C]."""
-    write, channels = lowering.write, stage.inputs
     if not stage.pointwise:
-        return _windows(lowering, stage, channels, x, inside, outside, places)
+        return _windows(lowering, stage, stage.inputs, x, inside, outside, places)
+    return _rows_at(lowering, stage.inputs, x, places)
+
+
+def _rows_at(lowering: Any, channels: int, x: Any, places: Any) -> Any:
+    """Rows [K, C] of a map at `places`, which are listed if x lists any."""
+    write = lowering.write
     if not isinstance(x, Listed):
         return write("GatherND", x, places)
     if places is x.places:
