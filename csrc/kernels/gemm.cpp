@@ -287,7 +287,7 @@ DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finis
   const float* weight = static_cast<const float*>(call.weight) + column;
   for (int t = 0; t < call.taps_count; ++t) {
     const float* from = static_cast<const float*>(call.taps[t * kMaxRows]) + call.tap_offset + row * step;
-    for (int64_t start = 0; Fetches ? start < call.channels : start == 0; start += stretch) {
+    for (int64_t start = 0; start < call.channels; start += stretch) {
       if constexpr (Fetches) next.burst(t, start * int64_t{sizeof(float)});
       const float* const end = from + (Fetches && call.channels - start < stretch ? call.channels - start : stretch);
       for (; from != end; ++from, weight += kPanel) {
