@@ -91,6 +91,8 @@ class Wide(nn.Module):
 def test_wide_convolutions_run_by_tiles(batch, tiles, tmp_path, ort) -> None:
     import onnx
 
+    from dynaconv.export.runtimes import load
+
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 128, 1), Wide(), nn.Conv2d(128, 5, 1))
     randomise_norms(model)
@@ -107,6 +109,13 @@ def test_wide_convolutions_run_by_tiles(batch, tiles, tmp_path, ort) -> None:
             inputs = example(model, n, density, size)
             with torch.no_grad():
                 agree(ort(path, *inputs)["output"], given(*inputs))
+        if find_spec("openvino") is not None:
+            run = load("openvino", path, 1)
+            for n, density in CASES:
+                inputs = example(model, n, density, size)
+                feed = {f"input_{i}" if i else "images": t.numpy() for i, t in enumerate(inputs)}
+                with torch.no_grad():
+                    agree(run(feed)["output"], given(*inputs))
 
 
 @pytest.mark.parametrize("depthwise", [False, pytest.param(True, marks=pytest.mark.needs("timm"))])

@@ -165,7 +165,7 @@ class Rows:
         return self.once(("list", mask), lambda: tables.open_rows(self.write, mask))
 
     def index(self, mask: Any) -> Any:
-        """Where each position's row is in the list of a mask; see `tables.ranks`."""
+        """Where each position's row is in the list of a mask, counted from 1; see `tables.ranks`."""
         return self.once(("index", mask), lambda: tables.ranks(self.write, mask))
 
     def image(self, places: Any, need: Any, grid: Grid) -> Any:

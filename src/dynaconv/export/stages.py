@@ -78,9 +78,8 @@ def _rows_at(lowering: Any, channels: int, x: Any, places: Any) -> Any:
         return write("GatherND", x, places)
     if places is x.places:
         return x.rows
-    # Slots without a row read the first listed one, or the zero row where none is listed.
     found = write("GatherND", lowering.index(x.mask), places)
-    return write("Gather", _with_zeros(write, x.rows, channels), found, axis=0)
+    return write("Gather", _behind_zeros(write, x.rows, channels), found, axis=0)
 
 
 def _windows(
@@ -98,17 +97,19 @@ def _windows(
     if perm is not None:
         read = write("Transpose", read, perm=perm)
     if not isinstance(x, Listed):
-        return write("Gather", _with_zeros(write, x, channels) if any(window.pads) else x, read, axis=0)
-    rows, index = _with_zeros(write, x.rows, channels), lowering.index(x.mask)
+        # The row behind all others, where the table points to for what is outside of the image.
+        zero = write.constant(np.zeros((1, channels), np.float32))
+        return write("Gather", write("Concat", x, zero, axis=0) if any(window.pads) else x, read, axis=0)
+    rows, index = _behind_zeros(write, x.rows, channels), lowering.index(x.mask)
     if _lays_out(channels, window.stride):
         # By a gather, because a scatter copies what it writes to, with one thread.
         return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
     return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
 
 
-def _with_zeros(write: Any, rows: Any, channels: int) -> Any:
-    """Rows [K + 1, C]: the last one, of zeros, is where tables point to for what is outside of the image."""
-    return write("Concat", rows, write.constant(np.zeros((1, channels), np.float32)), axis=0)
+def _behind_zeros(write: Any, rows: Any, channels: int) -> Any:
+    """Rows [K + 1, C]: the first one, of zeros, stands for what is not listed and for what is outside of the image."""
+    return write("Concat", write.constant(np.zeros((1, channels), np.float32)), rows, axis=0)
 
 
 def lays_out_map(stage: Stage) -> bool:

@@ -89,16 +89,14 @@ def open_rows(write: Writer, mask: Any) -> Any:
 
 
 def ranks(write: Writer, mask: Any) -> Any:
-    """How many open positions of a mask of zeros and ones lie before each position, and, last, how many there are.
-
-    For an open position this is its entry in `open_rows`.
+    """Which entry of `open_rows` each position of a mask of zeros and ones is, counted from 1; 0 for closed ones.
 
     Returns:
-        [N * h * w + 1] int32.
+        [N * h * w + 1] int32; the last one, behind all positions, is 0.
     """
     listed = write("Cast", write("Reshape", mask, write.integers(-1)), to=6)
     listed = write("Concat", listed, write.constant(np.zeros(1, np.int32)), axis=0)
-    return write("CumSum", listed, write.constant(np.array(0)), exclusive=1)
+    return write("Mul", write("CumSum", listed, write.constant(np.array(0))), listed)
 
 
 def members(write: Writer, image: Any, batch: Any) -> Any:

@@ -88,9 +88,11 @@ def _rows_of_positions(lowering: Any, grid: Grid, need: Any) -> Any:
 
     def make() -> Any:
         write, tile, quarter = lowering.write, *_tables(lowering, grid)
-        counted = lowering.index(open_tiles(lowering, need))
-        count = write("Gather", counted, write.integers(-1))
-        return write("Add", write("Gather", counted, tile), write("Mul", quarter, count))
+        tiles = open_tiles(lowering, need)
+        count = write("Cast", write("Shape", lowering.listing(tiles), start=0, end=1), to=6)
+        # Counted from 1; what a position without an open tile finds is not asked for.
+        before = write("Sub", write("Mul", quarter, count), write.constant(np.ones(1, np.int32)))
+        return write("Add", write("Gather", lowering.index(tiles), tile), before)
 
     return lowering.once(("rows of tiles", need), make)
 
