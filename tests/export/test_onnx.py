@@ -142,6 +142,15 @@ def test_fixed_gates_of_dense_blocks_decide_without_comparing(threshold, model, 
         assert sparse.blocks == done.blocks and sparse.error < 1e-4
 
 
+def test_gates_that_rows_do_not_fit_read_the_map(model, tmp_path, trace_once, monkeypatch) -> None:
+    from dynaconv.export import gates
+
+    written = [dc.export.onnx(model, (X,), tmp_path / "rows.onnx", lowering="sparse", check=True)]
+    monkeypatch.setattr(gates, "_fits_rows", lambda _stage: False)
+    written.append(dc.export.onnx(model, (X,), tmp_path / "map.onnx", lowering="sparse", check=True))
+    assert all(done.error < 1e-4 and done.flips < 1e-3 for done in written)
+
+
 def test_auto_follows_the_densities(tmp_path, trace_once, monkeypatch) -> None:
     from dynaconv.export import choose
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from dynaconv.export.graph import attribute, constant, only_user
 from dynaconv.export.regions import (
+    Joined,
     PerImage,
     Pooled,
     Region,
@@ -58,28 +59,6 @@ class Pointwise:
     def nodes(self) -> list[Any]:
         """The nodes that it stands for."""
         return [self.node, *(v.producer() for v in self.node.inputs if self.silu and _is_sigmoid(v))]
-
-
-@dataclass(frozen=True, eq=False)
-class Joined:
-    """`node` puts what a convolution reads, `beside`, and what becomes of its result, `source`, together as channels.
-
-    Source: ghost modules, arXiv 1911.11907, figure 1.
-    """
-
-    node: Any
-    beside: Any
-    source: Any
-
-    @property
-    def nodes(self) -> list[Any]:
-        """The node."""
-        return [self.node]
-
-    @property
-    def first(self) -> bool:
-        """What the convolution reads makes the first channels."""
-        return self.node.inputs[0] is self.beside
 
 
 Step = Pointwise | PerImage | Region | Squeeze | Joined

@@ -131,7 +131,7 @@ def sparse_amounts(branch: Branch, density: float, images: int) -> dict[str, flo
         found["sparse_depthwise" if stage.depthwise else "sparse_product"] += rows * stage.weight.size
         if i == 0 or not stage.pointwise:
             found["gathered"] += rows * _window(stage)
-        if i > 0 and not stage.pointwise and lays_out_map(stage):
+        if i > 0 and not stage.pointwise and lays_out_map(stage.inputs, stage.stride):
             found["copied"] += positions[i - 1] * stage.inputs
     found["copied"] += positions[-1] * branch.channels
     return found | {"block": 1.0}

@@ -84,7 +84,7 @@ def _behind(value: Any) -> Any:
 
 
 def write_gate(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) -> None:
-    """Replace a gate's logits [N, 1, h, w], from the map or, where there are, from its rows [N * H * W, C].
+    """Replace a gate's logits [N, 1, h, w], from the map or, where there are and they fit, its rows [N * H * W, C].
 
     Where logits are only compared with a threshold, what comes from the mean [N, 1, 1, 1] moves to the other side of
     the comparison, which saves an addition for each position; and a constant threshold moves to this side.
@@ -92,13 +92,13 @@ def write_gate(write: Writer, gate: GateLogits, rows: Any, grid: tables.Grid) ->
     old = gate.node.outputs[0]
     compare = None if gate.linear is None else _comparison(old)
     threshold = None if compare is None else _number(compare.inputs[1])
-    z, mean = _logits(write, gate, rows, grid, threshold or 0.0)
+    z, minus_mean = _logits(write, gate, rows, grid, threshold or 0.0)
     if compare is not None:
         beside = Writer(write.graph, compare)
-        other = mean if threshold is not None else beside("Add", compare.inputs[1], mean)
+        other = minus_mean if threshold is not None else beside("Add", compare.inputs[1], minus_mean)
         compare.replace_input_with(1, other)
-    elif mean is not None:
-        z = write("Sub", z, mean, like=old)
+    elif minus_mean is not None:
+        z = write("Sub", z, minus_mean, like=old)
     old.replace_all_uses_with(z, replace_graph_outputs=True)
 
 
@@ -133,19 +133,13 @@ def _logits(
     bias = write.constant(np.array([bias + gate.shift - threshold], np.float32))
     if rows is not None and _fits_rows(stage):
         return _from_rows(write, gate, rows, grid, weight, bias)
-    (kernel, taps), used = (stage.kernel, weight.shape[1]), BLOCK
+    kernel, (channels, taps) = stage.kernel, weight.shape
+    padded = np.zeros((BLOCK, channels, 1, 1), np.float32)
+    padded[:taps, :, 0, 0] = weight.T
     if gate.linear is not None:
-        weight = np.concatenate([weight, -gate.linear[:, None]], 1)
-    if rows is None:
-        padded = np.zeros((BLOCK, weight.shape[0], 1, 1), np.float32)
-        padded[: weight.shape[1], :, 0, 0] = weight.T
-        answers = write("Conv", gate.source, write.constant(padded), kernel_shape=(1, 1))
-    else:
-        used = weight.shape[1]
-        flat = write("MatMul", rows, write.constant(weight))
-        answers = write("Reshape", flat, tables.shape_of(write, grid, used))
-        answers = write("Transpose", answers, perm=(0, 3, 1, 2))
-    shifts = np.zeros((1, used, *kernel), np.float32)
+        padded[taps, :, 0, 0] = -gate.linear
+    answers = write("Conv", gate.source, write.constant(padded), kernel_shape=(1, 1))
+    shifts = np.zeros((1, BLOCK, *kernel), np.float32)
     shifts[0, np.arange(taps), np.arange(taps) // kernel[1], np.arange(taps) % kernel[1]] = 1
     z = write(
         "Conv", answers, write.constant(shifts), bias, kernel_shape=kernel, strides=stage.stride, pads=stage.pads,
@@ -158,7 +152,7 @@ def _logits(
 
 
 def _fits_rows(stage: Stage) -> bool:
-    """Whether `_from_rows` serves a gate: paddings are none below zero there."""
+    """Whether `_from_rows` serves a gate: its paddings would be none below zero."""
     _, left, _, right = stage.pads
     return stage.dilation[1] == 1 and min(left, right) * int(np.prod(stage.kernel)) >= stage.kernel[1]
 

@@ -1,4 +1,4 @@
-"""What happens between the convolutions of a masked branch besides single activations: regions, and squeeze-excite.
+"""What happens between the convolutions of a masked branch besides single activations: regions, squeeze-excite, joins.
 
 A region is a stretch of nodes that work on each position by itself: a GELU written with Erf, a layer norm with the
 linear layers behind it in the layout [N, h, w, C]. Squeeze-excite scales channels by a function of their mean over
@@ -88,6 +88,28 @@ class PerImage:
     def nodes(self) -> list[Any]:
         """The nodes that it stands for."""
         return [self.node]
+
+
+@dataclass(eq=False)
+class Joined:
+    """`node` puts what a convolution reads, `beside`, and what becomes of its result, `source`, together as channels.
+
+    Source: ghost modules, arXiv 1911.11907, figure 1.
+    """
+
+    node: Any
+    beside: Any
+    source: Any
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The node."""
+        return [self.node]
+
+    @property
+    def first(self) -> bool:
+        """What the convolution reads makes the first channels."""
+        return self.node.inputs[0] is self.beside
 
 
 def find_region(node: Any) -> Region | None:

@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynaconv.export import computed, tables, winograd
-from dynaconv.export.branches import ComputedStage, Joined, Stage
-from dynaconv.export.regions import PerImage, Region, Squeeze, apply_region, write_per_image, write_squeeze
+from dynaconv.export.branches import ComputedStage, Stage
+from dynaconv.export.regions import (
+    Joined,
+    PerImage,
+    Region,
+    Squeeze,
+    apply_region,
+    write_per_image,
+    write_squeeze,
+)
 from dynaconv.export.tables import Grid
 
 # From so many channels on, looking up where a tap's row lies costs less than laying out the map again.
@@ -101,7 +109,7 @@ def _windows(
         zero = write.constant(np.zeros((1, channels), np.float32))
         return write("Gather", write("Concat", x, zero, axis=0) if any(window.pads) else x, read, axis=0)
     rows, index = _behind_zeros(write, x.rows, channels), lowering.index(x.mask)
-    if _lays_out(channels, window.stride):
+    if lays_out_map(channels, window.stride):
         # By a gather, because a scatter copies what it writes to, with one thread.
         return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
     return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
@@ -112,12 +120,8 @@ def _behind_zeros(write: Any, rows: Any, channels: int) -> Any:
     return write("Concat", write.constant(np.zeros((1, channels), np.float32)), rows, axis=0)
 
 
-def lays_out_map(stage: Stage) -> bool:
+def lays_out_map(channels: int, stride: tuple[int, int]) -> bool:
     """Whether windows over listed rows are read from the whole map, rather than by where a tap's row lies."""
-    return _lays_out(stage.inputs, stage.stride)
-
-
-def _lays_out(channels: int, stride: tuple[int, int]) -> bool:
     return channels < WIDE and stride == (1, 1)
 
 
