@@ -94,7 +94,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int, bool | None]] = {
     "mobilenetv2": (partial(timm_model, "mobilenetv2_035"), 48, 10, True),
     "mobilenetv3": (partial(timm_model, "mobilenetv3_small_050", drop_path_rate=0.1), 48, 7, None),
     "efficientnet": (partial(timm_model, "efficientnet_b0", drop_path_rate=0.1), 40, 9, False),
-    "mnasnet": (partial(timm_model, "mnasnet_small"), 48, 10, None),
+    "mnasnet": (partial(timm_model, "mnasnet_small"), 48, 9, None),
     "convnext": (partial(timm_model, "test_convnext", drop_path_rate=0.1), 64, 9, False),
     "convnext conv": (partial(timm_model, "test_convnext", conv_mlp=True), 64, 9, False),
     "convnextv2": (partial(timm_model, "test_convnext2"), 64, 4, False),
@@ -220,7 +220,7 @@ def shuffle_unit() -> nn.Module:
     import_torchvision()
     from torchvision.models.shufflenetv2 import InvertedResidual
 
-    return InvertedResidual(8, 8, 1)
+    return InvertedResidual(48, 48, 1)
 
 
 def _blurred() -> nn.Module:

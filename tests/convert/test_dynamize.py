@@ -81,7 +81,7 @@ def test_inverted_residuals_without_shortcut_are_skipped_with_the_reason() -> No
     assert all("no shortcut" in reason for reason in report.skipped.values())
 
 
-def test_depthwise_branches_as_cheap_as_their_mask_unit_are_skipped_with_the_reason() -> None:
+def test_depthwise_branches_that_are_thin_beside_their_mask_unit_are_skipped_with_the_reason() -> None:
     class Block(nn.Module):
         def __init__(self, kernel: int, parallel: int = 1) -> None:
             super().__init__()
@@ -91,12 +91,13 @@ def test_depthwise_branches_as_cheap_as_their_mask_unit_are_skipped_with_the_rea
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.norm(sum(conv(x) for conv in self.convs))
 
-    report = dc.dynamize_(model := nn.Sequential(Block(3, parallel=4), Block(5)), input_size=(8, 9, 7))
-    assert report.converted == ["1"] and "costs no more than the mask unit" in report.skipped["0"]
+    report = dc.dynamize_(model := nn.Sequential(Block(3, parallel=4), Block(7)), input_size=(8, 9, 7))
+    reason = "its branch takes 72 multiply-adds a position, and the mask unit that would decide for it 72"
+    assert report.converted == ["1"] and reason in report.skipped["0"]
     dc.revert_(model)
-    model = nn.Sequential(Block(3), Block(5))
+    model = nn.Sequential(Block(5), Block(7))
     report = dc.dynamize_(model, input_size=(8, 9, 7))
-    assert report.converted == ["1"] and "costs no more than the mask unit" in report.skipped["0"]
+    assert report.converted == ["1"] and reason.replace("72", "200", 1) in report.skipped["0"]
     dc.revert_(model)
     for config in (dc.SpatialMasking(unit="conv1x1"), dc.SpatialMasking(granularity=2)):
         assert dc.dynamize_(model, config, input_size=(8, 9, 7)).converted == ["0", "1"]
@@ -107,16 +108,23 @@ def test_depthwise_branches_as_cheap_as_their_mask_unit_are_skipped_with_the_rea
 
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.inner, self.last = nn.Conv2d(8, 8, 1), Block(3), nn.Conv2d(8, 8, 1)
+            self.first, self.inner, self.last = nn.Conv2d(8, 16, 1), Block(3), nn.Conv2d(8, 8, 1)
+            self.between = nn.Conv2d(16, 8, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.last(self.inner(self.first(x)))
+            return x + self.last(self.inner(self.between(self.first(x))))
 
     model = nn.Sequential(Around())
     assert dc.dynamize_(model, input_size=(8, 9, 7)).converted == ["0"]
     dc.revert_(model)
     cheap = dc.SpatialMasking(unit="conv1x1")
     assert dc.dynamize_(model, cheap, input_size=(8, 9, 7)).converted == ["0.inner"]
+
+
+@pytest.mark.needs("timm")
+def test_thin_first_block_of_mobilenetv3_stays_static() -> None:
+    report = dc.dynamize_(dc.create_model("timm:mobilenetv3_large_100"))
+    assert "400 multiply-adds a position" in report.skipped["blocks.0.0"] and len(report.converted) == 9
 
 
 def test_rules_by_name() -> None:

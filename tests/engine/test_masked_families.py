@@ -124,9 +124,9 @@ class Ghostly(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.widen, self.narrow = nn.Conv2d(8, 6, 1), nn.Conv2d(12, 4, 1)
-        self.ghosts = nn.ModuleList(nn.Conv2d(c, c, 3, 1, 1, groups=c) for c in (6, 4))
-        self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.widen, self.narrow = nn.Conv2d(8, 16, 1), nn.Conv2d(32, 4, 1)
+        self.ghosts = nn.ModuleList(nn.Conv2d(c, c, 3, 1, 1, groups=c) for c in (16, 4))
+        self.squeeze, self.excite = nn.Conv2d(32, 4, 1), nn.Conv2d(4, 32, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = self.widen(x).relu()

@@ -44,7 +44,7 @@ MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "repvgg": lambda: timm_block("byobnet.RepVggBlock", 8, 8, group_size=2),
     "mobileone": lambda: timm_block("byobnet.MobileOneBlock", 8, 8, kernel_size=1, num_conv_branches=2),
-    "ghost": lambda: timm_block("ghostnet.GhostBottleneck", 8, 12, 8, se_ratio=0.25),
+    "ghost": lambda: timm_block("ghostnet.GhostBottleneck", 16, 24, 16, se_ratio=0.25),
     "repghost": lambda: timm_block("repghost.RepGhostBottleneck", 8, 12, 8),
     "norm-free": lambda: timm_block("nfnet.NormFreeBlock", 8, 8, group_size=2, reg=False, act_layer=nn.ReLU),
 }
@@ -56,7 +56,7 @@ def _chain(*kinds: str, kernels: object = None, **options) -> nn.Module:
     for kind in kinds:
         block = (_BLOCKS | FAMILY_BLOCKS | MORE_BLOCKS)[kind]()
         first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
-        inside = 8 if kind == "shuffle" else first.in_channels
+        inside = 48 if kind == "shuffle" else first.in_channels
         parts += [nn.Conv2d(channels, inside, 1), nn.ReLU(), block]
         channels = {"basic_s2": 10, "bottleneck with se": 12, "blurred": 8, "two additions": 8}.get(
             kind, inside

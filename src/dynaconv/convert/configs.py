@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -26,6 +27,8 @@ from dynaconv.nn.mask_unit import INITS, KINDS, MaskUnit
 from dynaconv.nn.masked_block import Anatomy
 from dynaconv.ops.mask_ops import DILATION_GRADIENTS
 
+# Products for each channel of the squeeze mask unit's window, and how many times those a branch has to take.
+_WINDOW, _WORTH = 9, 3
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"temperature": 1.0, "init": "paper", "dilation_gradient": "none"},
     "default": {"temperature": 2 / 3, "init": "open", "dilation_gradient": "marginal"},
@@ -73,19 +76,22 @@ class SpatialMasking(GateConfig):
         object.__setattr__(self, "granularity", as_granularity(self.granularity))
 
     def obstacle(self, model: nn.Module, name: str, block: nn.Module, anatomy: Anatomy) -> str | None:
-        """Branches of depthwise windows no larger than the mask unit's own: to decide would cost what it saves.
+        """Branches with depthwise convolutions so thin that the mask unit's window is more than a third of them.
 
-        Windows side by side count as one: the engine merges them, and eager execution of their open rows takes longer
-        than all rows of the convolutions, however many those are.
+        Such branches take no less time under a mask at any density that was measured (docs/benchmarks.md).
         """
         if self.unit != "squeeze" or self.granularity != 1:
             return None
         layers = [block.get_submodule(step.conv) for step in anatomy.steps]
-        if not layers or not all(_is_cheap(layer) for layer in layers):
+        if not any(_is_depthwise(layer) for layer in layers) or not all(type(x) is nn.Conv2d for x in layers):
+            return None
+        channels = layers[0].in_channels if anatomy.program is None else anatomy.program.in_channels
+        work, window = _work(layers), _WINDOW * channels
+        if work >= _WORTH * window:
             return None
         return (
-            "its branch is depthwise and costs no more than the mask unit that would decide for it; "
-            'SpatialMasking(unit="conv1x1") has a cheaper one'
+            f"its branch takes {work} multiply-adds a position, and the mask unit that would decide for it {window}, "
+            'too many for masks to pay; SpatialMasking(unit="conv1x1") has a cheaper one'
         )
 
     def build_gate(self, in_channels: int, stride: int) -> MaskUnit:
@@ -105,10 +111,23 @@ class SpatialMasking(GateConfig):
         return f"{self.unit} mask unit"
 
 
-def _is_cheap(layer: nn.Module) -> bool:
-    """One filter a channel, of no more taps than the mask unit's 3x3 window."""
-    depthwise = isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
-    return depthwise and math.prod(layer.kernel_size) <= 9
+def _work(layers: Sequence[nn.Conv2d]) -> int:
+    """Multiply-adds of all layers of a branch for an output position, those of small depthwise windows taken once.
+
+    Such windows usually stand side by side: the engine merges them, and eager execution of their open rows takes longer
+    than all rows of the convolutions, however many those are.
+    """
+    small = [
+        layer.weight.numel()
+        for layer in layers
+        if _is_depthwise(layer) and math.prod(layer.kernel_size) <= _WINDOW
+    ]
+    return sum(layer.weight.numel() for layer in layers) - sum(small) + max(small, default=0)
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    """One filter a channel."""
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 GATE_CONFIGS = (SpatialMasking, LayerGate, Halting, ChannelGate, RandomMasking, Narrow)
