@@ -335,7 +335,7 @@ class Attends(nn.Module):
 
 REFUSED = {
     RunsTwice: "its first runs inside and outside of the branch",
-    Normalised: "norm mixes positions",
+    Normalised: r"norm \(GroupNorm\) mixes positions",
     FunctionalDropout: "differs between training and evaluation",
     WritesItsInput: r"relu_\(\) changes a map that something else reads",
     Attends: r"flatten\(\)|transpose\(\)|softmax|mixes positions",

@@ -120,7 +120,7 @@ def test_a_rule_for_the_inner_block_is_followed() -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Second, "norm mixes positions"),
+        (Second, r"norm \(GroupNorm\) mixes positions"),
         (Beside, "shortcut has a convolution of more than one position"),
         (AttendsLast, r"flatten\(\) mixes positions"),
         (Pools, "its branch starts behind something that mixes positions"),

@@ -102,9 +102,55 @@ class PaddedShortcut(Block):
         return F.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + self.branch(x))
 
 
+class Same(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(6, 8, 3, padding="same", dilation=2)
+        self.conv2 = nn.Conv2d(8, 6, (1, 3), padding="same")
+
+
+class SameByFunction(Block):
+    def branch(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(F.conv2d(x, self.conv1.weight, padding="same")))
+        return self.norm2(self.conv2(y))
+
+
+class Mirrored(Block):
+    """With dilation a mirrored position is none that the kernel reads itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(6, 8, 3, padding=1, padding_mode="replicate")
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=3, dilation=3, padding_mode="reflect")
+
+
+class Around(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(6, 8, 3, padding="same", padding_mode="circular")
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular")
+
+
+class PaddedByLayers(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pads = nn.ModuleList([nn.ReflectionPad2d(1), nn.CircularPad2d((2, 2, 1, 1)), nn.ZeroPad2d(0)])
+        self.conv1, self.conv2 = nn.Conv2d(6, 8, 3), nn.Conv2d(8, 6, (3, 5))
+
+    def branch(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.conv1(self.pads[2](self.pads[0](x))))
+        return self.norm2(self.conv2(self.pads[1](F.relu(y))))
+
+
+class PartsOfAList(Block):
+    def branch(self, x: Tensor) -> Tensor:
+        parts = list(F.relu(self.norm1(self.conv1(x))).chunk(2, 1))
+        return self.norm2(self.conv2(torch.cat([part.tanh() for part in parts[::-1]], 1)))
+
+
 FOUND = [
     Block, ByKeyword, WithFactor, Difference, FactorOfMethod, InPlaceStatements, ReZero, Buffers, Frozen,
-    PaddedShortcut,
+    PaddedShortcut, Same, SameByFunction, Mirrored, Around, PaddedByLayers, PartsOfAList,
 ]  # fmt: skip
 
 

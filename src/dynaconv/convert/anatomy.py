@@ -162,7 +162,7 @@ def _steps(ops: Sequence[Op], source: str, result: str, block: nn.Module) -> tup
     last = source
     for op in ops:
         layer = _layer(op, block)
-        if layer is None or op.sources != [last]:
+        if layer is None or op.sources != [last] or op.mode != "zeros":
             return None
         last = op.name
         if is_noise(layer):

@@ -13,7 +13,7 @@ from torch.nn.modules.utils import _pair
 from dynaconv.convert.tracing import is_noise
 from dynaconv.nn.block_program import NCHW, Op, Ref, filled
 from dynaconv.nn.dynamic_conv import DynamicConv
-from dynaconv.ops._conv import Geometry
+from dynaconv.ops._conv import Geometry, numeric_padding
 
 if TYPE_CHECKING:
     from dynaconv.convert.probing import Probe
@@ -27,7 +27,11 @@ class OtherWidth(Exception):
     """The block's input has another number of channels than was tried."""
 
 
-_PADS = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate"}
+_PADS = {"constant": "zeros", **{mode: mode for mode in ("reflect", "replicate", "circular")}}
+_PAD_LAYERS = {
+    nn.ZeroPad2d: "constant", nn.ConstantPad2d: "constant", nn.ReflectionPad2d: "reflect",
+    nn.ReplicationPad2d: "replicate", nn.CircularPad2d: "circular",
+}  # fmt: skip
 
 
 def known_layer(probe: Probe, op: Op, maps: list[str]) -> bool:
@@ -48,6 +52,10 @@ def known_layer(probe: Probe, op: Op, maps: list[str]) -> bool:
         elif isinstance(layer, nn.AvgPool2d) and _is_plain(layer) and probe.layout(source) == NCHW:
             geometry = Geometry(_pair(layer.kernel_size), _pair(layer.stride), (0, 0), (1, 1))
             _window(probe, op, source, geometry, probe.channels(source))
+        elif type(layer) in _PAD_LAYERS:
+            left, right, top, bottom = layer.padding
+            value = getattr(layer, "value", None)
+            _pad(probe, op, source, [left, right, top, bottom], _PAD_LAYERS[type(layer)], value)
         elif isinstance(layer, _BatchNorm):
             _batch_norm(probe, op, layer, source)
         elif is_noise(layer):
@@ -59,7 +67,8 @@ def known_layer(probe: Probe, op: Op, maps: list[str]) -> bool:
             return False
         return True
     if op.target is F.pad and not _pads_channels(probe, op, source):
-        _pad(probe, op, source)
+        call = {**dict(zip(("input", "pad", "mode", "value"), op.args, strict=False)), **op.kwargs}
+        _pad(probe, op, source, list(call.get("pad") or ()), call.get("mode", "constant"), call.get("value"))
         return True
     if op.target in (F.conv2d, torch.conv2d) and not any(probe.is_pooled(s) for s in op.sources):
         _functional_convolution(probe, op, source)
@@ -70,14 +79,27 @@ def known_layer(probe: Probe, op: Op, maps: list[str]) -> bool:
 def _convolution(probe: Probe, op: Op, conv: nn.Module, source: str) -> None:
     if type(conv) is not nn.Conv2d and not isinstance(conv, DynamicConv):
         raise Unsupported(f"{op.target} is {type(conv).__name__}, expected nn.Conv2d")
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if isinstance(conv, DynamicConv) and conv.padding_mode != "zeros":
         raise Unsupported(f"{op.target} has padding {conv.padding!r} ({conv.padding_mode})")
+    try:
+        geometry = Geometry.of(conv)
+    except ValueError as error:
+        raise Unsupported(f"{op.target} has {error}") from error
     if probe.layout(source) != NCHW:
         raise Unsupported(f"{op.target} reads a map that is not [N, C, H, W]")
     if probe.channels(source) != conv.in_channels:
         raise OtherWidth
     weights = conv.kernel_numel if isinstance(conv, DynamicConv) else conv.weight.numel()
-    _window(probe, op, source, Geometry.of(conv), conv.out_channels, weights=weights, path=op.target)
+    _window(
+        probe,
+        op,
+        source,
+        geometry,
+        conv.out_channels,
+        weights=weights,
+        path=op.target,
+        mode=conv.padding_mode,
+    )
 
 
 def _functional_convolution(probe: Probe, op: Op, source: str) -> None:
@@ -85,12 +107,16 @@ def _functional_convolution(probe: Probe, op: Op, source: str) -> None:
     given = filled(op.args, probe.whole), filled(op.kwargs, probe.whole)
     call = {**dict(zip(names, given[0], strict=False)), **given[1]}
     weight, padding = call["weight"], call.get("padding", 0)
-    if probe.layout(source) != NCHW or isinstance(padding, str):
-        raise Unsupported(f"a convolution in its forward has padding {padding!r}")
+    if probe.layout(source) != NCHW:
+        raise Unsupported("a convolution in its forward reads a map that is not [N, C, H, W]")
     if weight.shape[1] * call.get("groups", 1) != probe.channels(source):
         raise OtherWidth
-    spread = _pair(call.get("stride", 1)), _pair(padding), _pair(call.get("dilation", 1))
-    geometry = Geometry(tuple(weight.shape[2:]), *spread)
+    kernel, dilation = tuple(weight.shape[2:]), _pair(call.get("dilation", 1))
+    try:
+        padding = numeric_padding(padding if isinstance(padding, str) else _pair(padding), kernel, dilation)
+    except ValueError as error:
+        raise Unsupported(f"a convolution in its forward has {error}") from error
+    geometry = Geometry(kernel, _pair(call.get("stride", 1)), padding, dilation)
     bias = 0 if call.get("bias") is None else weight.shape[0]
     _window(probe, op, source, geometry, weight.shape[0], weights=weight.numel(), bias=bias)
 
@@ -106,9 +132,8 @@ def _pads_channels(probe: Probe, op: Op, source: str) -> bool:
     return probe.layout(source) == NCHW and len(pad) == 6 and tuple(pad[:4]) == (0, 0, 0, 0)
 
 
-def _pad(probe: Probe, op: Op, source: str) -> None:
-    call = {**dict(zip(("input", "pad", "mode", "value"), op.args, strict=False)), **op.kwargs}
-    pad, mode, value = list(call.get("pad") or ()), call.get("mode", "constant"), call.get("value")
+def _pad(probe: Probe, op: Op, source: str, pad: list[int], mode: str, value: float | None) -> None:
+    """pad: left, right, top, bottom."""
     even = len(pad) == 4 and all(isinstance(p, int) for p in pad) and pad[0] == pad[1] and pad[2] == pad[3]
     if not even or mode not in _PADS or value or probe.layout(source) != NCHW or min(pad) < 0:
         raise Unsupported(f"it pads unevenly or with values ({pad}, {mode})")

@@ -182,11 +182,17 @@ class Probe:
 
     def _mixes(self, op: Op, source: str) -> None:
         """From one picture [N, C, h, w] to another, in no way that a mask can follow."""
-        whole, before, reason = self.whole[op.name], self.whole[source], f"{spell(op)} mixes positions"
+        whole, before, reason = self.whole[op.name], self.whole[source], f"{self._layer(op)} mixes positions"
         images = isinstance(whole, Tensor) and isinstance(before, Tensor) and whole.dim() == before.dim() == 4
         if not images or self.layout(source) != NCHW or whole.shape[0] != IMAGES:
             raise Unsupported(reason)
         self._put_mixing(op, self.grid[source], reason)
+
+    def _layer(self, op: Op) -> str:
+        """An operation in words, with the kind of a layer."""
+        if op.call != "module":
+            return spell(op)
+        return f"{spell(op)} ({type(self.block.get_submodule(op.target)).__name__})"
 
     def _put_mixing(self, op: Op, before: tuple[int, int], reason: str, weights: int = 0) -> None:
         """Keep a picture [N, C, h, w] that was made from one on the grid `before`."""

@@ -40,6 +40,36 @@ class _Tracer(fx.Tracer):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A value, of whose parts some can be counted."""
+        return fx.Proxy(node, self) if _parts(node) is None else _Parts(node, self)
+
+
+class _Parts(fx.Proxy):
+    """What `x.chunk(2, 1)` returns: a forward may go through it, or make a list of it."""
+
+    def __len__(self) -> int:
+        parts = _parts(self.node)
+        assert parts is not None, "only values with parts are such"
+        return parts
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return (self[i] for i in range(len(self)))
+
+
+def _parts(node: fx.Node) -> int | None:
+    """Number of maps that a chunk or a split into given sizes returns."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    names = {"chunk": "chunks", "tensor_split": "indices_or_sections", "split": "split_size_or_sections"}
+    if name not in names and name != "split_with_sizes":
+        return None
+    cut = node.args[1] if len(node.args) > 1 else node.kwargs.get(names.get(name, ""), None)
+    if isinstance(cut, (tuple, list)):
+        return len(cut) + (name == "tensor_split")
+    return cut if isinstance(cut, int) and name in ("chunk", "tensor_split") else None
+
 
 def trace(block: nn.Module, *, shallow: bool = False) -> fx.Graph:
     """The graph of a block's forward(x) in the mode that the block is in.
@@ -54,7 +84,8 @@ def trace(block: nn.Module, *, shallow: bool = False) -> fx.Graph:
         graph = tracer.trace(block)
     except _NOT_TRACEABLE as error:
         lines = str(error).strip().splitlines()
-        raise Untraceable(lines[0] if lines else type(error).__name__) from error
+        # What fx says behind the first sentence is about fx.
+        raise Untraceable(lines[0].split(". ")[0] if lines else type(error).__name__) from error
     finally:
         for name in set(vars(block)) - set(attributes):
             delattr(block, name)

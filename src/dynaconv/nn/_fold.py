@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynaconv.ops import ConvSpec
+from dynaconv.ops._conv import Geometry
 
 _ACTIVATIONS: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.ReLU6, "relu6"),
@@ -57,7 +58,7 @@ def fold_conv(conv: nn.Conv2d, norm: nn.Module | None, act: nn.Module | None) ->
     inner = norm_activation(norm)
     name = activation_name(inner if act is None and inner is not None else act)
     assert name is not None
-    return ConvSpec(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, name)
+    return ConvSpec(weight, bias, conv.stride, Geometry.of(conv).padding, conv.dilation, conv.groups, name)
 
 
 def kernel_within(

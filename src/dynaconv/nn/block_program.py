@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynaconv.nn.dynamic_conv import DynamicConv
@@ -184,7 +185,7 @@ def branch_needs(
             source = inside.get(name)
             if source is None or source.role in ("number", "constant"):
                 continue
-            read = need if op.geometry is None else _read(need, where[name], op.geometry, gradient)
+            read = need if op.geometry is None else _read(need, where[name], op, gradient)
             if name in where and tuple(read.shape[2:]) != where[name]:
                 # A mean that is used on another grid: it does not say which of its positions matter.
                 continue
@@ -196,18 +197,41 @@ def branch_needs(
     return needs
 
 
-def _read(need: Tensor, size: tuple[int, int], geometry: Geometry, gradient: str) -> Tensor:
+def _read(need: Tensor, size: tuple[int, int], op: Op, gradient: str) -> Tensor:
+    geometry = op.geometry
+    assert geometry is not None, "only windows read neighbours"
     if geometry.pointwise:
         return need
-    return dilate(
+    (h, w), (ph, pw) = size, geometry.padding
+    bordered = op.mode != "zeros" and (ph, pw) != (0, 0)
+    read = dilate(
         need,
-        size,
+        (h + 2 * ph, w + 2 * pw) if bordered else size,
         kernel_size=geometry.kernel,
         stride=geometry.stride,
-        padding=geometry.padding,
+        padding=(0, 0) if bordered else (ph, pw),
         dilation=geometry.dilation,
         gradient=gradient,
     )
+    return _folded(read, size, bordered_rows(size, (ph, pw), op.mode)) if bordered else read
+
+
+def bordered_rows(size: tuple[int, int], padding: tuple[int, int], mode: str) -> Tensor:
+    """The position, h * W + w, that each position of a bordered map shows: [(H + 2 ph) * (W + 2 pw)].
+
+    Args:
+        size, padding: (H, W) and (ph, pw). mode: one of `F.pad`'s.
+    """
+    (h, w), (ph, pw) = size, padding
+    index = torch.arange(h * w, dtype=torch.float64).view(1, 1, h, w)
+    return F.pad(index, (pw, pw, ph, ph), mode=mode).long().view(-1)
+
+
+def _folded(need: Tensor, size: tuple[int, int], shown: Tensor) -> Tensor:
+    """Which positions of a map the needed ones of its bordered map show."""
+    flat, shown = need.flatten(1), shown.to(need.device).expand(need.shape[0], -1)
+    none = flat.new_zeros(flat.shape[0], size[0] * size[1])
+    return none.scatter_reduce(1, shown, flat, "amax").view(-1, 1, *size)
 
 
 def macs_per_position(op: Op, block: nn.Module) -> int:

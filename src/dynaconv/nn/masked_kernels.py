@@ -64,7 +64,7 @@ def sparse_branch(
                 weight,
                 bias,
                 conv.stride,
-                conv.padding,
+                Geometry.of(conv).padding,
                 conv.dilation,
                 conv.groups,
             )

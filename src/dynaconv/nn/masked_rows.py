@@ -10,12 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from dynaconv.nn._fold import activation_name, fold_conv, norm_activation
-from dynaconv.nn.block_program import INPUT, NCHW, Op, Program, branch_needs, evaluate, filled, grids
+from dynaconv.nn.block_program import (
+    INPUT,
+    NCHW,
+    Op,
+    Program,
+    bordered_rows,
+    branch_needs,
+    evaluate,
+    filled,
+    grids,
+)
 from dynaconv.nn.dynamic_conv import DynamicConv
 from dynaconv.nn.masked_kernels import coefficients
 from dynaconv.nn.masked_program import run_after, run_before
@@ -210,7 +218,7 @@ class _Branch:
         if isinstance(layer, nn.AvgPool2d):
             spec = self._averaging(op)
             return self._convolve(op, spec, pack_weight(spec))
-        if op.target is F.pad:
+        if not op.weights:
             rows, taps = self._source(op)
             return (rows if taps is None else rows.index_select(0, taps[:, 0]))[:, :, None, None]
         spec = self._functional(op)
@@ -229,8 +237,8 @@ class _Branch:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         values = self._whole(op)
         call = {**dict(zip(names, filled(op.args, values), strict=False)), **filled(op.kwargs, values)}
-        spread = (_pair(call.get(k, d)) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
-        return ConvSpec(call["weight"], call.get("bias"), *spread, call.get("groups", 1))
+        moves = op.geometry.stride, op.geometry.padding, op.geometry.dilation
+        return ConvSpec(call["weight"], call.get("bias"), *moves, call.get("groups", 1))
 
     def _dynamic(self, op: Op, conv: DynamicConv) -> Tensor:
         """Each image with its own kernel."""
@@ -242,7 +250,7 @@ class _Branch:
         out, start = rows.new_empty(sum(counts), conv.out_channels), 0
         for i, count in enumerate(counts):
             bias = biases[i] if biases is not None and biases.dim() == 2 else biases
-            spec = ConvSpec(weights[i], bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            spec = ConvSpec(weights[i], bias, conv.stride, op.geometry.padding, conv.dilation, conv.groups)
             mine = slice(start, start + count)
             read = rows[mine] if taps is None else rows
             conv_rows(read, None if taps is None else taps[mine], pack_weight(spec), spec, out[mine])
@@ -279,8 +287,7 @@ def _taps(n: int, size: tuple[int, int], geometry: Geometry, mode: str) -> Tenso
         return _rows.tap_table(n, size, geometry)
     (h, w), (ph, pw) = size, geometry.padding
     inner = replace(geometry, padding=(0, 0))
-    index = torch.arange(h * w, dtype=torch.float64).view(1, 1, h, w)
-    index = F.pad(index, (pw, pw, ph, ph), mode=mode).long().view(-1)
+    index = bordered_rows(size, geometry.padding, mode)
     plane = _rows.tap_table(1, (h + 2 * ph, w + 2 * pw), inner)
     one = index.index_select(0, plane.view(-1)).view_as(plane)
     return (one + torch.arange(n)[:, None, None] * (h * w)).view(-1, one.shape[1])

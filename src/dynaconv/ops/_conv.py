@@ -52,8 +52,13 @@ class Geometry:
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Geometry:
-        """Geometry of an `nn.Conv2d` with numeric padding."""
-        return cls(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        """Geometry of an `nn.Conv2d`, whose padding may be a word.
+
+        Raises:
+            ValueError: padding="same" of a kernel that reaches farther to one side.
+        """
+        padding = numeric_padding(conv.padding, conv.kernel_size, conv.dilation)
+        return cls(conv.kernel_size, conv.stride, padding, conv.dilation)
 
     @property
     def pointwise(self) -> bool:
@@ -68,6 +73,24 @@ class Geometry:
             for i in (0, 1)
         )
         return h, w
+
+
+def numeric_padding(
+    padding: str | tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int]:
+    """Padding (vertical, horizontal) of a convolution that may say "same" or "valid".
+
+    Raises:
+        ValueError: "same" of a kernel that reaches farther to one side.
+    """
+    if not isinstance(padding, str):
+        return padding
+    vertical, horizontal = (
+        0 if padding == "valid" else d * (k - 1) for k, d in zip(kernel, dilation, strict=True)
+    )
+    if vertical % 2 or horizontal % 2:
+        raise ValueError(f"padding={padding!r} of a kernel {kernel} pads more on one side than on the other")
+    return vertical // 2, horizontal // 2
 
 
 @dataclass(frozen=True, eq=False)
