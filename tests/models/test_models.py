@@ -76,6 +76,24 @@ def test_own_architectures_need_a_hint(tmp_path, seed: int) -> None:
     assert torch.equal(loaded[0].block.conv1.weight, model[0].block.conv1.weight)
 
 
+class Versioned(torch.nn.Sequential):
+    """Asks which version of it wrote a state, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *args) -> None:
+        assert metadata.get("version") == 2, "a state without its version"
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def test_modules_are_told_the_version_of_their_state(tmp_path) -> None:
+    model = Versioned(dc.models.BasicBlock(3, 3))
+    dc.dynamize_(model, input_size=(3, 8, 8))
+    dc.save(model, tmp_path / "m", arch="mine")
+    loaded = dc.load(tmp_path / "m", model=Versioned(dc.models.BasicBlock(3, 3)))
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in loaded.state_dict().items())
+
+
 def test_damaged_files_get_one_sentence(tmp_path) -> None:
     folder = dc.save(dc.create_model("dynconv_resnet8_cifar"), tmp_path / "m")
     weights = folder / "model.safetensors"

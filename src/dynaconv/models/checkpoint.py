@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,10 @@ def _fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
                 f"{name} in {folder} has shape {list(value.shape)}, the network needs {list(own[name].shape)}; "
                 "was it trained for another number of classes?"
             )
-    model.load_state_dict(state)
+    # Modules that read older states ask by which version of them a state was written.
+    versioned = OrderedDict(state)
+    versioned._metadata = own._metadata
+    model.load_state_dict(versioned)
 
 
 def _infer_arch(model: nn.Module) -> dict[str, Any]:
