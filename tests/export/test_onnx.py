@@ -209,6 +209,26 @@ def test_a_static_network_and_several_results(tmp_path, ort) -> None:
     np.testing.assert_array_equal(got["output_1"], X)
 
 
+@pytest.mark.parametrize("lowering", ["sparse", "dense"])
+def test_a_block_that_runs_twice_with_two_masks_is_no_difference(lowering, tmp_path, ort) -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block = torch.nn.Conv2d(3, 8, 1), dc.models.BasicBlock(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(self.block(self.stem(x)))
+
+    torch.manual_seed(0)
+    model = Twice()
+    dc.dynamize_(model, input_size=(3, 16, 16))
+    gate = dc.gates(model)["block"]
+    with torch.no_grad():
+        gate.threshold.fill_(float(gate._plain_logits(model.eval().stem(X)).median()))
+    done = dc.export.onnx(model, (X,), tmp_path / "m.onnx", lowering=lowering, check=True)
+    assert done.error <= 1e-4
+
+
 def test_what_a_network_returns_is_not_folded_into_what_follows(tmp_path, ort) -> None:
     class Returned(torch.nn.Module):
         def __init__(self) -> None:
