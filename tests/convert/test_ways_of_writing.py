@@ -148,9 +148,23 @@ class PartsOfAList(Block):
         return self.norm2(self.conv2(torch.cat([part.tanh() for part in parts[::-1]], 1)))
 
 
+class WeightsOfItsOwn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Parameter(torch.randn(8, 6, 3, 3) / 7),
+            nn.Parameter(torch.randn(6, 8, 3, 3) / 8),
+        )
+        self.scale = nn.Parameter(torch.tensor(0.4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(F.relu(F.conv2d(x, self.first, padding=1)), self.second, padding="same")
+        return F.relu(x + y * self.scale)
+
+
 FOUND = [
     Block, ByKeyword, WithFactor, Difference, FactorOfMethod, InPlaceStatements, ReZero, Buffers, Frozen,
-    PaddedShortcut, Same, SameByFunction, Mirrored, Around, PaddedByLayers, PartsOfAList,
+    PaddedShortcut, Same, SameByFunction, Mirrored, Around, PaddedByLayers, PartsOfAList, WeightsOfItsOwn,
 ]  # fmt: skip
 
 
@@ -320,3 +334,22 @@ def test_layers_that_two_blocks_share_are_not_masked() -> None:
 def test_channel_gates_say_that_functions_are_in_their_way() -> None:
     with pytest.raises(ValueError, match=re.escape("modules such as nn.ReLU, not functions such as F.relu")):
         dc.dynamize_(nn.Sequential(Block()), dc.ChannelGate(), input_size=(6, 9, 7))
+
+
+class AddsItself(nn.Module):
+    """A residual part in the network's own forward, where no module is that could be masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.part(y) + y
+
+
+def test_an_addition_in_the_network_itself_is_pointed_at() -> None:
+    with pytest.raises(
+        ValueError, match=r"Its own forward adds maps \(part, stem\); make modules of those parts"
+    ):
+        dc.dynamize_(AddsItself())

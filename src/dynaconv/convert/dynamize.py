@@ -20,6 +20,7 @@ from dynaconv.convert.replace import replace_module
 from dynaconv.convert.report import ConversionReport, ModuleOutcome
 from dynaconv.convert.rules import Config, Rules, as_rules, config_for
 from dynaconv.convert.sharing import shared_layer
+from dynaconv.convert.structure import adds_itself
 from dynaconv.nn.dynamic_conv import DynamicLayer
 from dynaconv.nn.gate import Gate
 from dynaconv.nn.masked_block import Anatomy, MaskedBlock
@@ -172,8 +173,12 @@ def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[M
 def _nothing(model: nn.Module, found: _Found) -> str:
     reasons = {v.reason for v in found.values() if isinstance(v, Refusal)}
     why = "; ".join(sorted(reasons)) if reasons else "no residual block that a handler knows was found"
+    own = adds_itself(model)
+    hint = (
+        f"Its own forward adds maps ({own}); make modules of those parts, additions included. " if own else ""
+    )
     return (
-        f"{type(model).__name__} has nothing to convert: {why}. "
+        f"{type(model).__name__} has nothing to convert: {why}. {hint}"
         "Masks need residual blocks, whose forward adds a feature map to a branch of convolutions (docs/networks.md); "
         "dynamic kernels need convolutions that a config's scope or a rule by name covers"
     )

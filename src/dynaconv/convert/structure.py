@@ -81,13 +81,30 @@ def _unread(graph: fx.Graph, block: nn.Module) -> str | None:
     return next((str(getattr(n.target, "__name__", n.target)) for n in nodes), None)
 
 
+def adds_itself(model: nn.Module) -> str:
+    """Which children's results a network's own forward adds to other maps, "" where none is known."""
+    with modes_kept(model):
+        model.eval()
+        try:
+            graph = trace(model, shallow=True)
+        except Untraceable:
+            return ""
+    added = [p for n in graph.nodes if is_join(n) and not is_concatenation(n) for p in operands_of(n) or ()]
+    return ", ".join(dict.fromkeys(str(p.target) for p in added if p.op == "call_module"))
+
+
 def _never(block: nn.Module) -> bool:
     """Containers, layers of torch and dynamic layers: quick to tell, and never a block."""
     if isinstance(block, (DynamicLayer, _BatchNorm)) or type(block).__module__.startswith("torch.nn"):
         return True
     if type(block).forward in (nn.Sequential.forward, nn.Module.forward):
         return True
-    return not any(isinstance(m, (nn.Conv2d, DynamicConv)) for m in block.modules())
+    return not (any(isinstance(m, (nn.Conv2d, DynamicConv)) for m in block.modules()) or _kernels(block))
+
+
+def _kernels(block: nn.Module) -> list[nn.Parameter]:
+    """Weights [O, I, h, w] of the block's own, for F.conv2d in its forward."""
+    return [p for p in block.parameters(recurse=False) if p.dim() == 4]
 
 
 def _untraceable(block: nn.Module, reason: str) -> Refusal | None:
@@ -130,6 +147,7 @@ def _read(block: nn.Module, graph: fx.Graph, joins: list[fx.Node]) -> Verdict:
 def _probed(block: nn.Module, graph: fx.Graph) -> Probe | None:
     """The probe for the width that fits, None where no layer tells a width."""
     told = [getattr(m, a) for m in block.modules() for a in ("in_channels", "num_features") if hasattr(m, a)]
+    told += [kernel.shape[1] for kernel in _kernels(block)]
     error: OtherWidth | None = None
     # A block may split its input before the first layer.
     for width in dict.fromkeys(factor * w for factor in (1, 2, 4) for w in dict.fromkeys(told)):
