@@ -79,10 +79,22 @@ DYNACONV_INLINE Vector error_function(Vector v) {
 }
 
 template <typename Vector>
+DYNACONV_INLINE Vector leaky(Vector v, float slope) {
+  return v < Vector{} ? v * slope : v;
+}
+
+// v tanh(log(1 + e^v)), where the hyperbolic tangent is a quotient of sums of e^v.
+template <typename Vector>
+DYNACONV_INLINE Vector mish(Vector v) {
+  const Vector power = exponential<Vector>(at_most(v, broadcast<Vector>(20.0f))), above = power * (power + 2.0f);
+  return v * (above / (above + 2.0f));
+}
+
+template <typename Vector>
 DYNACONV_INLINE Vector activate(Vector v, int activation) {
   const Vector zero = {};
   const Vector six = broadcast<Vector>(6.0f);
-  switch (activation) {
+  switch (kind_of(activation)) {
     case kRelu: return at_least(v, zero);
     case kRelu6: return at_most(at_least(v, zero), six);
     case kSilu: return v * sigmoid(v);
@@ -90,7 +102,12 @@ DYNACONV_INLINE Vector activate(Vector v, int activation) {
     case kSigmoid: return sigmoid(v);
     case kHardsigmoid: return at_most(at_least(Vector(v + 3.0f), zero), six) * (1.0f / 6.0f);
     case kGelu: return 0.5f * v * (1.0f + error_function<Vector>(v * 0.70710678f));
-    case kLeakyRelu: return v < zero ? v * 0.01f : v;
+    case kLeakyRelu: return leaky(v, slope_of(activation));
+    case kTanh: return 2.0f * sigmoid<Vector>(v + v) - 1.0f;
+    case kElu: return v < zero ? exponential<Vector>(v) - 1.0f : v;
+    case kMish: return mish(v);
+    // 0.5 (1 + tanh(z)) is the sigmoid of 2 z.
+    case kGeluTanh: return v * sigmoid<Vector>(1.59576912f * (v + 0.044715f * v * v * v));
     default: return v;
   }
 }

@@ -27,8 +27,13 @@ DYNACONV_INLINE void activate_block(float* values, int count, int activation) {
     break;
   switch (activation) {
     DYNACONV_CASE(kRelu) DYNACONV_CASE(kRelu6) DYNACONV_CASE(kSilu) DYNACONV_CASE(kHardswish)
-    DYNACONV_CASE(kSigmoid) DYNACONV_CASE(kHardsigmoid) DYNACONV_CASE(kGelu) DYNACONV_CASE(kLeakyRelu)
-    default: break;
+    DYNACONV_CASE(kSigmoid) DYNACONV_CASE(kHardsigmoid) DYNACONV_CASE(kGelu) DYNACONV_CASE(kTanh)
+    DYNACONV_CASE(kElu) DYNACONV_CASE(kMish) DYNACONV_CASE(kGeluTanh)
+    case kNone: break;
+    default:
+      // What is left is leaky.
+      for (int i = 0; i < count; i += kLanesOf<Vector>)
+        store<Vector>(values + i, leaky<Vector>(load<Vector>(values + i), slope_of(activation)));
   }
 #undef DYNACONV_CASE
 }

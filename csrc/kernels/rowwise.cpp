@@ -92,6 +92,33 @@ DYNACONV_INLINE void activate_row(const From* in, int64_t channels, int activati
   for (; c < channels; ++c) put(out + c, activate_scalar(get(in + c), activation));
 }
 
+template <typename Vector, typename T>
+DYNACONV_INLINE void leaky_row(const T* in, const float* slopes, int64_t channels, T* out) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    const Vector v = load<Vector>(in + c);
+    store<Vector>(out + c, v < Vector{} ? Vector(v * load<Vector>(slopes + c)) : v);
+  }
+  for (; c < channels; ++c) put(out + c, get(in + c) < 0 ? get(in + c) * slopes[c] : get(in + c));
+}
+
+template <typename Vector, typename T>
+DYNACONV_INLINE void blend_row(const T* const* taps, const float* factors, int count, int64_t channels, T* out) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vector sum = {};
+    for (int t = 0; t < count; ++t) sum += load<Vector>(taps[t] + c) * factors[t];
+    store<Vector>(out + c, sum);
+  }
+  for (; c < channels; ++c) {
+    float sum = 0;
+    for (int t = 0; t < count; ++t) sum += get(taps[t] + c) * factors[t];
+    put(out + c, sum);
+  }
+}
+
 // Additions wait for each other, so that four rows are summed side by side. A channel's sums join in the same order however
 // many vectors are added at once, so that its bits do not depend on how threads share the channels.
 template <typename Vector, int Vectors, typename T>
@@ -291,6 +318,12 @@ const T* in(const void* pointer) {
   TARGET void activate_##NAME(const void* from, int64_t channels, int activation, void* out) {                         \
     activate_row<VECTOR>(in<T>(from), channels, activation, static_cast<T*>(out));                                     \
   }                                                                                                                    \
+  TARGET void leaky_##NAME(const void* from, const float* slopes, int64_t channels, void* out) {                       \
+    leaky_row<VECTOR>(in<T>(from), slopes, channels, static_cast<T*>(out));                                            \
+  }                                                                                                                    \
+  TARGET void blend_##NAME(const void* const* taps, const float* factors, int count, int64_t channels, void* out) {    \
+    blend_row<VECTOR>(reinterpret_cast<const T* const*>(taps), factors, count, channels, static_cast<T*>(out));        \
+  }                                                                                                                    \
   TARGET void from_float_##NAME(const float* from, int64_t channels, int activation, void* out) {                      \
     activate_row<VECTOR>(from, channels, activation, static_cast<T*>(out));                                            \
   }                                                                                                                    \
@@ -314,8 +347,9 @@ const T* in(const void* pointer) {
     interleave_rows(planes, plane, count, channels, static_cast<T*>(rows), stride);                                    \
   }                                                                                                                    \
   constexpr RowKernels kRows_##NAME = {max_##NAME,      average_##NAME,    pair_##NAME,    weighted_##NAME,             \
-                                       activate_##NAME, from_float_##NAME, to_float_##NAME, sum_##NAME,                \
-                                       normalize_##NAME, dots_##NAME,      interleave_##NAME};
+                                       activate_##NAME, leaky_##NAME,      blend_##NAME,    from_float_##NAME,          \
+                                       to_float_##NAME, sum_##NAME,        normalize_##NAME, dots_##NAME,              \
+                                       interleave_##NAME};
 
 DYNACONV_ROWS(plain, , float4, float)
 #ifdef DYNACONV_X86

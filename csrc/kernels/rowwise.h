@@ -16,6 +16,10 @@ struct RowKernels {
   // out[c] = activation(a[c] + weight * b[c]).
   void (*weighted)(const void* a, const void* b, float weight, int64_t channels, int activation, void* out);
   void (*activate)(const void* in, int64_t channels, int activation, void* out);
+  // out[c] = in[c], times slopes[c] where it is negative.
+  void (*leaky)(const void* in, const float* slopes, int64_t channels, void* out);
+  // out[c] = sum over taps t of factors[t] * taps[t][c].
+  void (*blend)(const void* const* taps, const float* factors, int taps_count, int64_t channels, void* out);
   // Likewise from float32 rows, and to them.
   void (*from_float)(const float* in, int64_t channels, int activation, void* out);
   void (*to_float)(const void* in, int64_t channels, int activation, float* out);

@@ -1,5 +1,6 @@
 // What can be said against a plan before it runs: every index, size and pointer that a step will use.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -83,7 +84,7 @@ struct Checker {
   }
   bool activations(const Step& s) {
     for (const int32_t a : {s.activation[0], s.activation[1], s.activation[2], s.final_activation})
-      if (a < 0 || a >= kActivations) return fail("an activation is unknown");
+      if (a < 0 || kind_of(a) >= kActivations || (a != kind_of(a) && kind_of(a) != kLeakyRelu)) return fail("an activation is unknown");
     return true;
   }
   bool float_value(int32_t id, const char* what) {
@@ -309,6 +310,27 @@ struct Checker {
       return fail("a convolution in groups opens and closes whole ones");
     return !depthwise || !c.winograd || fail("Winograd weights are for one group");
   }
+  bool slopes(const Step& s, const Value& in) {
+    return conv(s.conv[0]) && ((data.convs[s.conv[0]].bias && data.convs[s.conv[0]].in_channels == in.channels) ||
+                               fail("there is not a slope for each channel"));
+  }
+  bool resampled(const Step& s, const Value& in, const Value& out) {
+    if (!conv(s.conv[0]) || !same_dtype(in, out) || !no_mask(s) || !no_second(s)) return false;
+    const Conv& c = data.convs[s.conv[0]];
+    const int64_t down = c.kernel[0], across = c.kernel[1], lines = std::max(s.ints[0], 1), columns = std::max(s.ints[1], 1);
+    if (down < 1 || across < 1 || down > kMostResampled || across > kMostResampled || down * across > kMostResampled)
+      return fail("a sum of rows has too many taps");
+    if (!c.weight || c.out_channels != out.height * down + out.width * across) return fail("taps are missing");
+    if (lines > 4096 || columns > 4096 || out.channels * lines * columns != in.channels || (lines * columns > 1 && down * across > 1))
+      return fail("rows beside each other do not fit");
+    if (s.ints[2] < 0 || s.ints[3] < 0 || s.ints[2] >= lines || s.ints[3] >= columns) return fail("rows beside each other do not fit");
+    const auto* taps = static_cast<const float*>(c.weight);
+    for (int64_t i = 0; i < c.out_channels; ++i) {
+      const float most = static_cast<float>(i < out.height * down ? in.height : in.width);
+      if (!(taps[2 * i] >= -1 && taps[2 * i] < most)) return fail("a tap lies outside of the map");
+    }
+    return true;
+  }
   bool lone(const Value& v) {
     return (v.channels == 1 && v.dtype == kFloat32) || fail("one number a position must be float32");
   }
@@ -376,7 +398,9 @@ struct Checker {
                (s.grid < 0 || lies_on(s.grid, in));
       case kAdd: case kMultiply: return pairwise(s) && masked(s, out) && no_closed(s);
       case kActivate:
-        if (s.ints[0] && !(lone(in) && lone(out) && no_mask(s))) return false;
+        if (s.ints[0] < 0 || s.ints[0] > 2) return fail("an activation has an unknown form");
+        if (s.ints[0] == 1 && !(lone(in) && lone(out) && no_mask(s))) return false;
+        if (s.ints[0] == 2 && !(slopes(s, in) && same_dtype(in, out))) return false;
         return rows_like(s) && no_second(s) && masked(s, out);
       case kGate: return gate(s) && no_mask(s) && no_second(s);
       case kLayerNorm: return rows_like(s) && same_dtype(in, out) && norm(s, in) && masked(s, out) && no_closed(s) && no_second(s);
@@ -388,6 +412,7 @@ struct Checker {
                ((s.ints[0] >= 0 && s.ints[1] >= 0 && s.ints[0] < out.channels && s.ints[1] < in.channels) ||
                 fail("a copy starts outside of the channels")) &&
                ((s.ints[2] >= 0 && s.ints[3] >= 0) || fail("a copy goes back"));
+      case kResample: return resampled(s, in, out);
       case kNarrow: return narrow(s, in, out);
       case kDynamicConv: return dynamic(s, in, out);
       case kChannelFusion: return fusion(s, in, out);

@@ -9,7 +9,7 @@ StepFunction function_of(int kind) {
       step_layout,  step_conv,      step_stem,     step_depthwise, step_inverted,   step_pool,    step_pool,
       step_mean,    step_pairwise,  step_pairwise, step_activate,  step_gate,       step_threshold, step_dilate,
       step_mask_value, step_layer_norm, step_softmax, step_copy,   step_dynamic_conv, step_channel_fusion,
-      step_fusion_factors, step_router, step_narrow};
+      step_fusion_factors, step_router, step_narrow, step_resample};
   return kFunctions[kind];
 }
 

@@ -8,14 +8,21 @@
 
 #include <cstdint>
 
-constexpr int kPlanAbi = 8;
+constexpr int kPlanAbi = 9;
 
 // Order as in dynaconv/engine/_structures.py.
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
 
 enum Activation : int32_t {
-  kNone = 0, kRelu, kRelu6, kSilu, kHardswish, kSigmoid, kHardsigmoid, kGelu, kLeakyRelu, kActivations
+  kNone = 0, kRelu, kRelu6, kSilu, kHardswish, kSigmoid, kHardsigmoid, kGelu, kLeakyRelu, kTanh, kElu, kMish, kGeluTanh,
+  kActivations
 };
+// kLeakyRelu may say its slope, n / 2^24 with n from 1 on, as kLeakyRelu + (n << kSlopeShift); alone it is 0.01.
+constexpr int kSlopeShift = 7;
+constexpr int32_t kind_of(int32_t activation) { return activation & ((1 << kSlopeShift) - 1); }
+constexpr float slope_of(int32_t activation) {
+  return activation >> kSlopeShift ? static_cast<float>(activation >> kSlopeShift) * (1.0f / (1 << 24)) : 0.01f;
+}
 
 struct Value {
   int64_t offset;    // bytes for one image from the arena's start; the run multiplies by N. Ignored when external
@@ -84,7 +91,8 @@ enum Kind : int32_t {
                   // aux[0] (or -1), one float a position: in + aux[0] * in2, where aux[0] is 0 without looking at in2; with
                   // ints[1] = 1 act changes nothing there
   kMultiply,      // out = act(in * in2), broadcast as kAdd
-  kActivate,      // out = act(in); ints[0] = 1, for dense float32 of one channel: act(in * floats[0] + floats[1])
+  kActivate,      // out = act(in); ints[0] = 1, for dense float32 of one channel: act(in * floats[0] + floats[1]); ints[0] = 2:
+                  // negative numbers times the slope of their channel, conv[0].bias [C]
   kGate,          // logits [N, h, w, 1] of conv[0]: ints[0] = 1 squeeze (3x3 + mean * linear), 0: convolution only;
                   // squeeze keeps its sums in aux[0], float32 [N, in.height, 1, 1]. ints[1] = 1, squeeze at stride 1: bias[1 + t]
                   // is added for every tap t that lies inside the map
@@ -114,6 +122,11 @@ enum Kind : int32_t {
   kNarrow,        // the step of kind ints[0] (kConv, kDepthwise, kInverted; float32) of each image's open channels: `grid` (1 x G) decides
                   // about G groups of the inputs (ints[1] = 1), the outputs (ints[2] = 1) or both, or of kInverted's hidden
                   // channels. Open channels lie first in the rows
+  kResample,      // every position of out is a sum of rows of in, along each axis by itself. conv[0].weight [h * taps + w * taps][2]
+                  // float32: for the taps conv[0].kernel[0] of each line of out, then for kernel[1] of each column, the line or
+                  // column of in (-1: zeros) and its factor; conv[0].out_channels counts these pairs. ints[0] x ints[1] = P > 1,
+                  // with one tap: rows of in hold P rows of out beside each other, and (y, x) takes that of number
+                  // (y + ints[2]) % ints[0] * ints[1] + (x + ints[3]) % ints[1]
   kKinds
 };
 

@@ -199,6 +199,7 @@ inline bool ends_alone(const Run& run, int32_t index) {
 
 using StepFunction = void (*)(Worker&, const Step&);
 
+constexpr int kMostResampled = 64;  // taps of one position
 void step_layout(Worker&, const Step&);
 void step_conv(Worker&, const Step&);
 // A kConv step whose convolution has Winograd weights: all tiles of 2x2 outputs, or the listed ones.
@@ -217,6 +218,7 @@ void step_mask_value(Worker&, const Step&);
 void step_layer_norm(Worker&, const Step&);
 void step_softmax(Worker&, const Step&);
 void step_copy(Worker&, const Step&);
+void step_resample(Worker&, const Step&);
 void step_dynamic_conv(Worker&, const Step&);
 void step_channel_fusion(Worker&, const Step&);
 void step_fusion_factors(Worker&, const Step&);

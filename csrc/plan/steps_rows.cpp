@@ -231,16 +231,18 @@ void step_pairwise(Worker& worker, const Step& step) {
 }
 
 void step_activate(Worker& worker, const Step& step) {
-  if (step.ints[0]) return step_scale(worker, step);
+  if (step.ints[0] == 1) return step_scale(worker, step);
   Run& run = worker.run;
   const Value &in = run.value(step.in), &out = run.value(step.out);
   const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
   const RowKernels &reads = row_kernels(in.dtype), &writes = row_kernels(out.dtype);
+  const float* const slopes = step.ints[0] ? run.conv(step.conv[0]).bias : nullptr;
   const Listed listed(run, step);
   share_rows(worker, listed.count, to.bytes, [&](int64_t first, int64_t last) {
     for (int64_t index = first; index < last; ++index) {
       const int64_t row = listed[index];
-      if (in.dtype == out.dtype) reads.activate(from[row], out.channels, step.activation[0], to[row]);
+      if (slopes) reads.leaky(from[row], slopes, out.channels, to[row]);
+      else if (in.dtype == out.dtype) reads.activate(from[row], out.channels, step.activation[0], to[row]);
       else if (in.dtype == kFloat32)
         writes.from_float(reinterpret_cast<const float*>(from[row]), out.channels, step.activation[0], to[row]);
       else reads.to_float(from[row], out.channels, step.activation[0], reinterpret_cast<float*>(to[row]));
@@ -276,6 +278,40 @@ void step_softmax(Worker& worker, const Step& step) {
       for (int64_t i = 1; i < group; ++i) most = std::max(most, x[start + i]);
       for (int64_t i = 0; i < group; ++i) sum += y[start + i] = std::exp((x[start + i] - most) * step.floats[0]);
       for (int64_t i = 0; i < group; ++i) y[start + i] /= sum;
+    }
+  });
+}
+
+void step_resample(Worker& worker, const Step& step) {
+  Run& run = worker.run;
+  const Conv& conv = run.conv(step.conv[0]);
+  const Value &in = run.value(step.in), &out = run.value(step.out);
+  const Rows from = rows_at(run, step.in), to = rows_at(run, step.out);
+  const RowKernels& kernels = row_kernels(out.dtype);
+  const int64_t bytes = out.channels * element_bytes(out.dtype), down = conv.kernel[0], across = conv.kernel[1];
+  const int32_t lines = std::max(step.ints[0], 1), columns = std::max(step.ints[1], 1);
+  const float* const table = static_cast<const float*>(conv.weight);
+  const float* const beside = table + 2 * out.height * down;
+  worker.share(run.call.images * out.height, [&](int64_t task) {
+    const int64_t image = task / out.height, y = task % out.height;
+    const float* const above = table + 2 * y * down;
+    const int64_t line = (y + step.ints[2]) % lines * columns;
+    const void* taps[kMostResampled];
+    float factors[kMostResampled];
+    for (int64_t x = 0; x < out.width; ++x) {
+      const int64_t part = (line + (x + step.ints[3]) % columns) * bytes;
+      int count = 0;
+      for (int64_t i = 0; i < down; ++i)
+        for (int64_t j = x * across; j < (x + 1) * across; ++j) {
+          const auto row = static_cast<int64_t>(above[2 * i]), column = static_cast<int64_t>(beside[2 * j]);
+          factors[count] = above[2 * i + 1] * beside[2 * j + 1];
+          if (row < 0 || column < 0 || factors[count] == 0) continue;
+          taps[count++] = from[(image * in.height + row) * in.width + column] + part;
+        }
+      char* const target = to[task * out.width + x];
+      if (count == 0) std::memset(target, 0, bytes);
+      else if (count == 1 && factors[0] == 1) std::memcpy(target, taps[0], bytes);
+      else kernels.blend(taps, factors, count, out.channels, target);
     }
   });
 }

@@ -27,7 +27,7 @@ std::vector<float> floats(const std::vector<uint16_t>& values) {
 }
 
 double act(double v, int activation) {
-  switch (activation) {
+  switch (kind_of(activation)) {
     case kRelu: return std::max(v, 0.0);
     case kRelu6: return std::min(std::max(v, 0.0), 6.0);
     case kSilu: return v / (1 + std::exp(-v));
@@ -35,7 +35,11 @@ double act(double v, int activation) {
     case kSigmoid: return 1 / (1 + std::exp(-v));
     case kHardsigmoid: return std::min(std::max(v + 3, 0.0), 6.0) / 6;
     case kGelu: return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
-    case kLeakyRelu: return v < 0 ? 0.01 * v : v;
+    case kLeakyRelu: return v < 0 ? v * slope_of(activation) : v;
+    case kTanh: return std::tanh(v);
+    case kElu: return v < 0 ? std::expm1(v) : v;
+    case kMish: return v * std::tanh(std::log1p(std::exp(std::min(v, 500.0))));
+    case kGeluTanh: return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     default: return v;
   }
 }

@@ -78,7 +78,7 @@ class DamagedPlan {
     };
     for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
       const bool alone = step->kind == kInverted && (step->conv[2] < 0 || step->ints[0]);
-      const bool affine = step->kind == kActivate && step->ints[0];
+      const bool affine = step->kind == kActivate && step->ints[0] == 1;
       if (step->kind == kNarrow) keep(step->in2);
       const bool mixes = step->kind == kDynamicConv || step->kind == kSoftmax || step->kind == kFusionFactors || step->kind == kChannelFusion || step->kind == kRouter || step->kind == kNarrow || affine || alone, gates = step->kind == kGate;
       if (mixes || step->kind == kThreshold || (step->kind == kAvgPool && single[step->out])) keep(step->in);
@@ -176,6 +176,8 @@ class DamagedPlan {
       } else if (kind == kChannelFusion) panels(need, c, false, i == 0 && !s.ints[3]);
       else if (kind == kGate) need.cover((taps + 1) * c.in_channels, 1 + (s.ints[1] ? taps : 0));
       else if (kind == kLayerNorm) need.cover(c.in_channels, c.in_channels);
+      else if (kind == kActivate) need.cover(0, c.in_channels);
+      else if (kind == kResample) need.cover(2.0 * c.out_channels, 0);
       else if (kind == kDepthwise || (kind == kInverted && i == 1)) columns(need, c, bfloat16);
       else if (kind == kStem && bfloat16) need.cover(up(c.out_channels, 32) * c.kernel[0] * up(double(c.kernel[1]) * c.in_channels, 2) / 2, up(c.out_channels, 32));
       else if (kind == kConv || kind == kStem || kind == kInverted || kind == kRouter || kind == kFusionFactors) panels(need, c, bfloat16, 0);

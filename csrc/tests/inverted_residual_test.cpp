@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -40,7 +41,7 @@ std::vector<float> numbers(int64_t count, float scale) {
 
 double reference_activation(double v, int activation) {
   if (std::isnan(v)) return v;
-  switch (activation) {
+  switch (kind_of(activation)) {
     case kRelu: return std::max(v, 0.0);
     case kRelu6: return std::min(std::max(v, 0.0), 6.0);
     case kSilu: return v / (1 + std::exp(-v));
@@ -48,7 +49,11 @@ double reference_activation(double v, int activation) {
     case kSigmoid: return 1 / (1 + std::exp(-v));
     case kHardsigmoid: return std::min(std::max(v + 3, 0.0), 6.0) / 6;
     case kGelu: return 0.5 * v * (1 + std::erf(v * M_SQRT1_2));
-    case kLeakyRelu: return v < 0 ? 0.01 * v : v;
+    case kLeakyRelu: return v < 0 ? v * slope_of(activation) : v;
+    case kTanh: return std::tanh(v);
+    case kElu: return v < 0 ? std::expm1(v) : v;
+    case kMish: return v * std::tanh(std::log1p(std::exp(std::min(v, 500.0))));
+    case kGeluTanh: return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     default: return v;
   }
 }
@@ -420,7 +425,10 @@ void check_known() {
 
 void check_activations() {
   const float odd[] = {0.0f, -0.0f, 1e-30f, 1e30f, -1e30f, std::numeric_limits<float>::infinity(), -87.5f, 88.5f};
-  for (int activation = 0; activation < kActivations; ++activation) {
+  std::vector<int> activations(kActivations);
+  std::iota(activations.begin(), activations.end(), 0);
+  for (const int slope : {1, 3355443, (1 << 24) - 1}) activations.push_back(kLeakyRelu + (slope << kSlopeShift));
+  for (const int activation : activations) {
     Problem p{};
     p.activation[0] = activation;
     for (int i = -4000; i < 4000; ++i) {

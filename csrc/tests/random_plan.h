@@ -43,7 +43,10 @@ class RandomPlan {
     if (current_ >= 0 && at(current_).height * at(current_).width <= 12 && s_.chance(20)) return s_.pick({64, 96, 130, 160});
     return s_.pick({1, 2, 3, 5, 8, 8, 16, 16, 17, 24, 33, 40});
   }
-  int32_t activation() { return s_.chance(40) ? int32_t{kNone} : s_.below(kActivations); }
+  int32_t activation() {
+    if (s_.chance(8)) return kLeakyRelu + ((1 + s_.below((1 << 24) - 1)) << kSlopeShift);
+    return s_.chance(40) ? int32_t{kNone} : s_.below(kActivations);
+  }
 
   // Memory: now and then the place of a value that nobody reads any more.
   int32_t make(Size size, int32_t dtype = kFloat32) {
@@ -162,7 +165,7 @@ class RandomPlan {
   }
 
   void block() {
-    const int32_t kind = s_.below(17);
+    const int32_t kind = s_.below(19);
     switch (kind) {
       case 0: case 1: plain_conv(); break;
       case 2: plain_depthwise(); break;
@@ -175,6 +178,8 @@ class RandomPlan {
       case 9: unprojected(); break;
       case 10: channel_gate(); break;
       case 11: halting(); break;
+      case 13: resample(); break;
+      case 14: slopes(); break;
       case 12: has_bfloat16() ? halves() : plain_conv(); break;
       default: masked(); break;
     }
@@ -250,6 +255,36 @@ class RandomPlan {
     Step& step = b.step(kind, current_, to, id);
     step.ints[0] = padded;
     replace(to);
+  }
+
+  // Other sizes, borders and orders of positions; blended, or with several positions in each row.
+  void resample() {
+    const Size in = size(current_);
+    int32_t lines = s_.chance(40) ? s_.pick({1, 2, 3}) : 1, columns = s_.chance(40) ? s_.pick({1, 2, 3}) : 1;
+    if (in.c % (lines * columns)) lines = columns = 1;
+    const bool parts = lines * columns > 1;
+    const int32_t out[2] = {1 + s_.below(14), 1 + s_.below(14)}, of[2] = {in.h, in.w};
+    const int32_t taps[2] = {parts ? 1 : s_.pick({1, 1, 2, 3}), parts ? 1 : s_.pick({1, 1, 2, 3})};
+    std::vector<float> table;
+    for (int axis = 0; axis < 2; ++axis)
+      for (int32_t i = 0; i < out[axis] * taps[axis]; ++i) {
+        table.push_back(static_cast<float>(s_.below(of[axis] + 1) - 1));
+        table.push_back(s_.chance(50) ? 1.0f : s_.noise(1)[0]);
+      }
+    Conv conv{};
+    conv.out_channels = static_cast<int32_t>(table.size() / 2), conv.groups = 1, conv.weight = b.keep(table);
+    const int32_t to = make({out[0], out[1], in.c / (lines * columns)}), id = b.place(conv, in.c, 1, 1, 0, 1);
+    for (int i = 0; i < 2; ++i) b.convs[id].kernel[i] = taps[i];
+    Step& step = b.step(kResample, current_, to, id);
+    step.ints[0] = lines, step.ints[1] = columns, step.ints[2] = s_.below(lines), step.ints[3] = s_.below(columns);
+    replace(to);
+  }
+  void slopes() {
+    const Size in = size(current_);
+    Conv each{};
+    each.out_channels = in.c, each.groups = 1, each.bias = b.keep(s_.noise(in.c));
+    const int32_t id = b.place(each, in.c, 1, 1, 0, 1);
+    b.step(kActivate, current_, current_, id).ints[0] = 2;
   }
 
   // Squeeze and excite; the mean over the open rows of a grid where one is given.

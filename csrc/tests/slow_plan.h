@@ -45,7 +45,7 @@ struct Written {
 
 inline double activated(double v, int32_t activation) {
   const auto clamp = [](double x, double most) { return x < 0 ? 0 : x > most ? most : x; };
-  switch (activation) {
+  switch (kind_of(activation)) {
     case kRelu: return v < 0 ? 0 : v;
     case kRelu6: return clamp(v, 6);
     case kSilu: return v / (1 + std::exp(-v));
@@ -53,7 +53,11 @@ inline double activated(double v, int32_t activation) {
     case kSigmoid: return 1 / (1 + std::exp(-v));
     case kHardsigmoid: return clamp(v + 3, 6) / 6;
     case kGelu: return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
-    case kLeakyRelu: return v < 0 ? v * 0.01 : v;
+    case kLeakyRelu: return v < 0 ? v * slope_of(activation) : v;
+    case kTanh: return std::tanh(v);
+    case kElu: return v < 0 ? std::expm1(v) : v;
+    case kMish: return v * std::tanh(std::log1p(std::exp(std::min(v, 500.0))));
+    case kGeluTanh: return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     default: return v;
   }
 }
@@ -222,6 +226,10 @@ class SlowPlan {
         for (int64_t c = 0; c < channels; ++c)
         {
           const double x = at(s.in, p.image, p.y, p.x, c), scaled = x * s.floats[0];
+          if (s.kind == kActivate && s.ints[0] == 2) {
+            want[c] = x < 0 ? x * conv(s.conv[0]).bias[c] : x;
+            continue;
+          }
           const bool affine = s.kind == kActivate && s.ints[0];
           // What an activation makes of large numbers may be as small as its own error.
           if (s.kind == kActivate) scale = std::max(scale, std::fabs(x));
@@ -254,6 +262,7 @@ class SlowPlan {
           for (int64_t c = start; c < start + s.ints[0]; ++c) want[c] /= sum;
         }
         break;
+      case kResample: resample(s, p, want); break;
       case kCopy:
         for (int64_t c = 0; c < channels; ++c) want[c] = at(s.in, p.image, p.y, p.x, c * std::max(s.ints[3], 1) + s.ints[1]);
         break;
@@ -262,6 +271,22 @@ class SlowPlan {
     for (int64_t c = 0; c < channels; ++c)
       if (std::fabs(want[c]) > scale) scale = std::fabs(want[c]);
     out.scale = std::max(out.scale, scale);
+  }
+
+  void resample(const Step& s, const Place& p, double* want) const {
+    const Conv& c = conv(s.conv[0]);
+    const Value& to = value(s.out);
+    const auto* table = static_cast<const float*>(c.weight);
+    const int64_t lines = std::max(s.ints[0], 1), columns = std::max(s.ints[1], 1);
+    const int64_t part = (p.y + s.ints[2]) % lines * columns + (p.x + s.ints[3]) % columns;
+    for (int64_t i = p.y * c.kernel[0]; i < (p.y + 1) * c.kernel[0]; ++i)
+      for (int64_t j = p.x * c.kernel[1]; j < (p.x + 1) * c.kernel[1]; ++j) {
+        const float *down = table + 2 * i, *across = table + 2 * (int64_t{to.height} * c.kernel[0] + j);
+        const double factor = double(down[1]) * across[1];
+        if (factor == 0) continue;
+        for (int64_t k = 0; k < to.channels; ++k)
+          want[k] += factor * at(s.in, p.image, static_cast<int64_t>(down[0]), static_cast<int64_t>(across[0]), part * to.channels + k);
+      }
   }
 
   // t = activation[0](sum); t += in2; final_activation(t).

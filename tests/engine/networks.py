@@ -199,7 +199,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mutated_view": (lambda: _stem(Lambda(lambda m, x: _write_half(m.a(x)), a=nn.Conv2d(8, 8, 1))), None),
     "regions": (lambda: Lambda(_regions, a=conv_bn(3, 8), b=conv_bn(8, 4)), None),
     "branches": (lambda: _stem(Lambda(_branches, a=nn.Conv2d(8, 4, 1))), None),
-    "transposed": (lambda: _stem(nn.ConvTranspose2d(8, 4, 2, 2)), 1),
+    "transposed": (lambda: _stem(nn.ConvTranspose2d(8, 8, 2, 2, groups=8)), 1),
 }  # fmt: skip
 
 

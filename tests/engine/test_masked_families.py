@@ -15,8 +15,8 @@ from dynaconv.ops import _native
 from dynaconv.testing import force_masks
 
 pytestmark = pytest.mark.needs("timm", "torchvision")
-NATIVE = ["se-resnet", "mobilenetv3", "efficientnet", "convnext", "repvit", "fastvit"]
-THROUGH_ATEN = ["blurred resnet", "convnextv2"]
+NATIVE = ["se-resnet", "blurred resnet", "mobilenetv3", "efficientnet", "convnext", "repvit", "fastvit"]
+THROUGH_ATEN = ["convnextv2"]
 
 
 def masked(family: str) -> tuple[nn.Module, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from dynaconv.engine.build import Builder, handles, target_name
+from dynaconv.engine.build_ops import is_map
 from dynaconv.engine.ir import Constant
 
 _FILLED = {"ones_like": 1.0, "zeros_like": 0.0}
@@ -29,13 +30,16 @@ def filled(b: Builder, node: fx.Node, args: list, kwargs: dict) -> Constant | st
     return Constant(torch.full((1,) * value.dim(), number, dtype=value.dtype))
 
 
-@handles("expand")
+@handles("expand", "expand_as")
 def expand(b: Builder, node: fx.Node, args: list, kwargs: dict) -> Any:
-    """A constant for each channel, repeated for every image; maps to the shape that they have."""
+    """A constant for each channel, repeated for every image; maps to the shape that they have, or where sums and
+    products spread them anyway.
+    """
     x, value = args[0], node.meta["val"]
     if not isinstance(x, Constant):
         shape = b.shape(node)
-        return x if shape is not None and shape == b.shape(node.args[0]) else None
+        spread = is_map(x, "nchw") and all(target_name(user.target) in ("mul", "add") for user in node.users)
+        return x if shape is not None and (spread or shape == b.shape(node.args[0])) else None
     fixed = (
         value.dim() == 4 and all(isinstance(d, int) for d in value.shape[1:]) and b._is_batch(value.shape[0])
     )

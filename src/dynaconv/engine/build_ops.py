@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import fx
 
-from dynaconv.engine.build import Builder, channel_vector, handles
+from dynaconv.engine.build import GETITEM, Builder, channel_vector, handles
 from dynaconv.engine.ir import Constant, Node, View
+from dynaconv.engine.norm_by_hand import norm_by_hand
+from dynaconv.engine.plan import leaky_relu
 
 _ACTIVATIONS = {
     "relu": "relu", "relu6": "relu6", "silu": "silu", "hardswish": "hardswish", "sigmoid": "sigmoid",
-    "hardsigmoid": "hardsigmoid", "gelu": "gelu", "leaky_relu": "leaky_relu", "hardtanh": "hardtanh", "clamp": "clamp",
-    "clamp_min": "clamp",
+    "hardsigmoid": "hardsigmoid", "gelu": "gelu", "hardtanh": "hardtanh", "clamp": "clamp", "clamp_min": "clamp",
+    "tanh": "tanh", "elu": "elu", "celu": "elu", "mish": "mish",
 }  # fmt: skip
 
 
@@ -43,7 +44,9 @@ def convolution(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | s
     call = defaults | dict(zip(names, args, strict=False)) | kwargs
     x, weight, bias = call["input"], call["weight"], call["bias"]
     if call["transposed"]:
-        return "transposed convolutions have no kernel"
+        from dynaconv.engine.build_resampling import transposed_convolution
+
+        return transposed_convolution(b, node, call)
     if not isinstance(weight, Constant) or not (bias is None or isinstance(bias, Constant)):
         return "its weight depends on the input"
     size = b.map_size(node, "nchw")
@@ -56,10 +59,14 @@ def convolution(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | s
         if padding == "same" and any(r % 2 for r in reach):
             return "its padding is asymmetric"
         padding = [r // 2 for r in reach] if padding == "same" else 0
+    source, padding = x.node, pair(padding)
+    if source.op == "resample" and source.attrs.get("zeros") is not None:
+        padding = tuple(p + more for p, more in zip(padding, source.attrs["zeros"], strict=True))
+        source = source.x
     return b.add(
-        "conv", node, size, "nchw", {"x": x.node},
+        "conv", node, size, "nchw", {"x": source},
         weight=weight.tensor.float(), bias=None if bias is None else bias.tensor.float(),
-        stride=pair(call["stride"]), padding=pair(padding), dilation=dilation, groups=call["groups"], act="none",
+        stride=pair(call["stride"]), padding=padding, dilation=dilation, groups=call["groups"], act="none",
     )  # fmt: skip
 
 
@@ -109,7 +116,7 @@ def batch_norm(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | st
 
 @handles(*_ACTIVATIONS)
 def activation(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
-    """Those with a kernel; bounds and slopes other than the usual ones go to ATen."""
+    """Those with a kernel; bounds other than the usual ones go to ATen."""
     name = _ACTIVATIONS[node.target._schema.name.removeprefix("aten::")]
     x, rest = args[0], [*args[1:], *kwargs.values()]
     if name == "hardtanh":
@@ -118,18 +125,46 @@ def activation(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | st
         bounds = (*rest, None)[:2]
         name = {(0, None): "relu", (0, 6): "relu6"}.get(bounds, "")
     elif name == "gelu":
-        name = "gelu" if rest in ([], ["none"]) else ""
-    elif name == "leaky_relu":
-        name = "leaky_relu" if not rest or math.isclose(rest[0], 0.01) else ""
+        name = {"none": "gelu", "tanh": "gelu_tanh"}.get((*rest, "none")[0], "")
+    elif name == "elu":
+        name = "elu" if all(factor == 1 for factor in rest) else ""
     if not name or not is_map(x):
         return None
     return b.add("act", node, x.node.size, x.layout, {"x": x.node}, act=name)
+
+
+@handles("leaky_relu", "prelu", "rrelu")
+def leaky(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
+    """With one slope, as an activation where that lies between 0 and 1, or with one for each channel."""
+    x, name = args[0], node.target._schema.name
+    if not is_map(x):
+        return None
+    if name == "aten::prelu":
+        slopes = args[1].tensor.float() if isinstance(args[1], Constant) else None
+        if slopes is None:
+            return "its slopes depend on the input"
+    elif name == "aten::rrelu":
+        lower, upper, training = (*args[1:], *(0.125, 1 / 3, False)[len(args) - 1 :])[:3]
+        if training:
+            return "its slopes are drawn at random"
+        slopes = torch.tensor([(lower + upper) / 2])
+    else:
+        slopes = torch.tensor([(*args[1:], *kwargs.values(), 0.01)[0]], dtype=torch.float64)
+    act = leaky_relu(float(slopes[0])) if bool((slopes == slopes[0]).all()) else None
+    if act is not None:
+        return b.add("act", node, x.node.size, x.layout, {"x": x.node}, act=act)
+    each = slopes.float().expand(x.node.size[2]).contiguous()
+    return b.add("slopes", node, x.node.size, x.layout, {"x": x.node}, slopes=each)
 
 
 @handles("add", "sub", "rsub", "mul", "div", "neg")
 def arithmetic(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
     """Two maps of one size (or one broadcast), or a map with a constant for each channel."""
     name = node.target._schema.name.removeprefix("aten::")
+    if name == "div" and not kwargs:
+        norm = norm_by_hand(b, node)
+        if norm is not None:
+            return norm
     if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") or args[2:] not in ([], [1]):
         return None
     if name == "neg":
@@ -265,6 +300,23 @@ def adaptive_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View |
     return b.add("mean", node, size, "nchw", {"x": x.node})
 
 
+@handles("adaptive_max_pool2d")
+def adaptive_max_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> list[View] | str | None:
+    """To a size that divides the map, whose places nobody asks for."""
+    x, value = args[0], node.meta["val"]
+    places = any(user.target is not GETITEM or (user.args[1] and user.users) for user in node.users)
+    if not is_map(x, "nchw") or x.node.is_grid or places:
+        return "only the largest values themselves have a kernel"
+    (h, w, c), out = x.node.size, tuple(value[0].shape[2:])
+    if h % out[0] or w % out[1]:
+        return "its windows are of different sizes"
+    # Along columns, then along rows: the largest of the largest.
+    for size, kernel in (((out[0], w, c), (h // out[0], 1)), ((*out, c), (1, w // out[1]))):
+        attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0), "dilation": (1, 1)}
+        x = b.add("max_pool", node, size, "nchw", {"x": x.node}, act="none", **attrs)
+    return [x, x]
+
+
 @handles("mean")
 def mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     """Over both axes of the grid."""
@@ -277,10 +329,20 @@ def mean(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
         return b.add("mean", node, (1, 1, x.node.size[2]), "nc", {"x": x.node})
     if not is_map(x, "nchw", "nhwc") or not dims:
         return None
+    if x.layout == "nchw" and [d % 4 for d in dims] == [1] and keep and not kwargs.get("dtype"):
+        return _mean_of_channels(b, node, x)
     first = 2 if x.layout == "nchw" else 1
     if sorted(d % 4 for d in dims) != [first, first + 1] or kwargs.get("dtype") is not None:
         return None
     return b.add("mean", node, (1, 1, x.node.size[2]), x.layout if keep else "nc", {"x": x.node})
+
+
+def _mean_of_channels(b: Builder, node: fx.Node, x: View) -> View:
+    h, w, c = x.node.size
+    return b.add(
+        "conv", node, (h, w, 1), "nchw", {"x": x.node}, weight=torch.full((1, c, 1, 1), 1 / c), bias=None,
+        stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, act="none",
+    )  # fmt: skip
 
 
 @handles("layer_norm")

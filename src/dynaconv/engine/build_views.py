@@ -10,6 +10,7 @@ from torch import fx
 from dynaconv.engine.build import GETITEM, Builder, handles
 from dynaconv.engine.build_ops import is_map
 from dynaconv.engine.build_parts import GROUPED, SHUFFLED, channel_slice, regrouped, shuffled
+from dynaconv.engine.build_resampling import slice_of_positions
 from dynaconv.engine.ir import Constant, Node, View
 
 
@@ -58,7 +59,7 @@ def slice_(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     if b.shape(node) == b.shape(node.args[0]):
         return x
     if not x.node.is_grid:
-        return channel_slice(b, node, args)
+        return channel_slice(b, node, args) or slice_of_positions(b, node, args)
     start, step = (*args[2:], 0)[0] or 0, args[4] if len(args) > 4 else 1
     size = b.map_size(node, x.layout)
     if x.node.op != "upsample" or start or step != 1 or size is None or size[2] != 1:
@@ -108,12 +109,12 @@ def greater_equal(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View |
     return result
 
 
-@handles("repeat_interleave", "upsample_nearest2d")
+@handles("repeat_interleave")
 def upsample(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
     """Of a mask: one decision for several positions, or for several channels."""
     x, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim")
     size = b.map_size(node, "nchw")
-    if node.target._schema.name != "aten::repeat_interleave" or not isinstance(args[1], int):
+    if not isinstance(args[1], int):
         return None
     if is_map(x, "nchw") and x.node.op == "threshold" and x.node.size == (1, 1, 1) and dim == 1:
         # One decision for all channels.

@@ -15,6 +15,7 @@ from dynaconv.engine import (  # noqa: F401  handlers register themselves
     build_masks,
     build_ops,
     build_parts,
+    build_resampling,
     build_views,
     dynamic,
     fusion,
@@ -41,10 +42,12 @@ from dynaconv.engine.narrow import drop_channels, skip_channels
 from dynaconv.engine.plan import Plan
 from dynaconv.engine.pool import drop_unread, pool_weights
 from dynaconv.engine.precision import to_bfloat16
+from dynaconv.engine.resampling import place_resampling
 from dynaconv.engine.routers import fuse_routers, share_means
 from dynaconv.engine.scales import fuse_hard_sigmoids, fuse_response_norms, fuse_scales, push_scales
 
 PASSES = (
+    place_resampling,
     fuse_response_norms,
     fuse_scales,
     fuse_hard_sigmoids,

@@ -17,6 +17,8 @@ def fold(graph: Graph) -> None:
                 _into_affine(graph, source, node)
             elif source.op == "conv" and len(users[source]) == 1 and source.attrs["act"] == "none":
                 _into_conv(graph, source, node)
+            elif source.op == "layer_norm" and len(users[source]) == 1:
+                _into_norm(graph, source, node)
     for node in list(graph.nodes):
         if node.op == "affine":
             readers = graph.users()[node]
@@ -44,6 +46,13 @@ def _into_conv(graph: Graph, conv: Node, node: Node) -> None:
         if conv.attrs["expert_bias"] is not None:
             conv.attrs["expert_bias"] = (conv.attrs["expert_bias"].double() * scale).float()
     graph.replace(node, conv)
+
+
+def _into_norm(graph: Graph, norm: Node, node: Node) -> None:
+    scale, shift = node.attrs["scale"], node.attrs["shift"]
+    norm.attrs["weight"] = norm.attrs["weight"] * scale
+    norm.attrs["bias"] = norm.attrs["bias"] * scale + shift
+    graph.replace(node, norm)
 
 
 def _takes_affine(reader: Node | None) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dynaconv.engine.fuse import already
 from dynaconv.engine.ir import Node
 from dynaconv.engine.plan import Conv
@@ -38,6 +40,23 @@ def _act(lowering: Lowering, node: Node) -> None:
     acts = [node.attrs["act"], "none", "none"]
     fields = {"input": source, "out": lowering.result(node), "grid": _grid(lowering, node)}
     lowering.step("activate", node, activation=acts, **fields)
+
+
+def _slopes(lowering: Lowering, node: Node) -> None:
+    slopes, source = node.attrs["slopes"], lowering.value(node.x)
+    conv = lowering.conv_data(Conv("slopes", len(slopes), len(slopes), bias=slopes))
+    fields = {"input": source, "out": lowering.result(node), "grid": _grid(lowering, node)}
+    lowering.step("activate", node, conv=conv, ints=[2] + [0] * 7, **fields)
+
+
+def _resample(lowering: Lowering, node: Node) -> None:
+    axes = [node.attrs["lines"], node.attrs["columns"]]
+    taps = torch.cat([axis.reshape(-1, 2) for axis in axes])
+    kernel = axes[0].shape[1], axes[1].shape[1]
+    source = lowering.value(node.x)
+    conv = lowering.conv_data(Conv("taps", node.x.size[2], len(taps), kernel=kernel, weight=taps))
+    ints = [*node.attrs["parts"], *node.attrs["first"]] + [0] * 4
+    lowering.step("resample", node, input=source, out=lowering.result(node), conv=conv, ints=ints)
 
 
 def _grid(lowering: Lowering, node: Node) -> int:
@@ -146,6 +165,8 @@ EMIT = {
     "avg_pool": _avg_pool,
     "mean": _mean,
     "act": _act,
+    "slopes": _slopes,
+    "resample": _resample,
     "add": _add,
     "sub": _sub,
     "mul": _mul,

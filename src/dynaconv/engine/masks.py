@@ -13,7 +13,7 @@ from dynaconv.engine.ir import Graph, Node
 from dynaconv.engine.merge import take_shortcut
 
 # Operations of one row each, besides convolutions; and those that only lay rows out anew.
-BY_ROW = ("mul", "add", "act", "layer_norm")
+BY_ROW = ("mul", "add", "act", "slopes", "layer_norm")
 _LAID_OUT = ("concat", "slice", "interleave")
 
 

@@ -6,6 +6,7 @@ operations run through ATen in between.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,16 +17,42 @@ from dynaconv import _checks
 
 # Order as in csrc/plan/plan.h.
 ACTIVATIONS = (
-    "none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "leaky_relu",
+    "none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "leaky_relu", "tanh", "elu",
+    "mish", "gelu_tanh",
 )  # fmt: skip
+# A leaky ReLU names its slope behind a colon, where that is not 0.01.
+_SLOPE, _SLOPE_BITS, _SLOPE_SHIFT = "leaky_relu:", 24, 7
 KINDS = (
     "layout", "conv", "stem", "depthwise", "inverted", "max_pool", "avg_pool", "mean", "add", "multiply",
     "activate", "gate", "threshold", "dilate", "mask_value", "layer_norm", "softmax", "copy", "dynamic_conv",
-    "channel_fusion", "fusion_factors", "router", "narrow",
+    "channel_fusion", "fusion_factors", "router", "narrow", "resample",
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16")
 NEVER = 2.0
 _TENSORS = ("weight", "bias", "winograd")
+
+
+def leaky_relu(slope: float) -> str | None:
+    """The name of a leaky ReLU, None where steps cannot have it as their activation."""
+    if math.isclose(slope, 0.01):
+        return "leaky_relu"
+    return f"{_SLOPE}{float(slope)!r}" if 0 < round(slope * (1 << _SLOPE_BITS)) < 1 << _SLOPE_BITS else None
+
+
+def slope_of(activation: str) -> float | None:
+    """The slope of a leaky ReLU, None of other activations."""
+    if activation.startswith(_SLOPE):
+        return float(activation.removeprefix(_SLOPE))
+    return 0.01 if activation == "leaky_relu" else None
+
+
+def activation_code(activation: str) -> int:
+    """The number of csrc/plan/plan.h."""
+    slope = slope_of(activation)
+    if slope is None or activation in ACTIVATIONS:
+        return ACTIVATIONS.index(activation)
+    steps = min(max(round(slope * (1 << _SLOPE_BITS)), 1), (1 << _SLOPE_BITS) - 1)
+    return ACTIVATIONS.index("leaky_relu") + (steps << _SLOPE_SHIFT)
 
 
 @dataclass

@@ -83,7 +83,7 @@ class _Change:
         for step in reversed(self.plan.steps):
             sums = step.kind in ("add", "multiply") and values[step.out].channels == 1
             spreads = step.kind == "mean" and step.out in found
-            if sums or spreads or (step.kind == "activate" and step.ints[0]):
+            if sums or spreads or (step.kind == "activate" and step.ints[0] == 1):
                 found |= {i for i in (step.input, step.input2, step.out) if i >= 0}
         return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,21 @@ from torch import Tensor
 
 from dynaconv import _checks
 from dynaconv.engine import pack, pack_fusion
-from dynaconv.engine.plan import KINDS, Conv, Plan, Step
+from dynaconv.engine.plan import KINDS, Conv, Plan, Step, slope_of
 from dynaconv.ops.mask_ops import reference as mask_ops
 
 APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "gelu": F.gelu, "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "gelu": F.gelu, "tanh": torch.tanh,
+    "elu": F.elu, "mish": F.mish, "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }  # fmt: skip
 STEPS: dict[str, Callable] = {}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of an activation of a plan."""
+    slope = slope_of(name)
+    return APPLY[name] if slope is None else partial(F.leaky_relu, negative_slope=slope)
 
 
 def step_kind(kind: str) -> Callable:
@@ -136,7 +144,7 @@ def finish(run: Run, step: Step, y: Tensor) -> Tensor:
     """Residual, then the last activation."""
     if step.input2 >= 0:
         y = y + run.planes(step.input2)
-    return APPLY[step.final_activation](y)
+    return activation(step.final_activation)(y)
 
 
 @step_kind("layout")
@@ -151,7 +159,7 @@ def conv(run: Run, step: Step) -> None:
     """out = final(act(conv(in)) [+ in2])."""
     size = run.plan.values[step.out].size
     y = convolve(run.planes(step.input), run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
-    run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
+    run.write(step, finish(run, step, activation(step.activation[0])(y)))
 
 
 @step_kind("narrow")
@@ -170,9 +178,9 @@ def narrow(run: Run, step: Step) -> None:
         outs = _open_indices(open_[i], conv.out_channels // groups) if step.ints[2] else slice(None)
         count = int(open_[i].sum()) * (conv.in_channels // groups) if step.ints[1] else conv.in_channels
         whole[i, ins] = x[i, :count]
-        y = APPLY[step.activation[0]](convolve(whole[i : i + 1], conv, weight, bias, size))[:, outs]
+        y = activation(step.activation[0])(convolve(whole[i : i + 1], conv, weight, bias, size))[:, outs]
         y = y if step.input2 < 0 else y + run.planes(step.input2)[i : i + 1]
-        out[i, ..., : y.shape[1]] = APPLY[step.final_activation](y)[0].permute(1, 2, 0).to(out.dtype)
+        out[i, ..., : y.shape[1]] = activation(step.final_activation)(y)[0].permute(1, 2, 0).to(out.dtype)
 
 
 def _narrow_inverted(run: Run, step: Step, open_: Tensor) -> None:
@@ -181,7 +189,7 @@ def _narrow_inverted(run: Run, step: Step, open_: Tensor) -> None:
     mask = open_.repeat_interleave(width, 1)[:, :, None, None].float()
     for i, (index, act) in enumerate(zip(step.conv, step.activation, strict=True)):
         grid = tuple(x.shape[2:]) if i == 0 else size
-        x = APPLY[act](convolve(x, run.conv(index), *run.weight(index), grid))
+        x = activation(act)(convolve(x, run.conv(index), *run.weight(index), grid))
         x = x if i == 2 else x * mask
     y = finish(run, step, x)
     run.value(step.out).copy_(y.permute(0, 2, 3, 1))
@@ -197,7 +205,7 @@ def stem(run: Run, step: Step) -> None:
     size = run.plan.values[step.out].size
     image = run.rounded(run.planes(step.input), step.out)
     y = convolve(image, run.conv(step.conv[0]), *run.weight(step.conv[0]), size)
-    run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
+    run.write(step, finish(run, step, activation(step.activation[0])(y)))
 
 
 @step_kind("inverted")
@@ -212,16 +220,16 @@ def inverted(run: Run, step: Step) -> None:
     grids = [run.plan.values[step.input].size, size, size]
     for i, (index, act, grid) in enumerate(zip(step.conv, step.activation, grids, strict=True)):
         if i == 0 and step.ints[0]:
-            x = APPLY[act](fused(run, step, x))
+            x = activation(act)(fused(run, step, x))
         elif index >= 0 and not (i == 2 and step.ints[0]):
             x = convolve(run.rounded(x, step.input), run.conv(index), *run.weight(index), grid)
-            x = APPLY[act](x)
+            x = activation(act)(x)
     if step.aux[1] >= 0:
         run.value(step.aux[1]).copy_(mean_of(run, step.grid, x, (1, 1)).permute(0, 2, 3, 1))
     run.write(step, finish(run, step, x))
     rows = run.rows(step)
     if fills(step) and rows is not None:
-        act = APPLY[step.final_activation if step.ints[1] == 2 else "none"]
+        act = activation(step.final_activation if step.ints[1] == 2 else "none")
         out = run.value(step.out)
         out[~rows] = act(run.value(step.input2).float()).to(out.dtype)[~rows]
 
@@ -250,7 +258,7 @@ def max_pool(run: Run, step: Step) -> None:
     """Padding, also the one on the far side that a rounded-up size needs, counts as -inf."""
     c, x, out = run.conv(step.conv[0]), run.planes(step.input), run.plan.values[step.out]
     x = _pad_to(x, c, out.size, float("-inf"))
-    run.write(step, APPLY[step.activation[0]](F.max_pool2d(x, c.kernel, c.stride, 0, c.dilation)))
+    run.write(step, activation(step.activation[0])(F.max_pool2d(x, c.kernel, c.stride, 0, c.dilation)))
 
 
 @step_kind("avg_pool")
@@ -280,7 +288,7 @@ def _pad_to(x: Tensor, c: Conv, size: tuple[int, int], fill: float, padding: int
 def mean(run: Run, step: Step) -> None:
     """Over bins of the grid, as many as the result has; over open rows only where there is a mask (0: none is open)."""
     y = mean_of(run, step.grid, run.planes(step.input), run.plan.values[step.out].size)
-    run.value(step.out).copy_(APPLY[step.activation[0]](y).permute(0, 2, 3, 1))
+    run.value(step.out).copy_(activation(step.activation[0])(y).permute(0, 2, 3, 1))
 
 
 def mean_of(run: Run, grid: int, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -300,22 +308,50 @@ def add(run: Run, step: Step) -> None:
         weight = run.planes(step.aux[0])
         # What is not wanted may hold anything.
         second = torch.where(weight == 0, 0.0, weight * second)
-    run.write(step, APPLY[step.activation[0]](y - second if step.ints[0] else y + second))
+    run.write(step, activation(step.activation[0])(y - second if step.ints[0] else y + second))
 
 
 @step_kind("multiply")
 def multiply(run: Run, step: Step) -> None:
     """out = act(in * in2), in2 broadcast over positions or channels."""
     y = run.planes(step.input) * run.planes(step.input2)
-    run.write(step, APPLY[step.activation[0]](y))
+    run.write(step, activation(step.activation[0])(y))
 
 
 @step_kind("activate")
 def activate(run: Run, step: Step) -> None:
-    """out = act(in), or with ints[0] act(in * floats[0] + floats[1])."""
+    """out = act(in); with ints[0] = 1 act(in * floats[0] + floats[1]), with 2 a slope for each channel."""
     x = run.planes(step.input)
+    if step.ints[0] == 2:
+        return run.write(step, F.prelu(x, run.conv(step.conv[0]).bias))
     x = x * step.floats[0] + step.floats[1] if step.ints[0] else x
-    run.write(step, APPLY[step.activation[0]](x))
+    run.write(step, activation(step.activation[0])(x))
+
+
+@step_kind("resample")
+def resample(run: Run, step: Step) -> None:
+    """out[y, x] = sum of in[lines[y], columns[x]], or one of the rows that lie beside each other there."""
+    c, x = run.conv(step.conv[0]), run.planes(step.input)
+    (height, width), (down, across) = run.plan.values[step.out].size, c.kernel
+    taps = c.weight[: height * down].view(height, down, 2), c.weight[height * down :].view(width, across, 2)
+    lines, columns = (
+        # Column 0 of a matrix that is one longer reads the zeros outside.
+        torch.zeros(len(t), size + 1).scatter_add_(1, t[..., 0].long() + 1, t[..., 1])[:, 1:]
+        for t, size in zip(taps, x.shape[2:], strict=True)
+    )
+    parts = [max(n, 1) for n in step.ints[:2]]
+    if parts == [1, 1]:
+        return run.write(step, torch.einsum("nchw,yh,xw->ncyx", x, lines, columns))
+    beside = x.view(len(x), *parts, -1, *x.shape[2:])
+    y = x.new_zeros(len(x), beside.shape[3], height, width)
+    for i in range(parts[0]):
+        for j in range(parts[1]):
+            ys, xs = ((n - o) % p for n, o, p in zip((i, j), step.ints[2:4], parts, strict=True))
+            rows, cols = lines[ys :: parts[0]], columns[xs :: parts[1]]
+            y[:, :, ys :: parts[0], xs :: parts[1]] = torch.einsum(
+                "nchw,yh,xw->ncyx", beside[:, i, j], rows, cols
+            )
+    return run.write(step, y)
 
 
 @step_kind("gate")
@@ -368,7 +404,7 @@ def layer_norm(run: Run, step: Step) -> None:
     """Over channels."""
     c, x = run.conv(step.conv[0]), run.value(step.input).float()
     y = F.layer_norm(x, x.shape[3:], c.weight.float(), c.bias.float(), step.floats[0])
-    run.write(step, APPLY[step.activation[0]](y).permute(0, 3, 1, 2))
+    run.write(step, activation(step.activation[0])(y).permute(0, 3, 1, 2))
 
 
 @step_kind("softmax")

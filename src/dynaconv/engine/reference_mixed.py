@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynaconv.engine import pack
 from dynaconv.engine.plan import Step
-from dynaconv.engine.reference import APPLY, Run, convolve, finish, step_kind
+from dynaconv.engine.reference import Run, activation, convolve, finish, step_kind
 from dynaconv.ops.channel_fusion.reference import centre_taps
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
 from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
@@ -33,7 +33,7 @@ def dynamic_conv(run: Run, step: Step) -> None:
     if step.conv[1] >= 0:
         biases = biases + mix_biases(run.weight(step.conv[1])[0], routing)
     images = [convolve(x[i : i + 1], conv, kernels[i], biases[i], size) for i in range(run.n)]
-    run.write(step, finish(run, step, APPLY[step.activation[0]](torch.cat(images))))
+    run.write(step, finish(run, step, activation(step.activation[0])(torch.cat(images))))
 
 
 @step_kind("channel_fusion")
@@ -48,7 +48,7 @@ def channel_fusion(run: Run, step: Step) -> None:
     latent = F.conv2d(centre, q[:, :, None, None], shift, static.stride).flatten(2)
     latent = torch.bmm(matrix.transpose(1, 2), latent).unflatten(2, size)
     y = y + F.conv2d(latent, p[:, :, None, None], offset)
-    run.write(step, finish(run, step, APPLY[step.activation[0]](y)))
+    run.write(step, finish(run, step, activation(step.activation[0])(y)))
 
 
 @step_kind("fusion_factors")
@@ -81,7 +81,7 @@ def router(run: Run, step: Step) -> None:
 
 def _layer(run: Run, step: Step, place: int, x: Tensor) -> Tensor:
     index = step.conv[place]
-    return APPLY[step.activation[place]](convolve(x, run.conv(index), *run.weight(index), (1, 1)))
+    return activation(step.activation[place])(convolve(x, run.conv(index), *run.weight(index), (1, 1)))
 
 
 def _fusion_parts(run: Run, step: Step) -> tuple[Tensor, ...]:

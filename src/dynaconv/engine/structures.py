@@ -8,9 +8,9 @@ from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_void
 from torch import Tensor
 
 from dynaconv.engine import plan as plans
-from dynaconv.engine.plan import ACTIVATIONS, DTYPES, KINDS, Plan
+from dynaconv.engine.plan import DTYPES, KINDS, Plan, activation_code
 
-PLAN_ABI = 8
+PLAN_ABI = 9
 
 
 class Value(ctypes.Structure):
@@ -110,6 +110,6 @@ def _pointer(tensor: Tensor | None) -> int | None:
 def _step(s: plans.Step) -> Step:
     return Step(
         KINDS.index(s.kind), s.input, s.input2, s.out, (c_int32 * 3)(*s.conv),
-        (c_int32 * 3)(*map(ACTIVATIONS.index, s.activation)), ACTIVATIONS.index(s.final_activation), s.grid, s.grid2,
+        (c_int32 * 3)(*map(activation_code, s.activation)), activation_code(s.final_activation), s.grid, s.grid2,
         s.closed, s.run_all_above, (c_int32 * 4)(*s.aux), (c_int32 * 8)(*s.ints), (c_float * 4)(*s.floats),
     )  # fmt: skip

@@ -24,6 +24,7 @@ _FORMS = {
     "dynamic_conv": ("experts", "expert_biases"),
     "fusion_factors": ("none", "reduction"),
     "router": ("conv", "conv", "conv"),
+    "resample": ("taps",),
 }
 # Folded to a kernel for each image, and factored.
 _FUSIONS = (("experts", "reduction", "expansion"), ("conv", "conv", "expansion"))
@@ -39,6 +40,8 @@ def check_weights(plan: Plan) -> None:
             forms = _FORMS.get(KINDS[step.ints[0]], ())
         if step.kind == "fusion_factors" and step.input >= 0:
             forms = ("none", "conv")
+        if step.kind == "activate" and step.ints[0] == 2:
+            forms = ("slopes",)
         if step.kind == "inverted" and step.ints[0]:
             forms = ("conv", "depthwise", "expansion")
         for index, form in zip(step.conv, forms, strict=False):
@@ -65,6 +68,10 @@ def _expected(
     """(name, tensor, shape) of what the kernels read."""
     if conv.form == "norm":
         return [("weight", conv.weight, (conv.in_channels,)), ("bias", conv.bias, (conv.in_channels,))]
+    if conv.form == "slopes":
+        return [("bias", conv.bias, (conv.in_channels,))]
+    if conv.form == "taps":
+        return [("weight", conv.weight, (conv.out_channels, 2))]
     taps = conv.kernel[0] * conv.kernel[1]
     if conv.form == "gate":
         rows, biases = taps + int(step.ints[0] != 0), 1 + taps * int(step.ints[1] != 0)
