@@ -209,6 +209,27 @@ def test_a_static_network_and_several_results(tmp_path, ort) -> None:
     np.testing.assert_array_equal(got["output_1"], X)
 
 
+@pytest.mark.parametrize("dilation", [2, 3, 5])
+def test_masks_of_dilated_convolutions_reach_as_far(dilation, tmp_path, ort) -> None:
+    class Dilated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Conv2d(3, 8, 3, padding=1)
+            self.two = torch.nn.Conv2d(8, 3, 3, padding=dilation, dilation=dilation)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.two(torch.relu(self.one(x)))
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Dilated())
+    dc.dynamize_(model, input_size=(3, 16, 16))
+    gate = dc.gates(model.eval())["0"]
+    with torch.no_grad():
+        gate.threshold.fill_(float(gate._plain_logits(X).median()))
+    done = dc.export.onnx(model, (X,), tmp_path / "m.onnx", lowering="sparse", check=True)
+    assert done.error <= 1e-5
+
+
 @pytest.mark.parametrize("lowering", ["sparse", "dense"])
 def test_a_block_that_runs_twice_with_two_masks_is_no_difference(lowering, tmp_path, ort) -> None:
     class Twice(torch.nn.Module):

@@ -184,6 +184,8 @@ def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
         stage.stride == (1, 1)
         and (top + bottom, left + right) == tuple(reach)
         and (top, left) == (bottom, right)
+        # ONNX Runtime refuses a border as wide as the kernel, though dilation may reach farther.
+        and all(p < k for p, k in zip((top, left), kernel, strict=True))
     ):
         return write(
             "MaxPool", mask, kernel_shape=kernel, pads=stage.pads, strides=(1, 1), dilations=dilation
