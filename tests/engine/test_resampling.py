@@ -218,3 +218,26 @@ def test_a_plan_with_slopes_and_another_grid_is_saved(tmp_path) -> None:
     fast = dc.compile(model, (x,), measure=False)
     fast.save(tmp_path / "model.plan")
     assert torch.equal(dc.engine.load(tmp_path / "model.plan")(x), fast(x))
+
+
+LARGE = {
+    "patches": (nn.Conv2d(3, 4, 24, 24), ["conv2d"]),
+    "flattened": (nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 48, 4)), ["linear"]),
+    "mean": (nn.AvgPool2d((24, 48)), []),
+    "means": (nn.AvgPool2d(23, 1, padding=3), ["avg_pool2d"]),
+    "largest": (nn.MaxPool2d(23, 2, padding=5), []),
+    "unpooled": (nn.ConvTranspose2d(3, 4, 24), ["conv_transpose2d"]),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", LARGE)
+def test_windows_with_more_taps_than_a_step_may_have(name: str, backend: str) -> None:
+    torch.manual_seed(0)
+    layer, left = LARGE[name]
+    model, x = nn.Sequential(conv(3, 3), layer).eval(), torch.randn(2, 3, 24, 48)
+    fast = dc.compile(model, (x,), measure=False, backend=backend)
+    operations = [row["operation"].removeprefix("aten::").split(".")[0] for row in fast.plan.aten]
+    assert [o for o in operations if o != "flatten"] == left
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)

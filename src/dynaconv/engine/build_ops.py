@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ _ACTIVATIONS = {
     "hardsigmoid": "hardsigmoid", "gelu": "gelu", "hardtanh": "hardtanh", "clamp": "clamp", "clamp_min": "clamp",
     "tanh": "tanh", "elu": "elu", "celu": "elu", "mish": "mish",
 }  # fmt: skip
+
+
+# As in csrc/plan/check.cpp.
+MOST_TAPS = 512
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -53,6 +58,8 @@ def convolution(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | s
     if not is_map(x, "nchw") or size is None or weight.tensor.dim() != 4:
         return "only 2-d convolutions in float32 over images of a fixed size have kernels"
     kernel, dilation = tuple(weight.tensor.shape[2:]), pair(call["dilation"])
+    if math.prod(kernel) > MOST_TAPS:
+        return "its kernel has too many taps"
     padding = call["padding"]
     if isinstance(padding, str):
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -86,6 +93,8 @@ def linear(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | 
     w = weight.tensor.float()
     if flat:
         h, wide, c = x.node.size
+        if h * wide > MOST_TAPS:
+            return "it reads a map of too many positions"
         w = w.reshape(-1, c, h, wide)
     else:
         w = w[:, :, None, None]
@@ -261,7 +270,21 @@ def max_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None
     attrs |= {"kernel": pair(kernel), "stride": pair(call["stride"] or kernel)}
     if x.node.is_grid and attrs["stride"] == (1, 1) and _centered(**attrs):
         return b.add("dilate", node, size, "nchw", {"grid": x.node}, **attrs)
+    if math.prod(attrs["kernel"]) > MOST_TAPS:
+        return _max_of_lines(b, node, x, size, attrs)
     return b.add("max_pool", node, size, "nchw", {"x": x.node}, act="none", **attrs)
+
+
+def _max_of_lines(
+    b: Builder, node: fx.Node, x: View, size: tuple[int, int, int], attrs: dict[str, tuple[int, int]]
+) -> View:
+    """Along columns, then along rows: the largest of the largest."""
+    alone = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
+    down = {name: (attrs[name][0], one) for name, one in alone.items()}
+    across = {name: (one, attrs[name][1]) for name, one in alone.items()}
+    tall = (size[0], x.node.size[1], size[2])
+    lines = b.add("max_pool", node, tall, "nchw", {"x": x.node}, act="none", **down)
+    return b.add("max_pool", node, size, "nchw", {"x": lines.node}, act="none", **across)
 
 
 def _centered(kernel: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], **_: Any) -> bool:
@@ -270,7 +293,7 @@ def _centered(kernel: tuple[int, int], padding: tuple[int, int], dilation: tuple
 
 
 @handles("avg_pool2d")
-def avg_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None:
+def avg_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | str | None:
     """With the divisors of PyTorch."""
     x, kernel = args[:2]
     names = ("stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -283,6 +306,10 @@ def avg_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> View | None
     # With ceil_mode a window may be larger than the map; what lies outside does not count.
     room = [s + 2 * p for s, p in zip(x.node.size, padding, strict=False)]
     kernel = tuple(min(k, r) for k, r in zip(pair(kernel), room, strict=True))
+    if kernel == x.node.size[:2] and padding == (0, 0):
+        return b.add("mean", node, size, "nchw", {"x": x.node})
+    if math.prod(kernel) > MOST_TAPS:
+        return "its windows are too large"
     return b.add(
         "avg_pool", node, size, "nchw", {"x": x.node}, kernel=kernel, stride=stride,
         padding=padding, dilation=(1, 1), include_pad=bool(call["count_include_pad"]),
@@ -310,11 +337,10 @@ def adaptive_max_pool(b: Builder, node: fx.Node, args: list, kwargs: dict) -> li
     (h, w, c), out = x.node.size, tuple(value[0].shape[2:])
     if h % out[0] or w % out[1]:
         return "its windows are of different sizes"
-    # Along columns, then along rows: the largest of the largest.
-    for size, kernel in (((out[0], w, c), (h // out[0], 1)), ((*out, c), (1, w // out[1]))):
-        attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0), "dilation": (1, 1)}
-        x = b.add("max_pool", node, size, "nchw", {"x": x.node}, act="none", **attrs)
-    return [x, x]
+    kernel = h // out[0], w // out[1]
+    attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0), "dilation": (1, 1)}
+    found = _max_of_lines(b, node, x, (*out, c), attrs)
+    return [found, found]
 
 
 @handles("mean")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dynaconv.engine.build import Builder, handles
-from dynaconv.engine.build_ops import is_map, pair
+from dynaconv.engine.build_ops import MOST_TAPS, is_map, pair
 from dynaconv.engine.ir import Constant, Node, View
 
 # As in csrc/plan/run.h.
@@ -205,6 +205,8 @@ def transposed_convolution(b: Builder, node: fx.Node, call: dict[str, Any]) -> V
         return "transposed convolutions with groups or dilation have no kernel"
     stride, padding = pair(call["stride"]), pair(call["padding"])
     weight, each = beside_each_other(weight.tensor.float(), stride)
+    if each[0] * each[1] > MOST_TAPS:
+        return "its kernel has too many taps"
     parts = stride[0] * stride[1]
     wide = tuple(n + k - 1 for n, k in zip(x.node.size, each, strict=False))
     if any(n + p > s * m for n, p, s, m in zip(size, padding, stride, wide, strict=False)):
