@@ -347,11 +347,10 @@ def _joined(node: Any) -> Joined | None:
 
 
 def _is_computed(node: Any) -> bool:
-    """Not one that is grouped but not depthwise: its rows have no product in standard operators."""
+    """A convolution with kernels whose shape is known."""
     if node.op_type != COMPUTED or node.inputs[1].shape is None or len(node.inputs[1].shape) != 5:
         return False
-    shape, groups = list(node.inputs[1].shape), attribute(node, "group", 1)
-    return all(isinstance(d, int) for d in shape[1:]) and (groups == 1 or shape[1:3] == [groups, 1])
+    return all(isinstance(d, int) for d in list(node.inputs[1].shape)[1:])
 
 
 def _readers(stage: ComputedStage, value: Any) -> int:

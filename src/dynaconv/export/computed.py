@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynaconv.export import tables
+from dynaconv.export import grouped, tables
 from dynaconv.export.branches import COMPUTED, ComputedStage
 from dynaconv.export.graph import constant, ir_tensor
 from dynaconv.ops.dynamic_conv2d import strategies
@@ -104,31 +104,38 @@ def product(lowering: Any, stage: ComputedStage, taps: Any, order: Slots) -> Any
     """taps [slots, taps, C] (or [slots, C]) times the kernels of the image that each row is of: [K, O]."""
     write, count = lowering.write, int(np.prod(stage.kernel))
     outputs, inner = stage.weight.shape[:2]
-    weight = _turned(write, stage)
     if stage.depthwise:
-        weight = write("Reshape", weight, write.integers(-1, count, outputs))
+        weight = write("Reshape", _turned(write, stage, 1), write.integers(-1, count, outputs))
         taps = write("Reshape", taps, write.integers(-1, count, outputs))
         weighted = write("Mul", taps, write("Gather", weight, order.image, axis=0))
         return write("ReduceSum", weighted, write.integers(1), keepdims=0)
+    weight, groups = _turned(write, stage, stage.groups), stage.groups
+    matrix = (*([] if groups == 1 else [groups]), count * inner, outputs // groups)
+    weight = write("Reshape", weight, write.integers(*([] if order.rows is None else [-1]), *matrix))
+    sizes = count, groups, inner, outputs
     if order.rows is None:
-        flat = write("Reshape", taps, write.integers(-1, count * inner))
-        return write("MatMul", flat, write("Reshape", weight, write.integers(count * inner, outputs)))
-    weight = write("Reshape", weight, write.integers(-1, count * inner, outputs))
-    shape = write("Concat", write.integers(-1), order.most, write.integers(count * inner), axis=0)
-    y = write("MatMul", write("Reshape", taps, shape), weight)
+        if groups > 1:
+            return grouped.of_rows(write, taps, weight, sizes)
+        return write("MatMul", write("Reshape", taps, write.integers(-1, count * inner)), weight)
+    if groups > 1:
+        y = grouped.of_images(write, taps, weight, sizes, order.most)
+    else:
+        shape = write("Concat", write.integers(-1), order.most, write.integers(count * inner), axis=0)
+        y = write("MatMul", write("Reshape", taps, shape), weight)
     return write("GatherND", write("Reshape", y, write.integers(-1, outputs)), order.rows)
 
 
-def _turned(write: Any, stage: ComputedStage) -> Any:
-    """The kernels as [N, taps, I, O] in any shape."""
+def _turned(write: Any, stage: ComputedStage, groups: int) -> Any:
+    """The kernels as [N, groups, taps, I, O / groups] in any shape."""
+    outputs, inner = stage.weight.shape[:2]
+    form = groups, outputs // groups, inner, int(np.prod(stage.kernel))
     experts, routing = _mixture(stage.kernels)
     if experts is not None:
         # Turned before they are mixed, once and for all: kernels are as large as all other numbers together.
-        turned = experts.reshape(*experts.shape[:3], -1).transpose(0, 3, 2, 1).reshape(len(experts), -1)
+        turned = experts.reshape(-1, *form).transpose(0, 1, 4, 3, 2).reshape(len(experts), -1)
         return write("MatMul", routing, write.constant(turned, "experts"))
-    outputs, inner = stage.weight.shape[:2]
-    weight = write("Reshape", stage.kernels, write.integers(-1, outputs, inner, int(np.prod(stage.kernel))))
-    return write("Transpose", weight, perm=(0, 3, 2, 1))
+    weight = write("Reshape", stage.kernels, write.integers(-1, *form))
+    return write("Transpose", weight, perm=(0, 1, 4, 3, 2))
 
 
 def _mixture(kernels: Any) -> tuple[np.ndarray | None, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynaconv.export import computed, tables, winograd
+from dynaconv.export import computed, grouped, tables, winograd
 from dynaconv.export.branches import ComputedStage, Stage
 from dynaconv.export.regions import (
     Joined,
@@ -158,18 +158,8 @@ def _product(write: Any, stage: Stage, taps: Any) -> Any:
         )
         y = write("ReduceSum", weighted, write.integers(1), keepdims=0)
     else:
-        y = _grouped(write, taps, ordered, groups, name)
+        # [taps, I, groups, O / groups] -> [groups, taps, I, O / groups].
+        matrix = ordered.reshape(count, inner, groups, -1).transpose(2, 0, 1, 3)
+        matrix = write.constant(matrix.reshape(groups, count * inner, -1), name)
+        y = grouped.of_rows(write, taps, matrix, (count, groups, inner, outputs))
     return y if bias is None else write("Add", y, bias)
-
-
-def _grouped(write: Any, taps: Any, ordered: np.ndarray, groups: int, name: str) -> Any:
-    count, inner, outputs = ordered.shape
-    per_group = outputs // groups
-    split = write("Reshape", taps, write.integers(-1, count, groups, inner))
-    split = write("Transpose", split, perm=(2, 0, 1, 3))
-    flat = write("Reshape", split, write.integers(groups, -1, count * inner))
-    # [taps, I, groups, O / groups] -> [groups, taps * I, O / groups].
-    matrix = ordered.reshape(count, inner, groups, per_group).transpose(2, 0, 1, 3)
-    matrix = write.constant(matrix.reshape(groups, count * inner, per_group), name)
-    y = write("Transpose", write("MatMul", flat, matrix), perm=(1, 0, 2))
-    return write("Reshape", y, write.integers(-1, outputs))
