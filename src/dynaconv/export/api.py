@@ -19,11 +19,11 @@ from dynaconv.export import clean
 from dynaconv.export import gates as gate_logits
 from dynaconv.export.branches import find_branches
 from dynaconv.export.choose import choose_sparse, measure_densities
-from dynaconv.export.computed import write_densely
 from dynaconv.export.dense import decide_everywhere, spread_masks
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
 from dynaconv.export.merge import merge_parallel
 from dynaconv.export.metadata import KEY, describe, to_json
+from dynaconv.export.own import write_densely
 from dynaconv.export.parity import Parity, can_check, check_graph
 from dynaconv.export.rows import lower
 from dynaconv.export.settled import settle
@@ -192,14 +192,15 @@ def _lower(
         shares = measure_densities(model, example, densities)
         chosen = choose_sparse(found, shares, images)
     dense = [branch for branch in found if branch not in chosen]
-    write_densely(traced.graph, [node for branch in chosen for node in branch.computed])
+    write_densely(traced.graph, [node for branch in chosen for node in branch.own])
     # What batched products make is in no layout that a mask of all channels would keep.
-    dense = [branch for branch in dense if not branch.computed]
+    dense = [branch for branch in dense if not branch.own]
     served = decide_everywhere(traced.graph, dense)
     clean.drop_unread(traced.model)
     spread_masks(traced.graph, [branch for branch in dense if branch not in served])
     if chosen:
         lower(traced.graph, chosen, images)
+        write_densely(traced.graph)
     else:
         gate_logits.rewrite(traced.graph)
     skipping = {branch.name for branch in chosen}

@@ -11,147 +11,27 @@ from typing import Any
 import numpy as np
 
 from dynaconv.export.graph import attribute, constant, only_user
-from dynaconv.export.regions import (
-    Joined,
-    PerImage,
-    Pooled,
-    Region,
-    Squeeze,
-    find_per_image,
-    find_pooled,
-    find_region,
-    find_squeeze,
+from dynaconv.export.own import BINNED, COMPUTED, FUSED
+from dynaconv.export.parts import (
+    ComputedStage,
+    FusedStage,
+    Pointwise,
+    RoutedStage,
+    Stage,
+    Step,
+    channel_constant,
+    is_sigmoid,
+    is_static_conv,
+    is_unary,
+    nodes_of,
 )
+from dynaconv.export.regions import Joined, find_per_image, find_pooled, find_region, find_squeeze
 
-# Row by row, without a look at other positions.
-UNARY = (
-    "Relu",
-    "Clip",
-    "Sigmoid",
-    "HardSwish",
-    "HardSigmoid",
-    "LeakyRelu",
-    "Tanh",
-    "Elu",
-    "Gelu",
-    "Softplus",
-    "Mish",
-)
 # A mask of 0 and 1 stays one.
 SAME_VALUES = (
     "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Slice", "Identity", "MaxPool", "Transpose", "Tile",
     "Gather",
 )  # fmt: skip
-
-
-# A convolution with a kernel for each image; see `computed`.
-COMPUTED = "ComputedConv"
-
-
-@dataclass(frozen=True, eq=False)
-class Pointwise:
-    """What happens to each row by itself: one node, or a SiLU of two; `value` is what goes in."""
-
-    node: Any
-    silu: bool = False
-
-    @property
-    def nodes(self) -> list[Any]:
-        """The nodes that it stands for."""
-        return [self.node, *(v.producer() for v in self.node.inputs if self.silu and _is_sigmoid(v))]
-
-
-Step = Pointwise | PerImage | Region | Squeeze | Joined
-
-
-@dataclass(eq=False)
-class Stage:
-    """One convolution with constant weights, and what follows it row by row."""
-
-    conv: Any
-    after: list[Step]
-
-    @property
-    def weight(self) -> Any:
-        """[O, I / groups, kh, kw]."""
-        return constant(self.conv.inputs[1])
-
-    @property
-    def bias(self) -> Any:
-        """[O] or None."""
-        return constant(self.conv.inputs[2]) if len(self.conv.inputs) > 2 else None
-
-    @property
-    def groups(self) -> int:
-        """Of the convolution."""
-        return attribute(self.conv, "group", 1)
-
-    @property
-    def inputs(self) -> int:
-        """Channels of the map that it reads."""
-        return self.weight.shape[1] * self.groups
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """(vertical, horizontal)."""
-        return tuple(attribute(self.conv, "strides", (1, 1)))
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        """(vertical, horizontal)."""
-        return tuple(attribute(self.conv, "dilations", (1, 1)))
-
-    @property
-    def pads(self) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right)."""
-        return tuple(attribute(self.conv, "pads", (0, 0, 0, 0)))
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """(vertical, horizontal)."""
-        return tuple(self.weight.shape[2:])
-
-    @property
-    def pointwise(self) -> bool:
-        """Output position p reads input position p and nothing else."""
-        return self.kernel == (1, 1) == self.stride and not any(self.pads)
-
-    @property
-    def centred(self) -> bool:
-        """Output position p reads input position p in the middle of its window."""
-        reach = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
-        even = any(r % 2 for r in reach) or any(k % 2 == 0 for k in self.kernel)
-        return not even and self.stride == (1, 1) and self.pads == tuple(r // 2 for r in (*reach, *reach))
-
-    @property
-    def depthwise(self) -> bool:
-        """One filter a channel."""
-        return self.groups > 1 and self.weight.shape[:2] == (self.groups, 1)
-
-
-@dataclass(eq=False)
-class ComputedStage(Stage):
-    """A convolution with a kernel for each image.
-
-    pooled: the mean of the map that it reads, where its router asks for that of the open positions.
-    """
-
-    pooled: Pooled | None = None
-
-    @property
-    def kernels(self) -> Any:
-        """[N, O, I / groups, kh, kw]."""
-        return self.conv.inputs[1]
-
-    @property
-    def weight(self) -> Any:
-        """Zeros in the shape of one kernel."""
-        return np.broadcast_to(np.float32(0), tuple(self.kernels.shape)[1:])
-
-    @property
-    def bias(self) -> Any:
-        """None: it is added behind."""
-        return None
 
 
 @dataclass(eq=False)
@@ -167,9 +47,11 @@ class Branch:
     inner: list[Any] = field(default_factory=list)
 
     @property
-    def computed(self) -> list[Any]:
-        """The nodes of its convolutions with kernels for each image."""
-        return [stage.conv for stage in self.stages if isinstance(stage, ComputedStage)]
+    def own(self) -> list[Any]:
+        """Nodes of our own: its convolutions that depend on the image, and the means over parts of what they read."""
+        routed = [stage for stage in self.stages if isinstance(stage, RoutedStage)]
+        totals = [stage.pooled.total for stage in routed if stage.pooled is not None]
+        return [*(stage.conv for stage in routed), *(node for node in totals if node.op_type == BINNED)]
 
     # Asked of the nodes each time, because the graph changes while it is rewritten.
     @property
@@ -199,42 +81,6 @@ class Branch:
     def _end(self) -> Any:
         last = self.stages[-1]
         return last.after[-1].node.outputs[0] if last.after else last.conv.outputs[0]
-
-
-def is_unary(node: Any) -> bool:
-    """An activation whose parameters, if it has any, are constants."""
-    return (
-        node is not None
-        and node.op_type in UNARY
-        and all(v is None or constant(v) is not None for v in node.inputs[1:])
-    )
-
-
-def is_static_conv(node: Any) -> bool:
-    """A 2-d convolution with constant weights and numeric padding."""
-    if (
-        node is None
-        or node.op_type != "Conv"
-        or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET")
-    ):
-        return False
-    weight = constant(node.inputs[1])
-    bias = len(node.inputs) < 3 or node.inputs[2] is None or constant(node.inputs[2]) is not None
-    return weight is not None and weight.ndim == 4 and bias
-
-
-def channel_constant(node: Any) -> int | None:
-    """Which input of a Mul or Add is a constant for each channel of a map (or one number), or None."""
-    if node is None or node.op_type not in ("Mul", "Add", "Sub", "Div"):
-        return None
-    for i in (1, 0) if node.op_type in ("Mul", "Add") else (1,):
-        array, other = constant(node.inputs[i]), node.inputs[1 - i]
-        if array is None or other.shape is None or len(other.shape) != 4:
-            continue
-        shape = (1,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else ()
-        if shape and shape[0] == shape[2] == shape[3] == 1 and shape[1] in (1, other.shape[1]):
-            return i
-    return None
 
 
 def binary_values(graph: Any, masks: dict[str, Any]) -> dict[Any, str]:
@@ -313,8 +159,8 @@ def _walk_back(value: Any) -> list[Stage]:
             readers += sum(isinstance(step, Joined) and step.beside is value for step in stages[0].after)
         elif joined is not None:
             after, value = [joined, *after], joined.source
-        elif _is_computed(node):
-            stage = ComputedStage(node, after)
+        elif _routed(node) is not None:
+            stage = _routed(node)(node, after)
             stages.insert(0, stage)
             after, value = [], node.inputs[0]
             readers = _readers(stage, value)
@@ -346,27 +192,35 @@ def _joined(node: Any) -> Joined | None:
     return None
 
 
-def _is_computed(node: Any) -> bool:
-    """A convolution with kernels whose shape is known."""
-    if node.op_type != COMPUTED or node.inputs[1].shape is None or len(node.inputs[1].shape) != 5:
-        return False
-    return all(isinstance(d, int) for d in list(node.inputs[1].shape)[1:])
+def _routed(node: Any) -> type[RoutedStage] | None:
+    """What this node is, if it is a convolution that depends on the image and the shapes of its parts are known."""
+    if node.op_type == COMPUTED:
+        shape = node.inputs[1].shape
+        known = shape is not None and len(shape) == 5 and all(isinstance(d, int) for d in list(shape)[1:])
+        return ComputedStage if known else None
+    if node.op_type == FUSED:
+        parts = [constant(v) is not None for v in node.inputs[1:5] + node.inputs[7:11] if v is not None]
+        return FusedStage if all(parts) else None
+    return None
 
 
-def _readers(stage: ComputedStage, value: Any) -> int:
+def _readers(stage: RoutedStage, value: Any) -> int:
     """How many uses of a map belong to the convolution that reads it, with its router; -1: others read it, too."""
+    ends = [stage.conv]
     for use in value.uses():
-        if use.node is stage.conv or _leads_to(use.node, stage.conv):
-            continue
-        pooled = find_pooled(use.node, value, stage.kernels)
-        if pooled is None or stage.pooled is not None:
+        pooled = find_pooled(use.node, value, stage.decided)
+        if pooled is not None and stage.pooled is None:
+            stage.pooled = pooled
+            ends.append(pooled.total)
+    for use in value.uses():
+        pools = stage.pooled is not None and use.node in stage.pooled.nodes
+        if not pools and use.node is not stage.conv and not any(_leads_to(use.node, end) for end in ends):
             return -1
-        stage.pooled = pooled
     return len(value.uses())
 
 
 def _leads_to(node: Any, end: Any) -> bool:
-    """Nothing but `end` needs what this node makes."""
+    """Nothing but the dense result of `end`, a node of our own, needs what this node makes."""
     waiting, seen = [node], set()
     while waiting:
         node = waiting.pop()
@@ -376,16 +230,10 @@ def _leads_to(node: Any, end: Any) -> bool:
         uses = [use for value in node.outputs for use in value.uses()]
         if not uses or any(value.is_graph_output() for value in node.outputs):
             return False
-        # The kernels are needed whatever happens.
-        if any(use.node is end and use.idx == 1 for use in uses):
+        if any(use.node is end and use.idx != len(end.inputs) - 1 for use in uses):
             return False
         waiting += [use.node for use in uses]
     return True
-
-
-def nodes_of(step: Step) -> list[Any]:
-    """The nodes that a step stands for."""
-    return step.inner if isinstance(step, Region) else step.nodes
 
 
 def _walk_on(branch: Branch) -> None:
@@ -412,10 +260,6 @@ def _silu_source(node: Any) -> Any:
     if node.op_type != "Mul" or len(node.inputs) != 2:
         return None
     for x, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-        if _is_sigmoid(gate) and gate.producer().inputs[0] is x and only_user(gate) is node:
+        if is_sigmoid(gate) and gate.producer().inputs[0] is x and only_user(gate) is node:
             return x
     return None
-
-
-def _is_sigmoid(value: Any) -> bool:
-    return value is not None and value.producer() is not None and value.producer().op_type == "Sigmoid"

@@ -16,7 +16,8 @@ from dynaconv import _checks
 from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
 from dynaconv.export import winograd
-from dynaconv.export.branches import Branch, ComputedStage, Stage
+from dynaconv.export.branches import Branch
+from dynaconv.export.parts import ComputedStage, Stage
 from dynaconv.export.stages import lays_out_map
 from dynaconv.export.tables import Grid
 

@@ -1,21 +1,16 @@
-"""Convolutions with a kernel for each image inside masked branches: known by name in the graph until they are lowered.
-
-A dynamic convolution becomes `ComputedConv(x, kernels, y)`, a node of our own beside the operations that compute y
-densely. The sparse lowering takes x and the kernels, anything else y; no such node is left in a file.
-"""
+"""Convolutions with a kernel for each image: in the graph nodes `ComputedConv(x, kernels, y)` of our own, see `own`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dynaconv.export import grouped, tables
-from dynaconv.export.branches import COMPUTED, ComputedStage
 from dynaconv.export.graph import constant, ir_tensor
+from dynaconv.export.own import COMPUTED, geometry_attributes, known_by_name
+from dynaconv.export.parts import ComputedStage
 from dynaconv.ops.dynamic_conv2d import strategies
 from dynaconv.ops.dynamic_conv2d.choice import strategy_for_any_batch
 from dynaconv.ops.dynamic_conv2d.execute import add_biases, run
@@ -30,7 +25,7 @@ def of_one_image(
     """A dynamic convolution of a single image: one convolution with a computed weight."""
     geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     kernels = mix_kernels(experts, routing, taps)
-    y = _known_by_name(x, kernels, geometry.convolve(x, kernels[0]), geometry)
+    y = known_by_name(COMPUTED, (x, kernels), geometry.convolve(x, kernels[0]), geometry_attributes(geometry))
     return add_biases(y, mix_biases(bias, routing), static_bias)
 
 
@@ -47,33 +42,12 @@ def of_any_batch(
         y = strategies.unfold(x, kernels, geometry, slices=True)
     else:
         y = run(chosen, x, experts, routing, None, None, taps, geometry)
-    y = _known_by_name(x, kernels, y, geometry)
+    y = known_by_name(COMPUTED, (x, kernels), y, geometry_attributes(geometry))
     return add_biases(y, mix_biases(bias, routing), static_bias)
 
 
-def _known_by_name(x: Tensor, kernels: Tensor, y: Tensor, geometry: ConvGeometry) -> Tensor:
-    attributes = {
-        "strides": list(geometry.stride),
-        "pads": [*geometry.padding, *geometry.padding],
-        "dilations": list(geometry.dilation),
-        "group": geometry.groups,
-    }
-    return torch.onnx.ops.symbolic(
-        f"dynaconv::{COMPUTED}", (x, kernels, y), attributes, dtype=y.dtype, shape=y.shape, version=1
-    )
-
-
-def write_densely(graph: Any, keep: Iterable[Any] = ()) -> None:
-    """Let every such convolution be what computes it densely, apart from those nodes to keep."""
-    kept = set(keep)
-    for node in list(graph):
-        if node.op_type == COMPUTED and node not in kept:
-            node.outputs[0].replace_all_uses_with(node.inputs[2], replace_graph_outputs=True)
-            graph.remove(node, safe=True)
-
-
 class Slots(NamedTuple):
-    """Where the rows of a product lie, as many for each image.
+    """Where the rows of a product lie, image by image, as many for each image.
 
     places: [N * most, 1], of the output positions; of those that hold no row, the first position. rows: which of them
     hold the listed rows, [K, 1], or None where they are the listed rows themselves. most: [1]. image: of each row, [K].
@@ -86,17 +60,20 @@ class Slots(NamedTuple):
 
 
 def slots(lowering: Any, stage: ComputedStage, places: Any, need: Any, grid: tables.Grid) -> Slots:
-    """In which order a convolution's product takes its rows.
-
-    Rows are sorted by image. As many rows for each image as the fullest has make one batched product.
-
-    Args:
-        lowering: the `Rows` in work. places: [K, 1] of the rows. need: the mask that lists them. grid: of the output.
-    """
+    """In which order a convolution's product takes its rows; arguments as of `image_slots`."""
     if stage.depthwise:
         return Slots(places, image=lowering.image(places, need, grid))
     if stage.kernels.shape[0] == 1:
         return Slots(places)
+    return image_slots(lowering, places, need, grid)
+
+
+def image_slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> Slots:
+    """As many rows for each image as the fullest has, so that they make one batched product.
+
+    Args:
+        lowering: the `Rows` in work. places: [K, 1] of the rows. need: the mask that lists them. grid: of the output.
+    """
     return lowering.once(("slots", need), lambda: _slots(lowering, places, need, grid))
 
 
@@ -176,4 +153,4 @@ def _slots(lowering: Any, places: Any, need: Any, grid: tables.Grid) -> Slots:
     return Slots(write("ScatterND", free, rows, places), rows, most)
 
 
-__all__ = ["Slots", "of_any_batch", "of_one_image", "product", "slots", "write_densely"]
+__all__ = ["Slots", "image_slots", "of_any_batch", "of_one_image", "product", "slots"]

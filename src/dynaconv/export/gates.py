@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from dynaconv.export import tables
-from dynaconv.export.branches import Stage, is_static_conv
 from dynaconv.export.graph import Writer, constant, only_user
+from dynaconv.export.parts import Stage, is_static_conv
 
 # Channels come in blocks of this many in the layouts of runtimes.
 BLOCK = 16

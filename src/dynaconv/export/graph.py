@@ -56,7 +56,7 @@ def _result_type(op: str, inputs: tuple[Any, ...]) -> Any:
 
     if op in ("Shape", "NonZero"):
         return ir.DataType.INT64
-    if op in ("Equal", "GreaterOrEqual", "Less"):
+    if op in ("Equal", "GreaterOrEqual", "Less", "And"):
         return ir.DataType.BOOL
     if op == "Where":
         return inputs[1].dtype

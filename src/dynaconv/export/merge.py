@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynaconv.export.branches import channel_constant, is_static_conv
 from dynaconv.export.graph import attribute, constant, initializer, only_user
+from dynaconv.export.parts import channel_constant, is_static_conv
 from dynaconv.nn._fold import kernel_within
 
 

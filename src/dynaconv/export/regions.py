@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynaconv.export.graph import Writer, attribute, constant, only_user
+from dynaconv.export.own import BINNED
 
 _ELEMENTWISE = (
     "Add",
@@ -55,7 +56,8 @@ class Region:
 class Squeeze:
     """`node` multiplies `source` [N, C, h, w] by `scale` [N, C, 1, 1], which comes from `total`.
 
-    total: a ReduceSum over the positions of mask * source, or where `mask` is None a GlobalAveragePool of source.
+    total: a ReduceSum over the positions of mask * source, or where `mask` is None a GlobalAveragePool of source. Of
+        `Pooled` also means over parts of the map, of mask * source or of source.
     """
 
     node: Any
@@ -222,20 +224,26 @@ def find_squeeze(node: Any) -> Squeeze | None:
 def find_pooled(product: Any, source: Any, result: Any) -> Pooled | None:
     """The mean of `source`, or its sum over open positions, that begins with this node and that `result` comes from."""
     total, mask, nodes, read = product, None, [product], source
-    reader = only_user(total.outputs[0])
+    reader = _pooling(total.outputs[0])
     if total.op_type == "Reshape" and reader is not None:
         # Positions along one axis.
         read, total = total.outputs[0], reader
     if total.op_type == "Mul":
         mask = next((v for v in total.inputs if v is not read), None)
         nodes.append(total)
-        reader = only_user(total.outputs[0])
+        reader = _pooling(total.outputs[0])
         total = total if reader is None else reader
     sums = total.op_type == "ReduceSum" and len(total.inputs) > 1 and _over_positions(total)
     means = mask is None and total.op_type == "GlobalAveragePool"
-    if (sums and mask is not None or means) and _comes_from(result, total):
+    if (sums and mask is not None or means or total.op_type == BINNED) and _comes_from(result, total):
         return Pooled(source, total, mask, list(dict.fromkeys((*nodes, total))))
     return None
+
+
+def _pooling(value: Any) -> Any:
+    """The only reader of a value, or the node of our own that stands beside its other readers."""
+    binned = [use.node for use in value.uses() if use.node.op_type == BINNED]
+    return binned[0] if len(binned) == 1 else only_user(value)
 
 
 def find_per_image(node: Any) -> PerImage | None:
@@ -279,42 +287,56 @@ def _comes_from(value: Any, total: Any) -> bool:
     return False
 
 
-def write_per_image(lowering: Any, step: PerImage, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
-    """Rows [K, C] with the vector of each row's image."""
-    write = lowering.write
-    vectors = write("Reshape", step.vector, write.integers(-1, step.source.shape[1]))
-    each = write("Gather", vectors, lowering.image(listed, need, grid), axis=0)
-    return write(step.node.op_type, rows, each)
-
-
-def write_squeeze(lowering: Any, squeeze: Squeeze, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
-    """Scaled rows [K, C]; the mean is taken from the rows, image by image.
+def rows_of_images(lowering: Any, vectors: Any, channels: int, listed: Any, need: Any, grid: Any) -> Any:
+    """The vector [N, C] (or [N, C, 1, 1]) of each row's image: [K, C], or [1, C] of a single one.
 
     Args:
         lowering: the `Rows` in work. listed: places [K, 1] of the rows. need: the mask that they were listed by.
     """
-    write, channels = lowering.write, squeeze.source.shape[1]
+    write = lowering.write
+    flat = write("Reshape", vectors, write.integers(-1, channels))
+    single = vectors.shape[0] == 1
+    return flat if single else write("Gather", flat, lowering.image(listed, need, grid), axis=0)
+
+
+def write_per_image(lowering: Any, step: PerImage, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
+    """Rows [K, C] with the vector of each row's image; arguments as of `rows_of_images`."""
+    each = rows_of_images(lowering, step.vector, step.source.shape[1], listed, need, grid)
+    return lowering.write(step.node.op_type, rows, each)
+
+
+def write_squeeze(lowering: Any, squeeze: Squeeze, rows: Any, listed: Any, need: Any, grid: Any) -> Any:
+    """Scaled rows [K, C]; the mean is taken from the rows, image by image. Arguments as of `rows_of_images`."""
+    channels = squeeze.source.shape[1]
     write_total(lowering, squeeze, rows, listed, need, grid)
-    scale = write("Reshape", squeeze.scale, write.integers(-1, channels))
-    return write("Mul", rows, write("Gather", scale, lowering.image(listed, need, grid), axis=0))
+    each = rows_of_images(lowering, squeeze.scale, channels, listed, need, grid)
+    return lowering.write("Mul", rows, each)
 
 
 def write_total(
     lowering: Any, squeeze: Squeeze | Pooled, rows: Any, listed: Any, need: Any, grid: Any
 ) -> None:
-    """Replace the sum or the mean over positions by that over the rows; arguments as of `write_squeeze`."""
-    from dynaconv.export import tables
+    """Replace the sum or the means over positions by those over the rows; arguments as of `rows_of_images`."""
+    from dynaconv.export import bins, tables
 
-    write, channels = lowering.write, squeeze.source.shape[1]
-    member = lowering.member(listed, need, grid)
+    write, channels, parts = lowering.write, squeeze.source.shape[1], bins.bins_of(squeeze.total)
+    member, flat = lowering.member(listed, need, grid), write("Reshape", listed, write.integers(-1))
     if squeeze.mask is not None and squeeze.mask is not need and list(squeeze.mask.shape[2:]) != [1, 1]:
         # The list holds more than the open positions: what a later convolution reads, too.
-        flat = write("Reshape", squeeze.mask, write.integers(-1))
-        member = write("Mul", member, write("Gather", flat, write("Reshape", listed, write.integers(-1))))
-    total = write("MatMul", member, rows)
-    if squeeze.mask is None:
-        area = tables.length(write, tables.multiply(write, grid.height, grid.width))
-        total = write("Div", total, write("Cast", area, to=1))
+        open_ = write("Reshape", squeeze.mask, write.integers(-1))
+        member = write("Mul", member, write("Gather", open_, flat))
+    area = tables.length(write, tables.multiply(write, grid.height, grid.width))
+    if squeeze.total.op_type == BINNED:
+        shares = write("Gather", bins.shares(write, grid, parts), write("Mod", flat, area), axis=0)
+        # [N, bins, K] times [K, C].
+        weights = write(
+            "Mul", write("Unsqueeze", member, write.integers(1)), write("Transpose", shares, perm=(1, 0))
+        )
+        total = write("Transpose", write("MatMul", weights, rows), perm=(0, 2, 1))
+    else:
+        total = write("MatMul", member, rows)
+        if squeeze.mask is None:
+            total = write("Div", total, write("Cast", area, to=1))
     old = squeeze.total.outputs[0]
-    shape = write.constant(np.array([-1, channels, 1, 1][: len(old.shape)]))
+    shape = write.constant(np.array([-1, channels, *parts][: len(old.shape)]))
     old.replace_all_uses_with(write("Reshape", total, shape, like=old))

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from dynaconv.export import tables
-from dynaconv.export.branches import (
-    Branch,
-    ComputedStage,
+from dynaconv.export import bins, tables
+from dynaconv.export.branches import Branch
+from dynaconv.export.gates import GateLogits, find_gates, write_gate
+from dynaconv.export.graph import Writer, constant, only_user
+from dynaconv.export.own import BINNED
+from dynaconv.export.parts import (
     Pointwise,
+    RoutedStage,
     Stage,
     channel_constant,
     is_static_conv,
     is_unary,
 )
-from dynaconv.export.gates import GateLogits, find_gates, write_gate
-from dynaconv.export.graph import Writer, constant, only_user
 from dynaconv.export.regions import write_total
 from dynaconv.export.stages import Listed, row_shape, run_stage
 from dynaconv.export.tables import Grid
@@ -121,7 +122,7 @@ class Rows:
         x: Any = self.rows(branch.source)
         before = None
         for stage, need, inside, outside in zip(branch.stages, needs, grids[:-1], grids[1:], strict=True):
-            if isinstance(x, Listed) and isinstance(stage, ComputedStage) and stage.pooled is not None:
+            if isinstance(x, Listed) and isinstance(stage, RoutedStage) and stage.pooled is not None:
                 write_total(self, stage.pooled, x.rows, x.places, before, inside)
             places, before = self.listing(need), need
             x = Listed(run_stage(self, stage, x, inside, outside, places, need), places, need)
@@ -230,6 +231,8 @@ class Rows:
             self.keep(node.outputs[0], rows, self.grid(value))
         elif node.op_type == "GlobalAveragePool" and value in self.native:
             self._average(node)
+        elif node.op_type == BINNED and value in self.native:
+            self._average_parts(node)
 
     def _map_rows(self, node: Any, value: Any, step: Pointwise) -> None:
         if node.outputs[0].shape is None:
@@ -269,6 +272,17 @@ class Rows:
             mean = self.write("ReduceMean", whole, self.write.integers(1), keepdims=0)
         back = self.write("Reshape", mean, self.write.integers(-1, channels, 1, 1), like=y)
         y.replace_all_uses_with(back, replace_graph_outputs=True)
+
+    def _average_parts(self, node: Any) -> None:
+        (value, _), y, parts = node.inputs, node.outputs[0], bins.bins_of(node)
+        grid, channels = self.grid(value), value.shape[1]
+        positions = tables.multiply(self.write, grid.height, grid.width)
+        shape = tables.shape_of(self.write, grid, front=(-1, positions, channels))
+        shares = self.write("Transpose", bins.shares(self.write, grid, parts), perm=(1, 0))
+        means = self.write("MatMul", shares, self.write("Reshape", self.native[value], shape))
+        turned = self.write("Transpose", means, perm=(0, 2, 1))
+        back = self.write("Reshape", turned, self.write.integers(-1, channels, *parts), like=y)
+        y.replace_all_uses_with(back)
 
 
 def apply_pointwise(write: Writer, step: Pointwise, rows: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynaconv.export import computed, grouped, tables, winograd
-from dynaconv.export.branches import ComputedStage, Stage
+from dynaconv.export import computed, fused, grouped, tables, winograd
+from dynaconv.export.parts import ComputedStage, FusedStage, Stage
 from dynaconv.export.regions import (
     Joined,
     PerImage,
@@ -57,6 +57,14 @@ def run_stage(
         y = winograd.product(lowering, stage, patches, inside, places, need)
     else:
         y = _product(write, stage, _read(lowering, stage, x, inside, outside, places))
+    if isinstance(stage, FusedStage):
+        window = fused.centre_tap(stage)
+        if stage.pointwise or stage.centred:
+            centres = _rows_at(lowering, stage.inputs, x, places)
+        else:
+            centres = _windows(lowering, window, stage.inputs, x, inside, outside, places)
+            centres = write("Reshape", centres, write.integers(-1, stage.inputs))
+        y = fused.fuse(lowering, stage, y, centres, places, need, outside)
     for step in stage.after:
         if isinstance(step, Squeeze):
             y = write_squeeze(lowering, step, y, places, need, outside)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynaconv.export.branches import Stage
 from dynaconv.export.graph import Writer, ir_tensor
+from dynaconv.export.parts import Stage
 
 # Behind every row of any map.
 OUTSIDE = 2**40
@@ -101,7 +101,7 @@ def ranks(write: Writer, mask: Any) -> Any:
 
 def members(write: Writer, image: Any, batch: Any) -> Any:
     """1 where a row belongs to an image, else 0: [N, K] float, from the image [K] of each row."""
-    numbers = write("Unsqueeze", _count(write, batch), write.integers(1))
+    numbers = write("Unsqueeze", count(write, batch), write.integers(1))
     return write("Cast", write("Equal", numbers, write("Unsqueeze", image, write.integers(0))), to=1)
 
 
@@ -133,7 +133,7 @@ def tap_table(write: Writer, stage: Stage, grid: Grid, out: Grid) -> Any:
 def of_images(write: Writer, grid: Grid, table: Any) -> Any:
     """A table of places in one map of this grid, [1, rows, columns], for all images: [N, rows, columns] int64."""
     area = length(write, multiply(write, grid.height, grid.width))
-    start = write("Reshape", write("Mul", _count(write, grid.batch), area), write.integers(-1, 1, 1))
+    start = write("Reshape", write("Mul", count(write, grid.batch), area), write.integers(-1, 1, 1))
     return write("Add", start, _value(write, table))
 
 
@@ -142,7 +142,7 @@ def _axis(write: Writer, size: Any, out: Any, stride: int, pad: int, offsets: np
     if isinstance(size, int) and isinstance(out, int):
         at = np.arange(out)[:, None] * stride - pad + offsets
         return at, (at >= 0) & (at < size)
-    first = write("Unsqueeze", write("Mul", _count(write, out), write.integers(stride)), write.integers(1))
+    first = write("Unsqueeze", write("Mul", count(write, out), write.integers(stride)), write.integers(1))
     at = write("Add", first, write.constant((offsets - pad).astype(np.int64)))
     inside = write("GreaterOrEqual", at, write.integers(0)), write("Less", at, length(write, size))
     return at, write("And", *inside)
@@ -164,7 +164,7 @@ def _value(write: Writer, part: Any) -> Any:
     return write.constant(part) if isinstance(part, np.ndarray) else part
 
 
-def _count(write: Writer, size: Any) -> Any:
+def count(write: Writer, size: Any) -> Any:
     """0, 1, ..., size - 1."""
     if isinstance(size, int):
         return write.constant(np.arange(size))

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from dynaconv import _checks
 from dynaconv.convert import gates
-from dynaconv.export.computed import of_any_batch, of_one_image
+from dynaconv.export import bins, computed, fused
 from dynaconv.export.program import BATCH, HEIGHT, WIDTH, export, quiet
 from dynaconv.export.subject import Watch, fixed_macs, fold_norms_, prepare
+from dynaconv.ops.channel_fusion.op import OP as CHANNEL_FUSION
 from dynaconv.ops.dynamic_conv2d.op import OP as DYNAMIC_CONV
 
 # What the graph is written in; newer versions are converted to at the end.
@@ -87,7 +88,13 @@ def trace(
     exported = export(copy, example, dynamic_batch, dynamic_size)
     single = not dynamic_batch and example[0].shape[0] == 1
     with quiet():
-        exported = exported.run_decompositions({DYNAMIC_CONV: of_one_image if single else of_any_batch})
+        exported = exported.run_decompositions(
+            {
+                DYNAMIC_CONV: computed.of_one_image if single else computed.of_any_batch,
+                CHANNEL_FUSION: fused.of_any_batch,
+                torch.ops.aten.adaptive_avg_pool2d.default: bins.adaptive_pool,
+            }
+        )
     graph = _to_onnx(exported, type(model).__name__)
     outputs = len(graph.graph.outputs) - len(watch.names)
     found = {name.removesuffix(".gate.threshold"): graph.graph.initializers.get(name) for name in thresholds}

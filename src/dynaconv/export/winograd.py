@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynaconv.export import tables
-from dynaconv.export.branches import ComputedStage, Stage
+from dynaconv.export.parts import ComputedStage, Stage
 from dynaconv.export.tables import Grid
 
 # With fewer channels the transforms cost what the products save. Of fewer positions, in all images together, reading
