@@ -90,11 +90,11 @@ class ChannelFusion(nn.Module):
             if isinstance(self.norm1, _BatchNorm):
                 scale, shift = norm_scale_and_shift(self.norm1)
                 self.q.mul_(scale.reshape(-1, *(1,) * (self.q.dim() - 1)))
-                self.norm1 = Shift(shift)
+                self.norm1 = Shift(shift).train(self.norm1.training)
             if isinstance(self.norm2, _BatchNorm) and self.router is not None:
                 scale, shift = norm_scale_and_shift(self.norm2)
                 self.router.fusion.weight.mul_(scale.repeat_interleave(self.latent_channels)[:, None])
-                self.norm2 = Shift(shift)
+                self.norm2 = Shift(shift).train(self.norm2.training)
 
     def fold_norm_(self, norm: nn.Module) -> None:
         """Absorb a batch norm that follows into W0, P and the biases, and both own norms; exact in evaluation mode."""
