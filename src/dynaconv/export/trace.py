@@ -14,7 +14,7 @@ from dynaconv import _checks
 from dynaconv.convert import gates
 from dynaconv.export import bins, computed, fused
 from dynaconv.export.program import BATCH, HEIGHT, WIDTH, export, quiet
-from dynaconv.export.subject import Watch, fixed_macs, fold_norms_, prepare
+from dynaconv.export.subject import Watch, fixed_macs, fold_norms_, forget_executions_, prepare
 from dynaconv.ops.channel_fusion.op import OP as CHANNEL_FUSION
 from dynaconv.ops.dynamic_conv2d.op import OP as DYNAMIC_CONV
 
@@ -84,6 +84,7 @@ def trace(
     copy = prepare(model, example)
     thresholds = [f"{name}.gate.threshold".lstrip(".") for name in gates(copy)]
     fold_norms_(copy)
+    forget_executions_(copy)
     watch = Watch(copy, fixed_macs(prepare(model, example), example) if count else None)
     exported = export(copy, example, dynamic_batch, dynamic_size)
     single = not dynamic_batch and example[0].shape[0] == 1
