@@ -18,6 +18,7 @@ from dynaconv.convert import gates
 from dynaconv.export import clean
 from dynaconv.export import gates as gate_logits
 from dynaconv.export.branches import find_branches
+from dynaconv.export.channels import find_channel_branches
 from dynaconv.export.choose import choose_sparse, measure_densities
 from dynaconv.export.dense import decide_everywhere, spread_masks
 from dynaconv.export.dial import BUDGET, THRESHOLDS, add_densities, add_dial, check_dial
@@ -182,7 +183,7 @@ def _lower(
     """Rewrite masked blocks; how each became, and the densities that decided it."""
     settled = settle(traced)
     clean.drop_unread(traced.model)
-    found = find_branches(traced.graph, traced.masks)
+    found = [*find_branches(traced.graph, traced.masks), *find_channel_branches(traced.masks)]
     names = {branch.name for branch in found}
     if lowering == "sparse":
         _refuse_dense(traced, names | set(settled))
@@ -214,9 +215,9 @@ def _refuse_dense(traced: Traced, found: set[str]) -> None:
         if name in found:
             continue
         if mask.shape is not None and len(mask.shape) == 4 and mask.shape[1] == 1:
-            reason = "its masked result is not a chain of convolutions with constant weights"
+            reason = "its masked result is not a chain of convolutions and of functions of single positions"
         else:
-            reason = "its gate does not decide for positions"
+            reason = "its gate does not decide for the hidden channels of a chain of convolutions"
         raise _checks.export_not_sparse(name, reason)
 
 

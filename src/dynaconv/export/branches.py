@@ -128,13 +128,13 @@ def _branch(node: Any, binary: dict[Any, str]) -> Branch | None:
     if len(masks) != 1:
         return None
     mask, end = node.inputs[masks[0]], node.inputs[1 - masks[0]]
-    stages = _walk_back(end)
+    stages = walk_back(end)
     if not stages or end.shape is None or not isinstance(end.shape[1], int):
         return None
     branch = Branch(mask.name, node, stages, node.outputs[0], inner=[node])
     for stage in stages:
         branch.inner += [stage.conv, *(n for step in stage.after for n in nodes_of(step))]
-    _walk_on(branch)
+    walk_on(branch)
     return branch
 
 
@@ -143,7 +143,7 @@ def _is_grid(value: Any) -> bool:
     return value.shape is not None and len(value.shape) == 4 and value.shape[1] == 1
 
 
-def _walk_back(value: Any) -> list[Stage]:
+def walk_back(value: Any) -> list[Stage]:
     """Convolutions that nobody else reads, up to `value`."""
     stages: list[Stage] = []
     after: list[Step] = []
@@ -236,7 +236,7 @@ def _leads_to(node: Any, end: Any) -> bool:
     return True
 
 
-def _walk_on(branch: Branch) -> None:
+def walk_on(branch: Branch) -> None:
     """The addition of a shortcut behind the product, and the activation behind that."""
     use = only_user(branch.result)
     if use is None or use.op_type != "Add":

@@ -17,7 +17,8 @@ from dynaconv.budget.calibration import calibrated_densities
 from dynaconv.convert import gates
 from dynaconv.export import winograd
 from dynaconv.export.branches import Branch
-from dynaconv.export.parts import ComputedStage, Stage
+from dynaconv.export.channels import ChannelBranch
+from dynaconv.export.parts import ComputedStage, FusedStage, Stage
 from dynaconv.export.stages import lays_out_map
 from dynaconv.export.tables import Grid
 
@@ -29,6 +30,7 @@ MARGIN = 0.85
 # And by so many nanoseconds: the small operations of a sparse block, which its amounts do not count (MobileNetV2's
 # blocks of 7 x 7 gain less, and two of them made the network slower; docs/benchmarks.md).
 SMALL_OPERATIONS_NS = 60e3
+_SPARSE = ("sparse_product", "sparse_depthwise", "gathered", "written", "copied")
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,6 +109,8 @@ def dense_amounts(branch: Branch) -> dict[str, float]:
         found["depthwise" if stage.depthwise else "product"] += outside * stage.weight.size
         if isinstance(stage, ComputedStage) and not stage.depthwise and not stage.pointwise:
             found["unfolded"] += outside * _window(stage)
+        if isinstance(stage, FusedStage):
+            found["product"] += outside * _fusion(stage)
     return found | {"masked": float(branch.channels * _positions(branch)[-1])}
 
 
@@ -118,11 +122,17 @@ def sparse_amounts(branch: Branch, density: float, images: int) -> dict[str, flo
     Args:
         images: as of `rows.lower`.
     """
-    found = dict.fromkeys(("sparse_product", "sparse_depthwise", "gathered", "written", "copied"), 0.0)
+    if isinstance(branch, ChannelBranch):
+        return _narrow_amounts(branch, density)
+    found = dict.fromkeys(_SPARSE, 0.0)
     shares, positions = _shares(branch, density), _positions(branch)
     for i, (stage, share, outside) in enumerate(zip(branch.stages, shares, positions, strict=True)):
         rows = share * outside
         found["written"] += rows * stage.weight.shape[0]
+        if isinstance(stage, FusedStage):
+            found["sparse_product"] += rows * _fusion(stage)
+            # Scales, and the centres where they are not the rows themselves.
+            found["gathered"] += rows * (stage.weight.shape[0] + stage.inputs * (not stage.pointwise))
         if winograd.serves(stage, Grid(None, *stage.conv.outputs[0].shape[2:]), images):
             # Sixteen numbers and products for a tile of four; the transforms read both as gathers do.
             tiled = 4 * outside * _grown(share, 0.12)
@@ -136,6 +146,25 @@ def sparse_amounts(branch: Branch, density: float, images: int) -> dict[str, flo
             found["copied"] += positions[i - 1] * stage.inputs
     found["copied"] += positions[-1] * branch.channels
     return found | {"block": 1.0}
+
+
+def _narrow_amounts(branch: ChannelBranch, density: float) -> dict[str, float]:
+    """Of one image that computes this share of its hidden channels; its weights are gathered, too."""
+    found, last = dict.fromkeys(_SPARSE, 0.0), len(branch.stages) - 1
+    for i, (stage, outside) in enumerate(zip(branch.stages, _positions(branch), strict=True)):
+        inputs, outputs = density if i > 0 else 1.0, density if i < last else 1.0
+        weights = stage.weight.size * (outputs if stage.groups > 1 else inputs * outputs)
+        found["sparse_depthwise" if stage.depthwise else "sparse_product"] += outside * weights
+        found["written"] += outside * outputs * stage.weight.shape[0]
+        found["gathered"] += weights + (0 if stage.pointwise else outside * inputs * _window(stage))
+    found["copied"] += _positions(branch)[-1] * branch.channels
+    return found | {"block": 1.0}
+
+
+def _fusion(stage: FusedStage) -> int:
+    """Multiply-adds of Q, the fusion matrix and P at one position."""
+    latent, inputs = stage.q.shape
+    return latent * (inputs + latent + stage.weight.shape[0])
 
 
 def _window(stage: Stage) -> int:

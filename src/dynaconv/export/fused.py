@@ -1,8 +1,8 @@
 """Dynamic channel fusion of listed rows: Lambda (W0 x + b) + P (norm2(Phi u) + u), where u = norm1(Q x).
 
-In the graph a node `FusedConv` of our own, see `own`. W0 is a convolution like any other. Between Q and P a row holds L
-numbers, and no row gets a matrix of its own: as many rows of each image as the fullest has make one batched product with
-Phi. Source: DCD, arXiv 2103.08756, equation 6.
+In the graph a node `FusedConv` of our own, see `own`. W0 is a convolution like any other. Between Q and P a row holds
+L numbers, and no row gets a matrix of its own: as many rows of each image as the fullest has make one batched product
+with Phi. Source: DCD, arXiv 2103.08756, equation 6.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def export(
     axes = ({0: Dim.DYNAMIC} if dynamic_batch else {}) | (
         {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic_size else {}
     )
-    shapes = _by_parameter(model, [{a: kind for a, kind in axes.items() if a < t.dim()} for t in inputs])
+    shapes = _by_parameter(model, [_free(t, axes, t is inputs[0]) for t in inputs])
     try:
         with torch.no_grad(), quiet():
             return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
@@ -89,6 +89,11 @@ def export(
         if axes and _exports(model, example):
             raise _checks.export_tied(name, dynamic_batch, dynamic_size, error) from error
         raise _checks.export_not_traceable(name, error) from error
+
+
+def _free(t: Any, axes: dict[int, Any], images: bool) -> dict[int, Any]:
+    """Those axes that a tensor has; beside the images, one of length 1 is no height or width."""
+    return {a: kind for a, kind in axes.items() if a < t.dim() and (images or a == 0 or t.shape[a] > 1)}
 
 
 def _by_parameter(model: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:

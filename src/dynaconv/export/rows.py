@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dynaconv.export import bins, tables
+from dynaconv.export import bins, narrow, tables
 from dynaconv.export.branches import Branch
+from dynaconv.export.channels import ChannelBranch
 from dynaconv.export.gates import GateLogits, find_gates, write_gate
 from dynaconv.export.graph import Writer, constant, only_user
 from dynaconv.export.own import BINNED
@@ -115,6 +116,10 @@ class Rows:
 
     def _branch(self, branch: Branch) -> None:
         grids = self._grids(branch)
+        if isinstance(branch, ChannelBranch):
+            y = narrow.run_branch(self, branch, grids)
+            self.keep(branch.result, self._join(branch, y, grids[-1]), grids[-1])
+            return
         mask, grid = self._on_grid(branch, grids[-1]), grids[-1]
         needs = [mask]
         for i in range(len(branch.stages) - 1, 0, -1):
@@ -182,15 +187,20 @@ class Rows:
         image = self.image(places, need, grid)
         return self.once(("member", need), lambda: tables.members(self.write, image, grid.batch))
 
-    def _join(self, branch: Branch, x: Listed, grid: Grid) -> Any:
-        """act(shortcut + what the branch gave, at its places)."""
+    def _join(self, branch: Branch, x: Any, grid: Grid) -> Any:
+        """act(shortcut + what the branch gave): rows of the whole map, or `Listed` ones."""
         if branch.shortcut is None:
+            if not isinstance(x, Listed):
+                return x
             zeros = self.write("ConstantOfShape", row_shape(self.write, grid, branch.channels))
             return self.write("ScatterND", zeros, x.places, x.rows)
         self._project_shortcut(branch)
         shortcut = self.rows(branch.shortcut)
-        # Faster than gathering the shortcut's rows, adding, and writing back.
-        y = self.write("ScatterND", shortcut, x.places, x.rows, reduction="add")
+        if isinstance(x, Listed):
+            # Faster than gathering the shortcut's rows, adding, and writing back.
+            y = self.write("ScatterND", shortcut, x.places, x.rows, reduction="add")
+        else:
+            y = self.write("Add", shortcut, x)
         if shortcut in self.without_bias:
             y = self.write("Add", y, self.without_bias[shortcut])
         return y if branch.act is None else self._apply(Pointwise(branch.act), y)
