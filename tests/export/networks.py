@@ -50,11 +50,42 @@ MORE_BLOCKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _chain(*kinds: str, kernels: object = None, **options) -> nn.Module:
+class Mixed(nn.Module):
+    """A branch of every kind of convolution: even and strided windows, groups, one filter a channel, dilation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 12, 3, 2, padding=1), nn.Conv2d(12, 12, 2, padding=1, groups=4)
+        self.conv3 = nn.Conv2d(12, 12, 3, padding=2, dilation=2, groups=12, bias=False)
+        self.conv4, self.norm = nn.Conv2d(12, 8, 2, bias=False), nn.BatchNorm2d(8)
+        self.pool = nn.Conv2d(8, 8, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.conv1(x).relu()).relu()
+        return (self.pool(x) + self.norm(self.conv4(self.conv3(y).relu()))).relu()
+
+
+class Gelu(nn.Module):
+    """Hidden maps in groups from the first convolution on, which a channel gate may part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.GELU()
+        self.conv2, self.act2 = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.SiLU()
+        self.conv3, self.act = nn.Conv2d(8, 8, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.conv3(self.act2(self.conv2(self.act1(self.conv1(x))))))
+
+
+OWN_BLOCKS: dict[str, Callable[[], nn.Module]] = {"mixed": Mixed, "gelu": Gelu}
+
+
+def _chain(*kinds: str, kernels: object = None, gate: object = None, **options) -> nn.Module:
     """A stem, masked blocks of several kinds with something dense between them, and a head."""
     parts, channels = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()], 6
     for kind in kinds:
-        block = (_BLOCKS | FAMILY_BLOCKS | MORE_BLOCKS)[kind]()
+        block = (_BLOCKS | FAMILY_BLOCKS | MORE_BLOCKS | OWN_BLOCKS)[kind]()
         first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
         inside = 48 if kind == "shuffle" else first.in_channels
         parts += [nn.Conv2d(channels, inside, 1), nn.ReLU(), block]
@@ -66,7 +97,7 @@ def _chain(*kinds: str, kernels: object = None, **options) -> nn.Module:
     randomise_norms(model)
     if kernels is not None:
         dc.dynamize_(model, kernels)
-    dc.dynamize_(model, dc.SpatialMasking(preset="paper", **options))
+    dc.dynamize_(model, dc.SpatialMasking(preset="paper", **options) if gate is None else gate)
     return model
 
 
@@ -98,6 +129,11 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
     "timm parallel": lambda: _chain("repvgg", "mobileone", "repghost"),
     "timm joined": lambda: _chain("ghost"),
     "hourglass": _hourglass,
+    "channels": lambda: _chain("basic", "basic_s2", "gelu", gate=dc.ChannelGate(groups=4)),
+    "torchvision channels": lambda: _chain(
+        "bottleneck_groups", "bottleneck_s2", "inverted", gate=dc.ChannelGate(groups=4)
+    ),
+    "narrow": lambda: _chain("basic", "gelu", gate=dc.Narrow()),
     "layer_gate": lambda: _cifar(dc.LayerGate()),
     "halting": lambda: _cifar({"layer1": dc.Halting()}, 14),
 }
@@ -108,23 +144,28 @@ KERNELS = {
 }  # fmt: skip
 
 
-def masked_kernels(*, depthwise: bool = False) -> nn.Module:
-    """Masked blocks whose convolutions have kernels for each image."""
+def masked_kernels(kind: str = "all") -> nn.Module:
+    """Masked blocks whose convolutions have kernels for each image, of one kind or of all."""
     torch.manual_seed(0)
-    if depthwise:
-        model = _chain("timm_inverted", kernels={r"re:5\..*conv.*": dc.CondConv()})
-    else:
+    if kind == "all":
         model = dc.create_model("resnet8_cifar", num_classes=5)
         places = [f"layer{stage}.0.conv{i}" for stage in (1, 2, 3) for i in (1, 2)]
-        kinds = (kind() for name, kind in KERNELS.items() if name != "dcd")
-        dc.dynamize_(model, dict(zip(places, kinds, strict=False)))
+        dc.dynamize_(model, {place: make() for place, make in zip(places, KERNELS.values(), strict=True)})
         dc.dynamize_(model, dc.SpatialMasking())
-    randomise_norms(model)
+    else:
+        rule = {r"re:.*\.conv\d$": KERNELS[kind]()}
+        model = _chain("mixed", "basic_s2", kernels=rule)
+    return _spread_routers(randomise_norms(model)).eval()
+
+
+def _spread_routers(model: nn.Module) -> nn.Module:
+    """Routers that start neutral, and dynamic parts that start at zero, would hide kernels of other images."""
     for module in model.modules():
-        # Routers that start neutral would hide kernels of other images.
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.5)
-    return model.eval()
+        if isinstance(module, dc.nn.DCDConv2d):
+            nn.init.normal_(module.p, 0, 0.3)
+    return model
 
 
 def needed(name: str) -> str | None:

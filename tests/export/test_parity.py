@@ -59,7 +59,7 @@ def test_every_family(name, tmp_path, ort, trace_once) -> None:
                 agree(ort(path, *inputs)["output"], given(*inputs))
 
 
-@pytest.mark.parametrize("name", ["basic", "timm mobile", "layer_gate"])
+@pytest.mark.parametrize("name", ["basic", "timm mobile", "channels", "layer_gate"])
 def test_fixed_sizes_are_constants_in_the_graph(name, tmp_path, ort, trace_once) -> None:
     if needed(name) and find_spec(needed(name)) is None:
         pytest.skip(f"{needed(name)} is not installed")
@@ -113,26 +113,68 @@ def test_wide_convolutions_run_by_tiles(batch, tiles, tmp_path, ort) -> None:
             run = load("openvino", path, 1)
             for n, density in CASES:
                 inputs = example(model, n, density, size)
-                feed = {f"input_{i}" if i else "images": t.numpy() for i, t in enumerate(inputs)}
                 with torch.no_grad():
-                    agree(run(feed)["output"], given(*inputs))
+                    agree(run(feed_of(inputs))["output"], given(*inputs))
 
 
-@pytest.mark.parametrize("depthwise", [False, pytest.param(True, marks=pytest.mark.needs("timm"))])
-def test_masked_dynamic_kernels_skip(depthwise, tmp_path, ort) -> None:
-    model = masked_kernels(depthwise=depthwise)
-    given, path = MaskInputs(copy.deepcopy(model)).eval(), tmp_path / "m.onnx"
-    for batch in (2, 1) if not depthwise else (2,):
-        size = (3, 16, 16)
+def feed_of(inputs) -> dict:
+    return {f"input_{i}" if i else "images": t.numpy() for i, t in enumerate(inputs)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"), [*((kind, 2) for kind in ("all", *KERNELS)), ("all", 1), ("dcd", 1)]
+)
+def test_masked_dynamic_kernels_skip(kind, batch, tmp_path, trace_once) -> None:
+    """A batch of 1 that is fixed has one kernel for all rows."""
+    from dynaconv.export.runtimes import load
+
+    model = masked_kernels(kind)
+    given = MaskInputs(copy.deepcopy(model)).eval()
+    cases = [(n, density, SIZE) for n, density in CASES if batch > 1 or n == 1]
+    cases += [(2, 0.3, (3, 20, 9))] if batch > 1 else []
+    expected = {case: _eager(given, example(model, *case)) for case in cases}
+    for lowering in ("sparse", "dense"):
+        path = tmp_path / f"{lowering}.onnx"
         done = dc.export.onnx(
-            given, example(model, batch, 0.5, size), path, lowering="sparse", dial=None, report=(), check=False,
+            given, example(model, batch, 0.5), path, lowering=lowering, dial=None, report=(), check=False,
             dynamic_batch=batch > 1, dynamic_size=batch > 1,
         )  # fmt: skip
-        assert set(done.blocks.values()) == {"sparse"}
-        for n, density in CASES if batch > 1 else [(1, 0.3), (1, 0.0)]:
-            inputs = example(model, n, density, (3, 20, 12) if batch > 1 and n == 3 else size)
-            with torch.no_grad():
-                agree(ort(path, *inputs)["output"], given(*inputs))
+        assert set(done.blocks.values()) == {lowering}
+        for engine in ("ort", "openvino"):
+            if engine == "openvino" and (lowering == "dense" or find_spec("openvino") is None):
+                continue
+            run = load(engine, path, 1)
+            for case, y in expected.items():
+                agree(run(feed_of(example(model, *case)))["output"], y)
+
+
+def _eager(model: nn.Module, inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(*inputs)
+
+
+@pytest.mark.parametrize("options", [{"execution": "unfold"}, {"execution": "feature"}])
+def test_how_layers_were_told_to_run_does_not_keep_them_from_skipping(options, tmp_path) -> None:
+    model = dc.create_model("resnet8_cifar", num_classes=5)
+    dc.dynamize_(model, (dc.SpatialMasking(), dc.DYConv(**options)))
+    done = dc.export.onnx(model.eval(), (torch.randn(2, 3, 16, 16),), tmp_path / "m.onnx", lowering="sparse")
+    assert set(done.blocks.values()) == {"sparse"} and done.error < 1e-4
+
+
+@pytest.mark.parametrize("bins", [(2, 2), (3, 1)])
+def test_adaptive_pools_follow_the_size(bins, tmp_path, ort) -> None:
+    torch.manual_seed(0)
+    parts = [
+        nn.Conv2d(3, 4, 3),
+        nn.AdaptiveAvgPool2d(bins),
+        nn.Flatten(),
+        nn.Linear(4 * bins[0] * bins[1], 5),
+    ]
+    model = nn.Sequential(*parts).eval()
+    dc.export.onnx(model, (torch.randn(2, 3, 14, 14),), tmp_path / "m.onnx", dynamic_size=True)
+    for size in ((14, 14), (13, 9), (20, 25)):
+        x = torch.randn(2, 3, *size)
+        agree(ort(tmp_path / "m.onnx", x)["output"], model(x).detach())
 
 
 def test_dynamic_kernels(tmp_path, ort) -> None:
@@ -148,20 +190,19 @@ def test_dynamic_kernels(tmp_path, ort) -> None:
             agree(ort(tmp_path / "m.onnx", x)["output"], model(x))
 
 
-@pytest.mark.parametrize("engine", ["openvino"])
-def test_openvino_skips_too(engine, tmp_path, trace_once) -> None:
+@pytest.mark.parametrize("name", ["basic", "channels"])
+def test_openvino_skips_too(name, tmp_path, trace_once) -> None:
     pytest.importorskip("openvino")
     from dynaconv.export.runtimes import load
 
-    model, given = masked("basic")
+    model, given = masked(name)
     path = tmp_path / "m.onnx"
     dc.export.onnx(given, example(model, 2, 0.5), path, lowering="sparse", dial=None, report=(), check=False)
-    run = load(engine, path, 1)
+    run = load("openvino", path, 1)
     for n, density in CASES:
         inputs = example(model, n, density)
-        feed = {f"input_{i}" if i else "images": t.numpy() for i, t in enumerate(inputs)}
         with torch.no_grad():
-            agree(run(feed)["output"], given(*inputs))
+            agree(run(feed_of(inputs))["output"], given(*inputs))
 
 
 def test_one_image_runs_dynamic_kernels_as_convolutions(tmp_path, ort) -> None:
