@@ -139,7 +139,9 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
 }
 NEEDS = {"torchvision": "torchvision", "timm": "timm"}
 KERNELS = {
-    "condconv": dc.CondConv, "dyconv": dc.DYConv, "dynet": dc.DyNetConv, "dcd": dc.DCDConv, "odconv": dc.ODConv,
+    "condconv": dc.CondConv, "dyconv": dc.DYConv, "dynet": dc.DyNetConv, "odconv": dc.ODConv,
+    # Its router pools hidden maps in four parts.
+    "dcd": functools.partial(dc.DCDConv, pool_size=2),
     "weightnet": dc.WeightNetConv,
 }  # fmt: skip
 
@@ -164,7 +166,7 @@ def _spread_routers(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.5)
         if isinstance(module, dc.nn.DCDConv2d):
-            nn.init.normal_(module.p, 0, 0.3)
+            nn.init.normal_(module.p, 0, 0.1)
     return model
 
 
