@@ -76,6 +76,15 @@ def test_own_architectures_need_a_hint(tmp_path, seed: int) -> None:
     assert torch.equal(loaded[0].block.conv1.weight, model[0].block.conv1.weight)
 
 
+@pytest.mark.needs("torchvision")
+def test_no_weights_are_fetched_for_a_backbone(monkeypatch) -> None:
+    monkeypatch.setattr(
+        torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("fetches weights")
+    )
+    model = dc.create_model("torchvision:lraspp_mobilenet_v3_large", num_classes=3).eval()
+    assert model(torch.zeros(1, 3, 64, 64))["out"].shape == (1, 3, 64, 64)
+
+
 class Versioned(torch.nn.Sequential):
     """Asks which version of it wrote a state, as torchvision's MNASNet does."""
 

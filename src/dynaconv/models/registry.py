@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -136,4 +137,7 @@ def _create_external(prefix: str, name: str, pretrained: bool, options: dict) ->
             "torchvision's networks take 3 channels; use the timm network of the same name for others"
         )
     models = import_torchvision().models
+    if not pretrained and "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        # Segmentation and detection would fetch those of their backbone.
+        options.setdefault("weights_backbone", None)
     return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
