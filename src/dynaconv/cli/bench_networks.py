@@ -29,10 +29,12 @@ def prepare(opened: Opened, size: tuple[int, int, int], args: Any) -> nn.Module:
 
     import dynaconv as dc
     from dynaconv.measure import dense_twin
-    from dynaconv.measure.untrained import settle_norms_
+    from dynaconv.measure.untrained import settle_norms_, with_one_result
 
+    x = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
     if opened.folder is None:
-        settle_norms_(opened.model, torch.randn(4, *size, generator=torch.Generator().manual_seed(0)))
+        settle_norms_(opened.model, x)
+    opened.model = with_one_result(opened.model, x[:1])
     dynamic = bool(dc.gates(opened.model) or dc.dynamic_layers(opened.model))
     if not (args.dynamize or (args.force_density is not None and not dynamic)):
         if not dynamic:

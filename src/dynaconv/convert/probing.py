@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,6 +98,8 @@ class Probe:
             for source in op.sources:
                 if source in self.refused:
                     raise Unsupported(self.refused[source])
+                if op.target is operator.getitem and len(op.args) > 1 and isinstance(op.args[1], str):
+                    raise Unsupported(f"its forward takes {op.args[1]!r} out of a dictionary")
                 if source in self._written:
                     raise Unsupported(f"{self._written[source]} changes a map that something else reads, too")
             maps = [name for name in op.sources if self.layout(name)]

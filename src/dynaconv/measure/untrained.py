@@ -5,6 +5,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree
+
+
+class FirstResult(nn.Module):
+    """A network up to the first tensor of what it returns, since engines are compared by one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, C, H, W]."""
+        return _first(self.network(x))
+
+
+def with_one_result(model: nn.Module, x: Tensor) -> nn.Module:
+    """The network itself where it returns one tensor, as segmentation networks of torchvision do not.
+
+    Raises:
+        TypeError: it returns no tensor.
+    """
+    with torch.no_grad():
+        result = model.eval()(x)
+    if isinstance(result, Tensor):
+        return model
+    if _first(result) is None:
+        raise TypeError(f"{type(model).__name__} returns {type(result).__name__} without a tensor")
+    return FirstResult(model).train(model.training)
+
+
+def _first(result: object) -> Tensor | None:
+    return next((leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)), None)
 
 
 @torch.no_grad()
