@@ -58,15 +58,38 @@ inline void RandomPlan::half_masked() {
   drop(middle);
 }
 
+// An inverted residual under a mask, whose closed rows become the shortcut or stay it.
+inline void RandomPlan::half_inverted() {
+  const Size in = size(current_);
+  const Window w = window(in.h, in.w, true);
+  const int32_t grid = decide(in, w), to = make(in, kBfloat16), after = activation();
+  const int32_t middle = inverted(current_, to, w);
+  const auto step = b.steps.size() - 1;
+  // The needed rows come before what reads them.
+  const int32_t partial = needed(grid, middle, in);
+  std::swap(b.steps[step], b.steps[step + 1]);
+  Step& last = b.steps.back();
+  last.grid = grid, last.grid2 = last.conv[0] < 0 && s_.chance(50) ? -1 : partial;
+  last.in2 = current_, last.final_activation = after, last.ints[1] = after == kNone ? 1 : 2;
+  replace(to);
+}
+
+// From rows in float32, or in bfloat16 already, to rows in float32.
 inline void RandomPlan::halves() {
-  const int32_t half = make(size(current_), kBfloat16), act = activation();
-  b.step(kActivate, current_, half).activation[0] = act;
-  replace(half);
+  if (at(current_).dtype == kFloat32) {
+    const int32_t half = make(size(current_), kBfloat16), act = activation();
+    b.step(kActivate, current_, half).activation[0] = act;
+    replace(half);
+  }
   const int steps = 1 + s_.below(3);
   for (int i = 0; i < steps && at(current_).dtype == kBfloat16; ++i) {
-    switch (s_.below(4)) {
+    switch (s_.below(8)) {
       case 0: half_pointwise(); break;
       case 1: half_masked(); break;
+      case 2: half_inverted(); break;
+      case 3: plain_inverted(); break;
+      case 4: pool(); break;
+      case 5: squeeze(-1); break;
       default: half_conv(); break;
     }
   }

@@ -137,22 +137,29 @@ class RandomPlan {
       Window w = window(image.h, image.w, false);
       w.dilation = 1, w.padding = std::min(w.padding, w.kernel / 2);
       if (s_.chance(50)) w = {3, s_.pick({1, 2}), 1, 1};
-      const int32_t out = make({w.of(image.h), w.of(image.w), channels()});
+      const bool half = has_bfloat16() && s_.chance(20);
+      const int32_t out = make({w.of(image.h), w.of(image.w), channels()}, half ? kBfloat16 : kFloat32);
       // Of a picture in planes only some gates decide.
       const bool decides = !as_planes || (w.kernel == 3 && w.stride <= 2 && w.padding == 1);
       stem(in, out, w, decides && s_.chance(50));
       current_ = out;
+      if (half) halves();
     } else {
       current_ = make(image);
       b.step(kLayout, in, current_);
     }
+  }
+  int32_t first(int32_t in, int32_t out, const Window& w, int32_t dtype) {
+    if (dtype == kFloat32) return conv(in, out, 1, w);
+    const int64_t depth = int64_t{w.kernel} * w.kernel * in;
+    return b.stem_bfloat16(weights(out, depth), s_.noise(out), in, out, w.kernel, w.stride, w.padding);
   }
   // Everywhere, or once where a mask that is decided from the picture is closed, and once where it is open.
   void stem(int32_t in, int32_t out, const Window& w, bool masks) {
     current_ = in;
     const int32_t grid = masks ? decide(size(out), w) : -1;
     for (int32_t closed = masks; closed >= 0; --closed) {
-      const int32_t id = conv(size(in).c, size(out).c, 1, w), act = activation();
+      const int32_t id = first(size(in).c, size(out).c, w, at(out).dtype), act = activation();
       Step& step = b.step(kStem, in, out, id);
       step.grid = grid, step.closed = closed, step.activation[0] = act;
     }
@@ -218,12 +225,12 @@ class RandomPlan {
     replace(to);
   }
 
-  // The step of an inverted residual from `in` to `out`; its depthwise convolution.
+  // The step of an inverted residual from `in` to `out`, in their dtype; its depthwise convolution.
   int32_t inverted(int32_t in, int32_t out, const Window& w) {
-    const int32_t c = size(in).c, hidden = s_.chance(25) ? c : s_.pick({4, 16, 33, 48, 70, 130});
+    const int32_t c = size(in).c, dtype = at(in).dtype, hidden = s_.chance(25) ? c : s_.pick({4, 16, 33, 48, 70, 130});
     const Window one{1, 1, 0, 1};
-    const int32_t first = hidden == c && s_.chance(70) ? -1 : conv(c, hidden, 1, one), middle = depthwise(hidden, w);
-    const int32_t last = conv(hidden, size(out).c, 1, one);
+    const int32_t first = hidden == c && s_.chance(70) ? -1 : conv(c, hidden, 1, one, dtype), middle = depthwise(hidden, w, dtype);
+    const int32_t last = conv(hidden, size(out).c, 1, one, dtype);
     int32_t acts[4];
     for (int32_t& a : acts) a = activation();
     Step& step = b.step(kInverted, in, out, first);
@@ -236,7 +243,7 @@ class RandomPlan {
     const Size in = size(current_);
     const bool same = s_.chance(50);
     const Window w = window(in.h, in.w, same);
-    const int32_t to = make({w.of(in.h), w.of(in.w), same ? in.c : channels()});
+    const int32_t to = make({w.of(in.h), w.of(in.w), same ? in.c : channels()}, at(current_).dtype);
     inverted(current_, to, w);
     if (size(to).h == in.h && size(to).w == in.w && size(to).c == in.c && s_.chance(60)) b.steps.back().in2 = current_;
     replace(to);
@@ -244,13 +251,19 @@ class RandomPlan {
 
   void pool() {
     const Size in = size(current_);
+    const int32_t dtype = at(current_).dtype;
+    if (s_.chance(30)) {
+      const int32_t to = make({1 + s_.below(in.h), 1 + s_.below(in.w), in.c}, dtype);
+      b.step(kMean, current_, to);
+      return replace(to);
+    }
     const Window w = window(in.h, in.w, false);
     int32_t out[2] = {w.of(in.h), w.of(in.w)};
     const int32_t of[2] = {in.h, in.w}, reach = w.dilation * (w.kernel - 1) + 1;
     // With ceil_mode a last window starts inside but hangs over.
     for (int i = 0; i < 2; ++i)
       if (s_.chance(50) && (of[i] + 2 * w.padding - reach) % w.stride && out[i] * w.stride < of[i] + w.padding) ++out[i];
-    const int32_t to = make({out[0], out[1], in.c}), kind = s_.pick({int32_t{kMaxPool}, int32_t{kAvgPool}});
+    const int32_t to = make({out[0], out[1], in.c}, dtype), kind = s_.pick({int32_t{kMaxPool}, int32_t{kAvgPool}});
     const int32_t id = b.place(Conv{}, in.c, w.kernel, w.stride, w.padding, w.dilation), padded = s_.below(2);
     Step& step = b.step(kind, current_, to, id);
     step.ints[0] = padded;
@@ -290,12 +303,12 @@ class RandomPlan {
   // Squeeze and excite; the mean over the open rows of a grid where one is given.
   void squeeze(int32_t grid) {
     const Size in = size(current_);
-    const int32_t mean = make({1, 1, in.c}), scale = make({1, 1, in.c});
+    const int32_t dtype = at(current_).dtype, mean = make({1, 1, in.c}, dtype), scale = make({1, 1, in.c}, dtype);
     b.step(kMean, current_, mean).grid = grid;
-    const int32_t id = conv(in.c, in.c, 1, {1, 1, 0, 1});
+    const int32_t id = conv(in.c, in.c, 1, {1, 1, 0, 1}, dtype);
     b.step(kConv, mean, scale, id).activation[0] = kSigmoid;
     const bool partly = grid >= 0 && s_.chance(50), inside = partly || s_.chance(50);
-    const int32_t to = inside ? current_ : make(in), act = activation();
+    const int32_t to = inside ? current_ : make(in, dtype), act = activation();
     Step& step = b.step(s_.pick({int32_t{kMultiply}, int32_t{kAdd}}), current_, to);
     step.in2 = scale, step.activation[0] = act, step.grid = partly ? grid : -1;
     step.ints[0] = step.kind == kAdd && s_.chance(30);
@@ -393,6 +406,7 @@ class RandomPlan {
   void half_conv();
   void half_pointwise();
   void half_masked();
+  void half_inverted();
   void halves();
 
   // Blocks whose channels or positions are given up for good (random_gated.h).

@@ -15,7 +15,7 @@ inline double SlowPlan::latents(const Step& s, int64_t image, int64_t pixel, int
 
 // Weight of an expansion, or its bias for k = -1.
 inline double SlowPlan::expansion(const Step& s, int64_t image, int64_t o, int64_t k) const {
-  const double own = k < 0 ? bias(conv(s.conv[0]), o) : weight(conv(s.conv[0]), o, k, 0);
+  const double own = k < 0 ? bias(conv(s.conv[0]), o) : weight(conv(s.conv[0]), o, k, 0, value(s.in).dtype);
   if (s.ints[0] != 1) return own;
   const Conv& add = conv(s.conv[2]);
   const int64_t rank = add.in_channels, left = (add.out_channels + 31) / 32 * 32 + (1 + k) * ((rank + 15) / 16 * 16);

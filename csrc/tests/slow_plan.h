@@ -86,8 +86,7 @@ class SlowPlan {
     out.want.assign(out.rows.size() * out.channels, 0);
     if (s.kind == kNarrow) out.filled.assign(out.rows.size(), 0);
     if (s.kind == kGate) means_ = gate_means(s);
-    // Its weights may be rounded, and so may patches and weights of Winograd.
-    if (s.in >= 0 && value(s.in).dtype == kBfloat16 && (s.kind == kGate || (s.kind == kConv && conv(s.conv[0]).winograd))) out.error = 0.02;
+    if (rounds(s)) out.error = 0.02;
     if (s.kind == kDynamicConv) mix(s);
     for (int64_t row = 0; row < static_cast<int64_t>(out.rows.size()); ++row)
       if (out.rows[row] == 1) compute(s, row, out.want.data() + row * out.channels, out);
@@ -121,6 +120,13 @@ class SlowPlan {
     for (size_t i = 0; i < rows.size(); ++i)
       if (need[i] == (s.closed ? 1 : 0)) rows[i] = fills(s) ? 1 : s.run_all_above < 1 ? 2 : 0;
     return rows;
+  }
+
+  // Rounds on the way: a gate's weights, patches and weights of Winograd, hidden channels, a picture.
+  bool rounds(const Step& s) const {
+    if (s.kind == kStem) return value(s.out).dtype == kBfloat16;
+    const bool inside = s.kind == kGate || s.kind == kInverted || (s.kind == kConv && conv(s.conv[0]).winograd);
+    return inside && value(s.in).dtype == kBfloat16;
   }
 
   // Closed rows get what is added to the others.
@@ -170,6 +176,12 @@ class SlowPlan {
       return from_bfloat16(static_cast<const uint16_t*>(c.weight)[(((panel * taps + tap) * ((per + 1) / 2) + k / 2) * 32 + o % outs % 32) * 2 + k % 2]);
     return static_cast<const float*>(c.weight)[((panel * taps + tap) * per + k) * 32 + o % outs % 32];
   }
+  // A stem's in bfloat16 has lines as taps, and what it reads of a line as their channels.
+  static double stem_weight(const Conv& c, int64_t o, int64_t k, int64_t tap) {
+    Conv lines = c;
+    lines.in_channels *= c.kernel[1], lines.kernel[1] = 1;
+    return weight(lines, o, tap % c.kernel[1] * c.in_channels + k, tap / c.kernel[1], kBfloat16);
+  }
   static double depthwise_weight(const Conv& c, int64_t o, int tap, int32_t dtype) {
     if (dtype != kBfloat16) return static_cast<const float*>(c.weight)[int64_t{tap} * c.out_channels + o];
     const int64_t rows = c.kernel[0], columns = c.kernel[1], row = tap / columns, column = tap % columns;
@@ -207,7 +219,7 @@ class SlowPlan {
       case kRouter: router(s, p.image, want, scale); break;
       case kNarrow: out.filled[row] = static_cast<int32_t>(narrow(s, p, want, scale)); break;
       case kMaxPool: case kAvgPool: pool(s, p, want); break;
-      case kMean: mean(s, p.image, want, scale); break;
+      case kMean: mean(s, p, want, scale); break;
       case kAdd: case kMultiply:
         for (int64_t c = 0; c < channels; ++c) {
           const Value& b = value(s.in2);
@@ -301,11 +313,14 @@ class SlowPlan {
     const Conv& c = conv(s.conv[0]);
     const int64_t per = c.in_channels / c.groups, outs = c.out_channels / c.groups;
     const int32_t dtype = value(s.in).dtype;
+    const bool lines = s.kind == kStem && value(s.out).dtype == kBfloat16;
     for (int64_t o = 0; o < c.out_channels; ++o) {
       double sum = s.kind == kDynamicConv ? mixed_bias(s, p.image, o) : bias(c, o), size = 0;
       taps(c, p.y, p.x, [&](int64_t y, int64_t x, int tap) {
         for (int64_t k = 0; k < per; ++k) {
-          const double w = s.kind == kDynamicConv ? mixed_weight(s, p.image, o, k, tap) : weight(c, o, k, tap, dtype);
+          const double w = s.kind == kDynamicConv ? mixed_weight(s, p.image, o, k, tap)
+                           : lines            ? stem_weight(c, o, k, tap)
+                                              : weight(c, o, k, tap, dtype);
           const double term = at(s.in, p.image, y, x, o / outs * per + k) * w;
           sum += term, size += std::fabs(term);
         }
@@ -346,18 +361,18 @@ class SlowPlan {
           if (s.ints[0] == 2) v = v * scalar(s.aux[0], p.image, o) + latents(s, p.image, y * in.width + x, o);
           v = activated(v, s.activation[0]);
         }
-        sums[o] += v * static_cast<const float*>(middle.weight)[tap * hidden + o];
+        sums[o] += v * depthwise_weight(middle, o, tap, in.dtype);
       }
     });
     if (s.conv[2] < 0 || s.ints[0]) {
-      for (int64_t o = 0; o < hidden; ++o) scale = std::max(scale, std::fabs(want[o] = activated(sums[o], s.activation[1])));
+      for (int64_t o = 0; o < hidden; ++o) want[o] = activated(sums[o], s.activation[1]), scale = std::max(scale, std::fabs(sums[o]));
       return;
     }
     const Conv& project = conv(s.conv[2]);
     for (int64_t o = 0; o < project.out_channels; ++o) {
       double sum = bias(project, o), size = 0;
       for (int64_t k = 0; k < hidden; ++k) {
-        const double term = activated(sums[k], s.activation[1]) * weight(project, o, k, 0);
+        const double term = activated(sums[k], s.activation[1]) * weight(project, o, k, 0, in.dtype);
         sum += term, size += std::fabs(term);
       }
       scale = std::max(scale, size);
@@ -400,16 +415,18 @@ class SlowPlan {
     }
   }
 
-  void mean(const Step& s, int64_t image, double* want, double& scale) {
-    const Value& in = value(s.in);
+  void mean(const Step& s, const Place& p, double* want, double& scale) {
+    const Value &in = value(s.in), &out = value(s.out);
+    const auto last = [](int64_t bin, int64_t size, int64_t bins) { return ((bin + 1) * size + bins - 1) / bins; };
     for (int64_t c = 0; c < in.channels; ++c) {
       double sum = 0, size = 0;
       int64_t count = 0;
-      for (int64_t q = 0; q < int64_t{in.height} * in.width; ++q) {
-        if (s.grid >= 0 && !masks_[s.grid].need[image * in.height * in.width + q]) continue;
-        const double term = at(s.in, image, q / in.width, q % in.width, c);
-        sum += term, size += std::fabs(term), ++count;
-      }
+      for (int64_t y = p.y * in.height / out.height; y < last(p.y, in.height, out.height); ++y)
+        for (int64_t x = p.x * in.width / out.width; x < last(p.x, in.width, out.width); ++x) {
+          if (s.grid >= 0 && !masks_[s.grid].need[(p.image * in.height + y) * in.width + x]) continue;
+          const double term = at(s.in, p.image, y, x, c);
+          sum += term, size += std::fabs(term), ++count;
+        }
       want[c] = count ? sum / double(count) : 0;
       if (count && size / double(count) > scale) scale = size / double(count);
     }
