@@ -77,6 +77,7 @@ def parse() -> argparse.Namespace:
     add("--lowering", nargs="+", choices=("sparse", "auto", "dense"), default=["sparse", "auto"])
     add("--masks", choices=("forced", "own"), default="forced", help="inputs, or what the gates decide")
     add("--kernels", help="masked blocks also get kernels for each image: DYConv, CondConv, ODConv, ...")
+    add("--gates", default="SpatialMasking", help="what decides in blocks: SpatialMasking, ChannelGate, ...")
     add("--densities", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of the masks, 0..1")
     add("--batch", type=int, nargs="+", default=[1, 8], help="images in a batch")
     add("--rounds", type=int, default=15, help="interleaved rounds")
@@ -104,7 +105,7 @@ class Files:
         self.name, self.folder, self.size, self.own = name, folder, args.input_size, args.masks == "own"
         self.static, self.dynamic = static, copy.deepcopy(static)
         kernels = () if args.kernels is None else (getattr(dc, args.kernels)(),)
-        dc.dynamize_(self.dynamic, (dc.SpatialMasking(), *kernels), input_size=tuple(self.size))
+        dc.dynamize_(self.dynamic, (getattr(dc, args.gates)(), *kernels), input_size=tuple(self.size))
         self.dynamic.eval()
         self.given = MaskInputs(copy.deepcopy(self.dynamic)).eval()
         self.made: dict[str, Path] = {}

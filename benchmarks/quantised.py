@@ -134,7 +134,7 @@ def of_network(args: argparse.Namespace, folder: Path) -> Iterator[Subject]:
     size = (3, 224, 224)
     torch.manual_seed(0)
     static = settle_norms_(dc.create_model(args.network), torch.randn(4, *size))
-    shape = argparse.Namespace(input_size=size, masks="forced", kernels=None)
+    shape = argparse.Namespace(input_size=size, masks="forced", kernels=None, gates="SpatialMasking")
     files = Files(args.network, static, shape, folder, winograd=False)
     noise = torch.Generator().manual_seed(1)
     calibration, tests = (torch.randn(n, *size, generator=noise) for n in (args.calibration, 8))
