@@ -84,6 +84,9 @@ class SlowPlan {
       out.channels = std::min((value(s.in).channels - s.ints[1] - 1) / std::max(s.ints[3], 1), (to.channels - s.ints[0] - 1) / out.step) + 1;
     }
     out.want.assign(out.rows.size() * out.channels, 0);
+    // These take 1 from a sum near 1, so that their error is that of 1.
+    for (const int32_t a : {s.activation[0], s.activation[1], s.activation[2], s.final_activation})
+      if (a == kTanh || a == kElu) out.scale = std::max(out.scale, 1.0);
     if (s.kind == kNarrow) out.filled.assign(out.rows.size(), 0);
     if (s.kind == kGate) means_ = gate_means(s);
     if (rounds(s)) out.error = 0.02;
