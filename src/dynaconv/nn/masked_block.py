@@ -60,7 +60,7 @@ class Anatomy:
         return self.program is None or self.plain
 
 
-# Those of other branches, which run on PyTorch operations, row by row (docs/benchmarks.md).
+# Those of other branches, which run on PyTorch operations, row by row (docs/blocks.md).
 _ROWS_BREAK_EVEN = _DYNAMIC_BREAK_EVEN = 0.6
 _DEPTHWISE_BREAK_EVEN = 0.35
 

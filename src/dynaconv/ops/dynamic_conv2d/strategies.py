@@ -17,7 +17,7 @@ from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry, pad_axes
 from dynaconv.ops.dynamic_conv2d.reference import mix_kernels
 
 # Mixed kernels above this many bytes leave the last-level cache and come from fresh memory; then one sample at a
-# time is faster (measured, docs/benchmarks.md).
+# time is faster (measured, docs/blocks.md).
 CHUNK_BYTES = 32 << 20
 
 Kernels = Callable[[slice], Tensor]

@@ -15,7 +15,7 @@ from dynaconv.ops.masked_residual import reference
 from dynaconv.ops.masked_residual.branch import PackedBranch
 
 # Executed over dense conditional MACs above which the dense path is faster, measured with
-# `make bench ARGS="--break-even"`; see docs/benchmarks.md. Depthwise rows are bound by memory, so they pay least.
+# `make bench ARGS="--break-even"`; see docs/blocks.md. Depthwise rows are bound by memory, so they pay least.
 # That of the compiled kernels is in csrc/torch/masked_operators.cpp.
 BREAK_EVEN_ROWS, BREAK_EVEN_DEPTHWISE = 0.6, 0.35
 
