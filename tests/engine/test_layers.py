@@ -99,7 +99,7 @@ def test_any_inverted_residual(size, stride, kernel, ratio, share, n, threads, a
     import_torchvision()
     from torchvision.models.mobilenetv2 import InvertedResidual
 
-    block = InvertedResidual(16, 16, stride, ratio)
+    block = InvertedResidual(32, 32, stride, ratio)
     depthwise = block.conv[-3][0]
     block.conv[-3][0] = nn.Conv2d(
         depthwise.in_channels,
@@ -114,7 +114,7 @@ def test_any_inverted_residual(size, stride, kernel, ratio, share, n, threads, a
     holder = nn.Sequential(block)
     if stride == 1:
         dc.dynamize_(holder, dc.SpatialMasking(preset="paper"))
-    model = randomise_norms(nn.Sequential(nn.Conv2d(3, 16, 1), holder)).eval()
+    model = randomise_norms(nn.Sequential(nn.Conv2d(3, 32, 1), holder)).eval()
     x = torch.randn(n, 3, *size)
     fast = dc.compile(model, (x,), backend="cpu", threads=threads, measure=False)
     assert max(size) <= 2 or fast.plan.aten == []
