@@ -161,7 +161,9 @@ def _is_pointwise_gate(node: Node, users: dict[Node, list[Node]]) -> bool:
     )
     reads = [u for u in users[node] if u is not None]
     only_masks = (
-        reads and len(reads) == len(users[node]) and all(u.op in ("threshold", "avg_pool") for u in reads)
+        reads
+        and len(reads) == len(users[node])
+        and all(u.op in ("threshold", "avg_pool", "mean") for u in reads)
     )
     return weight.shape[0] == 1 and plain and bool(only_masks) and node.attrs["act"] == "none"
 
