@@ -16,28 +16,13 @@ from torch import Tensor, fx
 from dynaconv.engine.build import Builder, handles
 from dynaconv.engine.build_ops import MOST_TAPS, is_map, pair
 from dynaconv.engine.ir import Constant, Node, View
+from dynaconv.engine.resampling import matrix_of, taps_of
 
-# As in csrc/plan/run.h.
-_MOST_TAPS = 64
+# Rows that one position sums, as in csrc/plan/run.h.
+_MOST_RESAMPLED = 64
 _INTERPOLATIONS = (
     "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
 )  # fmt: skip
-
-
-def taps_of(matrix: Tensor) -> Tensor:
-    """[n, taps, 2], which of the inputs each output reads (-1: none) and its factor, of a matrix [n, inputs]."""
-    there = matrix != 0
-    count = max(1, int(there.sum(1).max()))
-    index = there.float().argsort(dim=1, descending=True, stable=True)[:, :count]
-    factor = matrix.gather(1, index)
-    index = torch.where(factor != 0, index, -1)
-    return torch.stack([index.float(), factor.float()], -1)
-
-
-def matrix_of(taps: Tensor, inputs: int) -> Tensor:
-    """Inverse of `taps_of`."""
-    wide = torch.zeros(len(taps), inputs + 1).scatter_add_(1, taps[..., 0].long() + 1, taps[..., 1])
-    return wide[:, 1:]
 
 
 def _tried(function: Callable[[Tensor], Tensor], inputs: int, axis: int) -> Tensor:
@@ -59,7 +44,7 @@ def resampled(
         columns = columns @ matrix_of(inner["columns"], source.x.size[1])
         source = source.x
     taps = [taps_of(matrix) for matrix in (lines, columns)]
-    if taps[0].shape[1] * taps[1].shape[1] > _MOST_TAPS:
+    if taps[0].shape[1] * taps[1].shape[1] > _MOST_RESAMPLED:
         return "its windows are too large"
     attrs = {"parts": (1, 1), "first": (0, 0)} | attrs
     return b.add("resample", node, size, "nchw", {"x": source}, lines=taps[0], columns=taps[1], **attrs)

@@ -18,6 +18,7 @@ from torch import Tensor
 from dynaconv import _checks
 from dynaconv.engine import pack, pack_fusion
 from dynaconv.engine.plan import KINDS, Conv, Plan, Step, slope_of
+from dynaconv.engine.resampling import matrix_of
 from dynaconv.ops.mask_ops import reference as mask_ops
 
 APPLY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -334,11 +335,7 @@ def resample(run: Run, step: Step) -> None:
     c, x = run.conv(step.conv[0]), run.planes(step.input)
     (height, width), (down, across) = run.plan.values[step.out].size, c.kernel
     taps = c.weight[: height * down].view(height, down, 2), c.weight[height * down :].view(width, across, 2)
-    lines, columns = (
-        # Column 0 of a matrix that is one longer reads the zeros outside.
-        torch.zeros(len(t), size + 1).scatter_add_(1, t[..., 0].long() + 1, t[..., 1])[:, 1:]
-        for t, size in zip(taps, x.shape[2:], strict=True)
-    )
+    lines, columns = (matrix_of(t, size) for t, size in zip(taps, x.shape[2:], strict=True))
     parts = [max(n, 1) for n in step.ints[:2]]
     if parts == [1, 1]:
         return run.write(step, torch.einsum("nchw,yh,xw->ncyx", x, lines, columns))

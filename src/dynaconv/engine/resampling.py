@@ -1,4 +1,4 @@
-"""Passes around steps that give a map another grid."""
+"""Steps that give a map another grid: their tables of taps, and passes around them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from dynaconv.engine.ir import Graph, Node
 # What moves from behind such a step to before it.
 _MOVES = ("affine", "act", "slopes")
 _CHANGES_ZERO = ("sigmoid", "hardsigmoid")
+
+
+def taps_of(matrix: Tensor) -> Tensor:
+    """[n, taps, 2], which of the inputs each output reads (-1: none) and its factor, of a matrix [n, inputs]."""
+    there = matrix != 0
+    count = max(1, int(there.sum(1).max()))
+    index = there.float().argsort(dim=1, descending=True, stable=True)[:, :count]
+    factor = matrix.gather(1, index)
+    index = torch.where(factor != 0, index, -1)
+    return torch.stack([index.float(), factor.float()], -1)
+
+
+def matrix_of(taps: Tensor, inputs: int) -> Tensor:
+    """Inverse of `taps_of`."""
+    wide = torch.zeros(len(taps), inputs + 1).scatter_add_(1, taps[..., 0].long() + 1, taps[..., 1])
+    return wide[:, 1:]
 
 
 def place_resampling(graph: Graph) -> None:
@@ -79,6 +95,3 @@ def _commutes(node: Node, step: Node) -> bool:
         axis.shape[1] == 1 and bool(((axis[..., 1] == 1) | (axis[..., 0] < 0)).all()) for axis in axes
     )
     return single and (whole or node.op == "slopes" or node.attrs["act"] not in _CHANGES_ZERO)
-
-
-__all__ = ["place_resampling"]
