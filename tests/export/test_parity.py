@@ -87,7 +87,7 @@ class Wide(nn.Module):
         return (x + self.conv2(self.norm(self.conv1(x)).relu())).relu()
 
 
-@pytest.mark.parametrize(("batch", "tiles"), [(1, 0), (4, 2)])
+@pytest.mark.parametrize(("batch", "tiles"), [(1, 0), (6, 2)])
 def test_wide_convolutions_run_by_tiles(batch, tiles, tmp_path, ort) -> None:
     import onnx
 

@@ -16,7 +16,7 @@ from dynaconv.export.tables import Grid
 
 # With fewer channels the transforms cost what the products save. Of fewer positions, in all images together, reading
 # the weights does, which are 16 / 9 as many, and which ONNX Runtime lays out in each run, being more than a matrix.
-CHANNELS, POSITIONS = 128, 768
+CHANNELS, POSITIONS = 128, 1024
 # Per axis, from right to left: of a patch of four, of the weights, of four products.
 _PATCH = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
 _WEIGHT = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -90,9 +90,8 @@ def _rows_of_positions(lowering: Any, grid: Grid, need: Any) -> Any:
         write, tile, quarter = lowering.write, *_tables(lowering, grid)
         tiles = open_tiles(lowering, need)
         count = write("Cast", write("Shape", lowering.listing(tiles), start=0, end=1), to=6)
-        # Counted from 1; what a position without an open tile finds is not asked for.
-        before = write("Sub", write("Mul", quarter, count), write.constant(np.ones(1, np.int32)))
-        return write("Add", write("Gather", lowering.index(tiles), tile), before)
+        # What a position without an open tile finds is not asked for.
+        return write("Add", write("Gather", lowering.index(tiles), tile), write("Mul", quarter, count))
 
     return lowering.once(("rows of tiles", need), make)
 
