@@ -383,9 +383,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
 ) -> None:
     from dynaconv.export import tables
 
-    monkeypatch.setattr(
-        tables, "needed", lambda write, mask, stage, inside: write("MaxPool", mask, kernel_shape=(1, 1))
-    )
+    monkeypatch.setattr(tables, "needed", lambda write, mask, *_: write("MaxPool", mask, kernel_shape=(1, 1)))
     given, masks = masked("basic")[1], example(masked("basic")[0], 2, 0.5)
     with pytest.raises(
         RuntimeError, match="the exported network differs from eager PyTorch by .* in ONNX Runtime at batch"

@@ -47,6 +47,7 @@ class Rows:
         self.ends = {branch.result.producer(): branch for branch in branches}
         self.inner = {node for branch in branches for node in branch.inner}
         self.gates = {gate.node: gate for gate in find_gates(graph)}
+        self.listed = {branch.source for branch in branches if not isinstance(branch, ChannelBranch)}
         # Projections whose only reader is the addition of a branch; rows that still lack their bias -> the bias.
         self.shortcuts = {conv for conv in map(_shortcut_conv, branches) if conv is not None}
         self.without_bias: dict[Any, Any] = {}
@@ -123,7 +124,7 @@ class Rows:
         mask, grid = self._on_grid(branch, grids[-1]), grids[-1]
         needs = [mask]
         for i in range(len(branch.stages) - 1, 0, -1):
-            needs.insert(0, self._need(needs[0], branch.stages[i], grids[i]))
+            needs.insert(0, self._need(needs[0], branch.stages[i], *grids[i : i + 2]))
         x: Any = self.rows(branch.source)
         before = None
         for stage, need, inside, outside in zip(branch.stages, needs, grids[:-1], grids[1:], strict=True):
@@ -160,19 +161,19 @@ class Rows:
         key = ("behind", stage.kernel, stage.stride, stage.pads, stage.dilation, *grid.key)
         return self.once(key, lambda: tables.output_grid(self.write, stage, grid))
 
-    def _need(self, mask: Any, stage: Stage, inside: Grid) -> Any:
+    def _need(self, mask: Any, stage: Stage, inside: Grid, outside: Grid) -> Any:
         if stage.pointwise:
             return mask
         key = ("need", mask, stage.kernel, stage.stride, stage.pads, stage.dilation, *inside.key)
-        return self.once(key, lambda: tables.needed(self.write, mask, stage, inside))
+        return self.once(key, lambda: tables.needed(self.write, mask, stage, inside, outside))
 
     def listing(self, mask: Any) -> Any:
         """Open rows of a mask, [K, 1]."""
         return self.once(("list", mask), lambda: tables.open_rows(self.write, mask))
 
-    def index(self, mask: Any) -> Any:
-        """Where each position's row is in the list of a mask, counted from 1; see `tables.ranks`."""
-        return self.once(("index", mask), lambda: tables.ranks(self.write, mask))
+    def index(self, mask: Any, strict: bool = False) -> Any:
+        """Where each position's row is in the list of a mask; see `tables.ranks`."""
+        return self.once(("index", mask, strict), lambda: tables.ranks(self.write, mask, strict))
 
     def image(self, places: Any, need: Any, grid: Grid) -> Any:
         """The image that each listed row is of, [K]; `places` lists the mask `need` on the grid."""
@@ -218,7 +219,9 @@ class Rows:
     # What follows on rows
 
     def _gate(self, gate: GateLogits) -> None:
-        rows = self.native.get(gate.source)
+        # A branch that lists rows of the same map turns it anyway.
+        turned = gate.source in self.native or gate.source in self.listed
+        rows = self.rows(gate.source) if turned else None
         write_gate(self.write, gate, rows, self.grid(gate.source))
 
     def _follow(self, node: Any) -> None:

@@ -60,7 +60,7 @@ def run_stage(
     if isinstance(stage, FusedStage):
         window = fused.centre_tap(stage)
         if stage.pointwise or stage.centred:
-            centres = _rows_at(lowering, stage.inputs, x, places)
+            centres = _rows_at(lowering, x, places)
         else:
             centres = _windows(lowering, window, stage.inputs, x, inside, outside, places)
             centres = write("Reshape", centres, write.integers(-1, stage.inputs))
@@ -73,7 +73,7 @@ def run_stage(
         elif isinstance(step, Region):
             y = apply_region(write, step, y)
         elif isinstance(step, Joined):
-            beside = _rows_at(lowering, stage.inputs, x, places)
+            beside = _rows_at(lowering, x, places)
             y = write("Concat", *((beside, y) if step.first else (y, beside)), axis=1)
         else:
             y = apply_pointwise(write, step, y)
@@ -84,18 +84,17 @@ def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, plac
     """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, 1, taps, C]."""
     if not stage.pointwise:
         return _windows(lowering, stage, stage.inputs, x, inside, outside, places)
-    return _rows_at(lowering, stage.inputs, x, places)
+    return _rows_at(lowering, x, places)
 
 
-def _rows_at(lowering: Any, channels: int, x: Any, places: Any) -> Any:
+def _rows_at(lowering: Any, x: Any, places: Any) -> Any:
     """Rows [K, C] of a map at `places`, which are listed if x lists any."""
     write = lowering.write
     if not isinstance(x, Listed):
         return write("GatherND", x, places)
     if places is x.places:
         return x.rows
-    found = write("GatherND", lowering.index(x.mask), places)
-    return write("Gather", _behind_zeros(write, x.rows, channels), found, axis=0)
+    return write("Gather", x.rows, write("GatherND", lowering.index(x.mask), places), axis=0)
 
 
 def _windows(
@@ -112,20 +111,18 @@ def _windows(
     read = write("Gather", table, places, axis=0)
     if perm is not None:
         read = write("Transpose", read, perm=perm)
-    if not isinstance(x, Listed):
+    rows, listed = (x.rows, True) if isinstance(x, Listed) else (x, False)
+    laid_out = listed and lays_out_map(channels, window.stride)
+    if laid_out or any(window.pads):
         # The row behind all others, where the table points to for what is outside of the image.
-        zero = write.constant(np.zeros((1, channels), np.float32))
-        return write("Gather", write("Concat", x, zero, axis=0) if any(window.pads) else x, read, axis=0)
-    rows, index = _behind_zeros(write, x.rows, channels), lowering.index(x.mask)
-    if lays_out_map(channels, window.stride):
+        rows = write("Concat", rows, write.constant(np.zeros((1, channels), np.float32)), axis=0)
+    if not listed:
+        return write("Gather", rows, read, axis=0)
+    index = lowering.index(x.mask, strict=window is winograd.PATCHES)
+    if laid_out:
         # By a gather, because a scatter copies what it writes to, with one thread.
         return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
     return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
-
-
-def _behind_zeros(write: Any, rows: Any, channels: int) -> Any:
-    """Rows [K + 1, C]: the first one, of zeros, stands for what is not listed and for what is outside of the image."""
-    return write("Concat", write.constant(np.zeros((1, channels), np.float32)), rows, axis=0)
 
 
 def lays_out_map(channels: int, stride: tuple[int, int]) -> bool:

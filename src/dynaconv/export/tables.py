@@ -12,8 +12,8 @@ import numpy as np
 from dynaconv.export.graph import Writer, ir_tensor
 from dynaconv.export.parts import Stage
 
-# Behind every row of any map.
-OUTSIDE = 2**40
+# Behind every row of any map, and a sum with any of them still fits the 32 bits that OpenVINO counts places with.
+OUTSIDE = 2**30
 
 
 class Grid(NamedTuple):
@@ -88,15 +88,20 @@ def open_rows(write: Writer, mask: Any) -> Any:
     return write("Reshape", found, write.integers(-1, 1))
 
 
-def ranks(write: Writer, mask: Any) -> Any:
-    """Which entry of `open_rows` each position of a mask of zeros and ones is, counted from 1; 0 for closed ones.
+def ranks(write: Writer, mask: Any, strict: bool = False) -> Any:
+    """Which entry of `open_rows` each open position of a mask of zeros and ones is.
 
     Returns:
-        [N * h * w + 1] int32; the last one, behind all positions, is 0.
+        [N * h * w + 1] int32; the last one, behind all positions, is the number of entries. Closed positions have some
+        entry or that number, too; -1 with `strict`, which takes two operations more.
     """
     listed = write("Cast", write("Reshape", mask, write.integers(-1)), to=6)
     listed = write("Concat", listed, write.constant(np.zeros(1, np.int32)), axis=0)
-    return write("Mul", write("CumSum", listed, write.constant(np.array(0))), listed)
+    first = write.constant(np.array(0))
+    if not strict:
+        return write("CumSum", listed, first, exclusive=1)
+    counted = write("Mul", write("CumSum", listed, first), listed)
+    return write("Sub", counted, write.constant(np.ones(1, np.int32)))
 
 
 def members(write: Writer, image: Any, batch: Any) -> Any:
@@ -173,8 +178,11 @@ def count(write: Writer, size: Any) -> Any:
     return write("CumSum", ones, write.constant(np.array(0)), exclusive=1)
 
 
-def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
+def needed(write: Writer, mask: Any, stage: Stage, inside: Grid, outside: Grid) -> Any:
     """1 at positions of the convolution's input map that open outputs read, else 0: [N, 1, H, W].
+
+    Args:
+        mask: [N, 1, h, w], of the outputs. inside, outside: grids of the input map and of the outputs.
 
     Source: arXiv 1912.03203, section 3.3, for any geometry.
     """
@@ -190,6 +198,9 @@ def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
         return write(
             "MaxPool", mask, kernel_shape=kernel, pads=stage.pads, strides=(1, 1), dilations=dilation
         )
+    enlarged = _enlarged(write, mask, stage, inside, outside)
+    if enlarged is not None:
+        return enlarged
     ones = write.constant(np.ones((1, 1, *kernel), np.float32))
     spread = write("ConvTranspose", mask, ones, kernel_shape=kernel, strides=stage.stride, dilations=dilation)
     # The last rows of the input may lie beyond the last window.
@@ -199,3 +210,25 @@ def needed(write: Writer, mask: Any, stage: Stage, inside: Grid) -> Any:
     starts, axes = write.integers(top, left), write.integers(2, 3)
     ends = shape_of(write, inside, front=(add(write, inside.height, top), add(write, inside.width, left)))
     return write("Min", write("Slice", spread, starts, ends, axes), write.constant(np.ones(1, np.float32)))
+
+
+def _enlarged(write: Writer, mask: Any, stage: Stage, inside: Grid, outside: Grid) -> Any:
+    """`needed` of a strided convolution as a maximum over the mask enlarged by its strides, or None.
+
+    Position p is read by outputs (p + pad - kernel + 1) / stride to (p + pad) / stride, rounded inwards: in the mask
+    with each position repeated `stride` times, by those at p + pad - kernel + stride to p + pad.
+    """
+    if not (inside.fixed and outside.fixed) or stage.dilation != (1, 1):
+        return None
+    window = tuple(k - s + 1 for k, s in zip(stage.kernel, stage.stride, strict=True))
+    before = [w - 1 - p for w, p in zip(window, stage.pads[:2], strict=True)]
+    enlarged = [d * s for d, s in zip(outside[1:], stage.stride, strict=True)]
+    behind = [n + w - 1 - e - b for n, w, e, b in zip(inside[1:], window, enlarged, before, strict=True)]
+    if not all(0 <= p < w for p, w in zip((*before, *behind), (*window, *window), strict=True)):
+        return None
+    scales = write.constant(np.array([1, 1, *stage.stride], np.float32))
+    repeated = write(
+        "Resize", mask, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )  # fmt: skip
+    return write("MaxPool", repeated, kernel_shape=window, strides=(1, 1), pads=(*before, *behind))
