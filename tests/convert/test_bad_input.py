@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -58,6 +59,38 @@ def test_hooks_and_parametrizations_are_refused(words: str, config) -> None:
         dc.dynamize_(model, config)
     assert dict(model.named_modules()) == modules
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("rules", "skipped"),
+    [
+        ({"body": dc.DYConv(), "body.2": None}, ["body.1"]),
+        ({r"re:body.[01]": dc.DYConv(), "head": dc.DYConv()}, ["body.1"]),
+        ({"stem": dc.DYConv(), "body.1": dc.DYConv()}, ["body.1"]),
+        (dc.DYConv(scope="all"), ["body.1", "body.2"]),
+    ],
+    ids=["parent", "pattern", "name", "all"],
+)
+def test_parametrized_layers_that_rules_cover_are_named(rules, skipped) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)))
+    for layer in body[1:]:
+        parametrizations.weight_norm(layer)
+    parts = {"stem": nn.Conv2d(3, 4, 1), "body": body, "head": nn.Conv2d(4, 5, 1)}
+    model = nn.Sequential(OrderedDict(parts)).eval()
+    want = model(X)
+    report = dc.dynamize_(model, rules)
+    assert list(report.skipped) == skipped and "parametrization" in report.skipped["body.1"]
+    assert report.converted and not set(skipped) & set(report.converted)
+    torch.testing.assert_close(model(X), want)
+
+
+def test_parametrized_layers_alone_are_refused() -> None:
+    model = network()
+    parametrizations.weight_norm(model.layer1[0].conv2)
+    for rule in ("layer1.0.conv2", r"re:.*1\.0\.conv2"):
+        with pytest.raises(ValueError, match="layer1.0.conv2 has a parametrization of weight"):
+            dc.dynamize_(model, {rule: dc.DYConv()})
 
 
 def test_hooks_outside_of_what_is_converted_go_on_working() -> None:

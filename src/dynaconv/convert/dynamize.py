@@ -13,6 +13,7 @@ from dynaconv.convert.kernels import (
     KernelSite,
     apply_kernels,
     check_kernels,
+    parametrized_layers,
     plan_kernels,
     revert_kernels,
 )
@@ -27,6 +28,9 @@ from dynaconv.nn.masked_block import Anatomy, MaskedBlock
 from dynaconv.nn.routed_block import RoutedBlock
 
 NOT_ASKED = "no rule asks for it"
+PARAMETRIZED = (
+    "a parametrization makes its weights; torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+)
 _Found = dict[str, "tuple[Anatomy, GateConfig] | Refusal | None"]
 
 
@@ -69,13 +73,15 @@ def dynamize_(
     skipped = [n for n, v in found.items() if isinstance(v, Refusal) and v.reason != NOT_ASKED]
     refuse_attached(model, [*masked, *(site.name for site in plan)], skipped)
     check_kernels(model, plan)
+    left = parametrized_layers(model, rules)
     if not masked and not plan:
+        refuse_attached(model, [], left)
         raise ValueError(_nothing(model, found))
     report = ConversionReport(params_before=_count(model))
     report.input_size, report.dense_macs_before = _dense_macs(model, input_size)
     fitted = fit_granularity(model, {name: config for name, (_, config) in masked.items()}, report.input_size)
     masked = {name: (anatomy, fitted[name]) for name, (anatomy, _) in masked.items()}
-    outcomes = _outcomes(model, found, plan)
+    outcomes = _outcomes(model, found, plan, left)
     apply_kernels(model, plan)
     for name in masked:
         anatomy, gate_config = masked[name]
@@ -145,7 +151,9 @@ def _unrouted(block: nn.Module) -> nn.Module:
     return block.block if isinstance(block, RoutedBlock) else block
 
 
-def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[ModuleOutcome]:
+def _outcomes(
+    model: nn.Module, found: _Found, plan: list[KernelSite], left: list[str]
+) -> list[ModuleOutcome]:
     kernels, rows = {site.name: site for site in plan}, []
     for name, module in model.named_modules():
         if not name:
@@ -154,6 +162,8 @@ def _outcomes(model: nn.Module, found: _Found, plan: list[KernelSite]) -> list[M
         verdict = found.get(name)
         if name in kernels:
             status, detail = "converted", kernels[name].config.describe()
+        elif name in left:
+            status, detail = "skipped", PARAMETRIZED
         elif isinstance(verdict, tuple):
             status, detail = "converted", f"{verdict[0].kind}, {verdict[1].describe()}"
         elif isinstance(verdict, Refusal):

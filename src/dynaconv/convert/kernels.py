@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from dynaconv import _checks
 from dynaconv.convert.kernel_config import KernelConfig, Place
@@ -70,6 +71,27 @@ def plan_kernels(model: nn.Module, rules: Rules) -> list[KernelSite]:
     return plan
 
 
+def parametrized_layers(model: nn.Module, rules: Rules) -> list[str]:
+    """Convolutions that rules cover and that yet stay static, because a parametrization makes their weights.
+
+    Where the structure is known, a scope names such layers, too, and the conversion is refused.
+    """
+    names = [n for n, m in model.named_modules() if _kind(m) in CONVOLUTIONS]
+    whole = None if _known_sites(model) else config_for("", {"": rules.get("")}, KernelConfig)
+    by_name = {rule: value for rule, value in rules.items() if rule}
+    return [
+        name
+        for i, name in enumerate(names)
+        if parametrize.is_parametrized(model.get_submodule(name))
+        and config_for(name, by_name, KernelConfig, whole if i else None) is not None
+    ]
+
+
+def _kind(module: nn.Module) -> type:
+    """The type of a module as it was written."""
+    return parametrize.type_before_parametrizations(module)
+
+
 def _named(model: nn.Module, rules: Rules, opt_in: set[str]) -> dict[str, KernelConfig | None]:
     """Layers that rules by name speak of; `opt_in` ones only when a rule names them, not when it names a parent."""
     by_name = {rule: value for rule, value in rules.items() if rule}
@@ -112,8 +134,8 @@ def _scope(model: nn.Module, config: KernelConfig, sites: list[LayerSite]) -> li
         )
     if sites:
         return [s for s in sites if s.role not in ("stem", "squeeze_excite", "post_pool", "classifier")]
-    names = [n for n, m in model.named_modules() if type(m) in CONVOLUTIONS]
-    return [LayerSite(n, "conv", None) for n in names[1:]]
+    names = [n for n, m in model.named_modules() if _kind(m) in CONVOLUTIONS]
+    return [LayerSite(n, "conv", None) for n in names[1:] if type(model.get_submodule(n)) in CONVOLUTIONS]
 
 
 def check_kernels(model: nn.Module, plan: list[KernelSite]) -> None:

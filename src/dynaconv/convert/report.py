@@ -42,7 +42,7 @@ class ConversionReport:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Residual blocks that stay static: name -> reason."""
+        """Residual blocks and layers that were asked for and stay static: name -> reason."""
         return {m.name: m.detail for m in self.modules if m.status == "skipped"}
 
     def table(self, every: bool = False) -> str:
