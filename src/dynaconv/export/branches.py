@@ -251,6 +251,8 @@ def walk_on(branch: Branch) -> None:
     branch.inner.append(use)
     act = only_user(branch.result)
     if is_unary(act):
+        if act.outputs[0].shape is None:
+            act.outputs[0].shape = branch.result.shape
         branch.act, branch.result = act, act.outputs[0]
         branch.inner.append(act)
 

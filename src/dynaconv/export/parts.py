@@ -23,6 +23,9 @@ UNARY = (
     "Gelu",
     "Softplus",
     "Mish",
+    "Selu",
+    "Celu",
+    "PRelu",
 )
 
 
@@ -184,12 +187,12 @@ def _matrix(value: Any) -> Any:
 
 
 def is_unary(node: Any) -> bool:
-    """An activation whose parameters, if it has any, are constants."""
-    return (
-        node is not None
-        and node.op_type in UNARY
-        and all(v is None or constant(v) is not None for v in node.inputs[1:])
-    )
+    """An activation whose parameters, if it has any, are constants: numbers, or one for each channel."""
+    if node is None or node.op_type not in UNARY:
+        return False
+    if node.op_type == "PRelu":
+        return _for_channels(constant(node.inputs[1]))
+    return all(v is None or constant(v) is not None for v in node.inputs[1:])
 
 
 def is_static_conv(node: Any) -> bool:
@@ -213,10 +216,15 @@ def channel_constant(node: Any) -> int | None:
         array, other = constant(node.inputs[i]), node.inputs[1 - i]
         if array is None or other.shape is None or len(other.shape) != 4:
             continue
-        shape = (1,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else ()
-        if shape and shape[0] == shape[2] == shape[3] == 1 and shape[1] in (1, other.shape[1]):
+        if _for_channels(array) and array.size in (1, other.shape[1]):
             return i
     return None
+
+
+def _for_channels(array: Any) -> bool:
+    """One number, or one for each channel of a map [N, C, h, w]."""
+    shape = () if array is None or array.ndim > 4 else (1,) * (4 - array.ndim) + array.shape
+    return bool(shape) and shape[0] == shape[2] == shape[3] == 1
 
 
 def nodes_of(step: Step) -> list[Any]:

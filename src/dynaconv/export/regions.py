@@ -16,6 +16,8 @@ from dynaconv.export.graph import Writer, attribute, constant, only_user
 from dynaconv.export.own import BINNED
 
 _ELEMENTWISE = (
+    "Abs",
+    "Log",
     "Add",
     "Sub",
     "Mul",

@@ -303,7 +303,7 @@ def apply_pointwise(write: Writer, step: Pointwise, rows: Any) -> Any:
     node = step.node
     if step.silu:
         return write("Mul", rows, write("Sigmoid", rows))
-    place = channel_constant(node)
+    place = 1 if node.op_type == "PRelu" else channel_constant(node)
     if place is None:
         attributes = {name: a.value for name, a in node.attributes.items()}
         return write(node.op_type, rows, *node.inputs[1:], **attributes)
