@@ -157,10 +157,10 @@ def masked_kernels(kind: str = "all") -> nn.Module:
     else:
         rule = {r"re:.*\.conv\d$": KERNELS[kind]()}
         model = _chain("mixed", "basic_s2", kernels=rule)
-    return _spread_routers(randomise_norms(model)).eval()
+    return spread_routers(randomise_norms(model)).eval()
 
 
-def _spread_routers(model: nn.Module) -> nn.Module:
+def spread_routers(model: nn.Module) -> nn.Module:
     """Routers that start neutral, and dynamic parts that start at zero, would hide kernels of other images."""
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -18,6 +18,7 @@ from tests.export.networks import (
     masked,
     masked_kernels,
     needed,
+    spread_routers,
 )
 from torch import nn
 
@@ -146,6 +147,62 @@ def test_masked_dynamic_kernels_skip(kind, batch, tmp_path, trace_once) -> None:
             run = load(engine, path, 1)
             for case, y in expected.items():
                 agree(run(feed_of(example(model, *case)))["output"], y)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [dc.CondConv(), dc.DyNetConv(), dc.ODConv(), dc.ODConv(num_kernels=2)],
+    ids=["condconv", "dynet", "odconv", "two kernels"],
+)
+def test_kernels_with_more_and_with_fewer_channels_than_positions(rule, tmp_path, ort) -> None:
+    """Maps of 16 x 16, 8 x 8 and 4 x 4 with 16, 32 and 64 channels, of a size that is known."""
+    torch.manual_seed(0)
+    model = dc.create_model("resnet8_cifar", num_classes=5)
+    dc.dynamize_(model, {r"re:.*\.conv\d$": rule})
+    dc.dynamize_(model, dc.SpatialMasking())
+    spread_routers(randomise_norms(model)).eval()
+    given, path, size = MaskInputs(copy.deepcopy(model)).eval(), tmp_path / "m.onnx", (3, 16, 16)
+    for lowering in ("sparse", "dense"):
+        options = {"lowering": lowering, "dial": None, "report": (), "check": False}
+        dc.export.onnx(given, example(model, 2, 0.5, size), path, **options)
+        for n, density in CASES:
+            inputs = example(model, n, density, size)
+            agree(ort(path, *inputs)["output"], _eager(given, inputs))
+
+
+class Ending(nn.Module):
+    """A block whose branch ends in an activation, which skips only where that works row by row."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.act(self.conv2(self.act(self.conv1(x))))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [nn.PReLU(8), nn.PReLU(), nn.SELU(), nn.CELU(0.5), nn.Softsign(), nn.LogSigmoid()],
+    ids=["prelu", "one slope", "selu", "celu", "softsign", "logsigmoid"],
+)
+@pytest.mark.parametrize("outside", [False, True])
+def test_activations_of_single_positions(act, outside, tmp_path, ort) -> None:
+    torch.manual_seed(0)
+    act = copy.deepcopy(act)
+    for slopes in act.parameters():
+        nn.init.normal_(slopes)
+    # Behind a sparse block it works on that block's rows.
+    parts = [nn.Conv2d(3, 8, 1), Ending(act), *([copy.deepcopy(act)] if outside else []), nn.Conv2d(8, 5, 1)]
+    model = nn.Sequential(*parts)
+    dc.dynamize_(model, dc.SpatialMasking())
+    given, path = MaskInputs(copy.deepcopy(model)).eval(), tmp_path / "m.onnx"
+    options = {"lowering": "sparse", "dial": None, "report": (), "check": False}
+    done = dc.export.onnx(given, example(model, 2, 0.5), path, **options)
+    assert set(done.blocks.values()) == {"sparse"}
+    for n, density in CASES:
+        inputs = example(model, n, density)
+        agree(ort(path, *inputs)["output"], _eager(given, inputs))
 
 
 def _eager(model: nn.Module, inputs) -> torch.Tensor:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dynaconv.export import computed
 from dynaconv.export.graph import ir_tensor
 from dynaconv.export.own import FUSED, geometry_attributes, known_by_name
 from dynaconv.export.parts import FusedStage
 from dynaconv.export.regions import rows_of_images
+from dynaconv.export.slots import image_slots
 from dynaconv.export.tables import Grid
 from dynaconv.ops.channel_fusion.reference import Affine, factored
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
@@ -78,7 +78,7 @@ def _of_each_image(lowering: Any, stage: FusedStage, u: Any, places: Any, need: 
     matrix = write("Add", matrix, write.constant(np.eye(latent, dtype=np.float32)))
     if stage.fusion.shape[0] == 1:
         return write("MatMul", u, write("Reshape", matrix, write.integers(latent, latent)))
-    order = computed.image_slots(lowering, places, need, grid)
+    order = image_slots(lowering, places, need, grid)
     length = write("Concat", write("Shape", order.places, start=0, end=1), write.integers(latent), axis=0)
     free = write("ConstantOfShape", length, value=ir_tensor(np.zeros(1, np.float32)))
     shape = write("Concat", write.integers(-1), order.most, write.integers(latent), axis=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
 
-# A convolution with a kernel for each image, of (x, kernels, y); see `computed`.
+# A convolution with a kernel for each image, of (x, kernels, experts, routing, taps, y); see `computed`.
 COMPUTED = "ComputedConv"
 # A convolution with dynamic channel fusion, of (x, weight, bias, q, p, scale, fusion, four of norms, y); see `fused`.
 FUSED = "FusedConv"

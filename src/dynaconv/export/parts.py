@@ -93,6 +93,11 @@ class Stage:
         return tuple(self.weight.shape[2:])
 
     @property
+    def taps(self) -> int:
+        """Positions that it reads for each output."""
+        return int(np.prod(self.kernel))
+
+    @property
     def pointwise(self) -> bool:
         """Output position p reads input position p and nothing else."""
         return self.kernel == (1, 1) == self.stride and not any(self.pads)
@@ -133,6 +138,31 @@ class ComputedStage(RoutedStage):
     def kernels(self) -> Any:
         """[N, O, I / groups, kh, kw]."""
         return self.conv.inputs[1]
+
+    @property
+    def experts(self) -> Any:
+        """[E, O, I / groups, kh, kw]: what kernels are mixed from."""
+        return self.conv.inputs[2]
+
+    @property
+    def routing(self) -> Any:
+        """How kernels are mixed: [N, E], or [N, O, E]."""
+        return self.conv.inputs[3]
+
+    @property
+    def attention(self) -> Any:
+        """[N, kh * kw], which scales the taps of the mixed kernel, or None."""
+        return self.conv.inputs[4]
+
+    @property
+    def by_channel(self) -> bool:
+        """Every output channel has coefficients of its own."""
+        return len(self.routing.shape) == 3
+
+    @property
+    def single(self) -> bool:
+        """There is one expert, which each image scales as a whole or tap by tap."""
+        return self.experts.shape[0] == 1 and not self.by_channel
 
     @property
     def weight(self) -> Any:

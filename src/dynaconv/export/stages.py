@@ -17,6 +17,7 @@ from dynaconv.export.regions import (
     write_per_image,
     write_squeeze,
 )
+from dynaconv.export.slots import slots
 from dynaconv.export.tables import Grid
 
 # From so many channels on, looking up where a tap's row lies costs less than laying out the map again.
@@ -45,9 +46,9 @@ def run_stage(
     write = lowering.write
     if isinstance(stage, ComputedStage):
         # Read in the order in which the product wants it, because to move it there later would cost as much again.
-        slots = computed.slots(lowering, stage, places, need, outside)
-        taps = _read(lowering, stage, x, inside, outside, slots.places)
-        y = computed.product(lowering, stage, taps, slots)
+        order = slots(lowering, stage, places, need, outside)
+        windows = _read(lowering, stage, x, inside, outside, order.places)
+        y = computed.product(lowering, stage, windows, order, outside)
     elif winograd.serves(stage, inside, lowering.images):
         tiles = winograd.open_tiles(lowering, need)
         patches = _windows(
