@@ -28,9 +28,10 @@ def with_one_result(model: nn.Module, x: Tensor) -> nn.Module:
     """
     with torch.no_grad():
         result = model.eval()(x)
-    if isinstance(result, Tensor):
+    first = _first(result)
+    if first is result:
         return model
-    if _first(result) is None:
+    if first is None:
         raise TypeError(f"{type(model).__name__} returns {type(result).__name__} without a tensor")
     return FirstResult(model).train(model.training)
 
