@@ -45,28 +45,34 @@ DYNACONV_TARGET_AVX512 void join_avx512(const Join& join, const float* residual,
 #endif
 
 // Additions wait for each other, so that several pixels are summed side by side.
+template <typename Vector, int Vectors>
+DYNACONV_INLINE void add_vectors(const float* pixel, int64_t count, int64_t step, float* sums) {
+  constexpr int64_t kLanes = kLanesOf<Vector>;
+  constexpr int kBeside = 4;
+  Vector part[kBeside][Vectors] = {};
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) part[0][v] = load<Vector>(sums + v * kLanes);
+  int64_t i = 0;
+  for (; i + kBeside <= count; i += kBeside)
+#pragma GCC unroll 4
+    for (int b = 0; b < kBeside; ++b, pixel += step)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) part[b][v] += load<Vector>(pixel + v * kLanes);
+  for (; i < count; ++i, pixel += step)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) part[0][v] += load<Vector>(pixel + v * kLanes);
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v)
+    store<Vector>(sums + v * kLanes, Vector((part[0][v] + part[1][v]) + (part[2][v] + part[3][v])));
+}
+
 template <typename Vector>
 DYNACONV_INLINE void add_channels(const float* from, int64_t count, int64_t step, int64_t channels, float* sums) {
   constexpr int64_t kLanes = kLanesOf<Vector>;
-  constexpr int kBeside = 4;
   int64_t c = 0;
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
-    Vector part[kBeside][2] = {{load<Vector>(sums + c), load<Vector>(sums + c + kLanes)}};
-    const float* pixel = from + c;
-    int64_t i = 0;
-    for (; i + kBeside <= count; i += kBeside)
-#pragma GCC unroll 4
-      for (int b = 0; b < kBeside; ++b, pixel += step) {
-        part[b][0] += load<Vector>(pixel);
-        part[b][1] += load<Vector>(pixel + kLanes);
-      }
-    for (; i < count; ++i, pixel += step) {
-      part[0][0] += load<Vector>(pixel);
-      part[0][1] += load<Vector>(pixel + kLanes);
-    }
-    for (int half = 0; half < 2; ++half)
-      store<Vector>(sums + c + half * kLanes, Vector((part[0][half] + part[1][half]) + (part[2][half] + part[3][half])));
-  }
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) add_vectors<Vector, 2>(from + c, count, step, sums + c);
+  for (; c + kLanes <= channels; c += kLanes) add_vectors<Vector, 1>(from + c, count, step, sums + c);
+  for (; c + 4 <= channels; c += 4) add_vectors<float4, 1>(from + c, count, step, sums + c);
   for (; c < channels; ++c)
     for (int64_t i = 0; i < count; ++i) sums[c] += from[i * step + c];
 }

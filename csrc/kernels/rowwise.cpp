@@ -149,11 +149,7 @@ DYNACONV_INLINE void sum_rows(const T* rows, int64_t count, int64_t stride, int6
     sum_vectors<Vector, kAtOnce>(rows + c, count, stride, sums + c);
   for (; c + kLanes <= channels; c += kLanes) sum_vectors<Vector, 1>(rows + c, count, stride, sums + c);
   if constexpr (sizeof(T) == sizeof(float)) {
-    for (; c + 4 <= channels; c += 4) {
-      float4 part = {};
-      for (int64_t r = 0; r < count; ++r) part += load<float4>(rows + r * stride + c);
-      store<float4>(sums + c, float4(load<float4>(sums + c) + part));
-    }
+    for (; c + 4 <= channels; c += 4) sum_vectors<float4, 1>(rows + c, count, stride, sums + c);
   }
   for (; c < channels; ++c)
     for (int64_t r = 0; r < count; ++r) sums[c] += get(rows + r * stride + c);
