@@ -163,6 +163,23 @@ DYNACONV_INLINE void add_channel(const float* const (&from)[Rows], int64_t k, co
   }
 }
 
+// One channel of rows that lie `step` apart. Pointers to all rows do not fit the registers, and GCC keeps what does not in
+// vectors, for which the next tile would wait: one pointer walks from row to row.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void add_even_channel(const float* from, int64_t step, const float* weight, Vector (&sums)[Rows][Columns]) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  Vector w[Columns];
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r, from += step) {
+    hold(from);
+    const float value = *from;
+#pragma GCC unroll 4
+    for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
+  }
+}
+
 template <typename Vector, int Rows, int Columns>
 DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&sums)[Rows][Columns]) {
   constexpr int kLanes = kLanesOf<Vector>;
@@ -177,6 +194,24 @@ DYNACONV_INLINE void blended(const Blend& blend, int row, int column, Vector (&s
   }
   const float* weight = blend.weight + column;
   for (int64_t k = 0; k < blend.channels; ++k, weight += kPanel) add_channel<Vector, Rows, Columns>(from, k, weight, sums);
+}
+
+// The same where all rows have one scale, and one pointer walks over what is added.
+template <typename Vector, int Rows, int Columns>
+DYNACONV_INLINE void blended_evenly(const Blend& blend, int row, int column, Vector (&sums)[Rows][Columns]) {
+  constexpr int kLanes = kLanesOf<Vector>;
+  const float* const scale = blend.scale[0] + blend.column + column;
+#pragma GCC unroll 4
+  for (int c = 0; c < Columns; ++c) {
+    const Vector factor = load<Vector>(scale + c * kLanes), bias = load<Vector>(blend.bias + column + c * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) sums[r][c] = sums[r][c] * factor + bias;
+  }
+  const int64_t step = blend.row_step;
+  const float* from = static_cast<const float*>(blend.taps[0]) + row * step;
+  const float* weight = blend.weight + column;
+  for (const float* const end = from + blend.channels; from != end; ++from, weight += kPanel)
+    add_even_channel<Vector, Rows, Columns>(from, step, weight, sums);
 }
 
 // `Rows` x `Columns` vectors of sums stay in registers.
@@ -278,12 +313,13 @@ DYNACONV_INLINE void piece_and_half(const TileCall& call, int row, int column, F
   end(call, block, 2 * kLanes, Rows, row, column, width);
 }
 
-// A piece of even rows. Pointers to all rows do not fit the registers, and GCC keeps what does not in vectors, for which the
-// next tile would wait: one pointer walks from row to row. `Fetches`: some of what comes later is fetched meanwhile; a constant,
-// since short tiles would feel the question.
-template <typename Vector, int Rows, int Columns, bool Fetches>
+// What a piece of even rows does beside its products: nothing, or some of what comes later is fetched meanwhile; blends fetch, too.
+enum class Even { kPlain, kFetches, kBlends };
+
+// A piece of even rows. What it does is a constant, since short tiles would feel the question.
+template <typename Vector, int Rows, int Columns, Even Way>
 DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finish finish) {
-  constexpr int kLanes = kLanesOf<Vector>;
+  constexpr bool Fetches = Way != Even::kPlain;
   Vector sums[Rows][Columns];
   start_sums<Vector, Rows, Columns>(call.bias + column, sums);
   const int64_t step = call.row_step, ahead[2] = {call.ahead[0], call.ahead[1]};
@@ -298,29 +334,20 @@ DYNACONV_INLINE void even_piece(const TileCall& call, int row, int column, Finis
       for (; from != end; ++from, weight += kPanel) {
         // Fewer columns leave no time for it.
         if constexpr (Columns == 2) fetch(weight, ahead);
-        Vector w[Columns];
-#pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c) w[c] = load<Vector>(weight + c * kLanes);
-        const float* at = from;
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r, at += step) {
-          hold(at);
-          const float value = *at;
-#pragma GCC unroll 4
-          for (int c = 0; c < Columns; ++c) sums[r][c] += w[c] * value;
-        }
+        add_even_channel<Vector, Rows, Columns>(from, step, weight, sums);
       }
     }
   }
+  if constexpr (Way == Even::kBlends) blended_evenly<Vector, Rows, Columns>(*call.blend, row, column, sums);
   finish_piece<Vector, Rows, Columns>(call, sums, row, column, finish);
 }
 
-template <typename Vector, int Most, int Rows, int Columns, bool Fetches>
+template <typename Vector, int Most, int Rows, int Columns, Even Way>
 DYNACONV_INLINE void all_even_rows(const TileCall& call, int column, Finish end) {
   constexpr int kWhole = Rows / Most * Most;
   for (int first = 0, end_row = (call.more + 1) * Rows; first < end_row; first += Rows) {
-    for (int row = 0; row < kWhole; row += Most) even_piece<Vector, Most, Columns, Fetches>(call, first + row, column, end);
-    if constexpr (Rows > kWhole) even_piece<Vector, Rows - kWhole, Columns, Fetches>(call, first + kWhole, column, end);
+    for (int row = 0; row < kWhole; row += Most) even_piece<Vector, Most, Columns, Way>(call, first + row, column, end);
+    if constexpr (Rows > kWhole) even_piece<Vector, Rows - kWhole, Columns, Way>(call, first + kWhole, column, end);
   }
 }
 
@@ -374,7 +401,9 @@ DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
   TARGET void tile_##NAME##_##ROWS(const TileCall& call) {                                      \
     if (is_even(call)) {                                                                        \
       const bool fetches = call.next.taps || call.next.later;                                   \
-      return even_tile<kLanesOf<VECTOR>>(call, fetches ? kEven_##NAME<ROWS, true> : kEven_##NAME<ROWS, false>); \
+      return even_tile<kLanesOf<VECTOR>>(call, call.blend ? kEven_##NAME<ROWS, Even::kBlends>                    \
+                                               : fetches  ? kEven_##NAME<ROWS, Even::kFetches>                   \
+                                                          : kEven_##NAME<ROWS, Even::kPlain>);                   \
     }                                                                                           \
     tile<VECTOR, HALF, MOST, ROWS>(call, finish_##NAME);                                        \
   }
@@ -384,13 +413,13 @@ DYNACONV_INLINE void tile(const TileCall& call, Finish end) {
                                                       int column, int width) {                                       \
     finish<VECTOR>(call, block, step, rows, row, column, width);                                                     \
   }                                                                                                                  \
-  template <typename Vector, int Rows, int Columns, bool Fetches>                                                    \
+  template <typename Vector, int Rows, int Columns, Even Way>                                                        \
   TARGET __attribute__((noinline)) void even_##NAME(const TileCall& call, int column) {                              \
-    all_even_rows<Vector, MOST, Rows, Columns, Fetches>(call, column, finish_##NAME);                                \
+    all_even_rows<Vector, MOST, Rows, Columns, Way>(call, column, finish_##NAME);                                    \
   }                                                                                                                  \
-  template <int Rows, bool Fetches>                                                                                  \
-  constexpr EvenPieces kEven_##NAME = {even_##NAME<HALF, Rows, 1, Fetches>, even_##NAME<VECTOR, Rows, 1, Fetches>,   \
-                                       even_##NAME<VECTOR, Rows, 2, Fetches>};                                       \
+  template <int Rows, Even Way>                                                                                      \
+  constexpr EvenPieces kEven_##NAME = {even_##NAME<HALF, Rows, 1, Way>, even_##NAME<VECTOR, Rows, 1, Way>,           \
+                                       even_##NAME<VECTOR, Rows, 2, Way>};                                           \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 1) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 2)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 3) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 4)                      \
   DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 5) DYNACONV_TILE(NAME, TARGET, VECTOR, HALF, MOST, 6)                      \

@@ -28,6 +28,7 @@ struct Blend {
   const float* const* scale;  // [kMaxRows]
   int64_t column;             // where the tile's columns begin in `scale`
   const void* const* taps;    // [kMaxRows]
+  int64_t row_step;           // elements from each of `taps` to the next where all rows have one scale; 0: they lie anywhere
   int64_t channels;
   const float* weight;        // [channels][kPanel]
   const float* bias;          // [kPanel]
@@ -85,7 +86,7 @@ class Upcoming {
 };
 
 // Whether a tile goes the faster way of even rows: no results are fetched meanwhile.
-inline bool is_even(const TileCall& call) { return call.row_step && !call.next.out && !call.blend; }
+inline bool is_even(const TileCall& call) { return call.row_step && !call.next.out && (!call.blend || call.blend->row_step); }
 
 // The step of rows of one tap that were listed in order and lie at least `step` elements apart: `step` where all lie just so far
 // apart, else 0.

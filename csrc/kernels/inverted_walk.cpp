@@ -192,14 +192,16 @@ void HiddenWalk<T>::expand_factored(int64_t panel, int64_t place) const {
   TileCall call = panel_call(args_.expand_weight, args_.expand_bias, args_.channels, panel, args_.hidden);
   call.column = place * layout_.panel_size;
   call.activation = args_.activation[0];
-  Blend blend{scales, panel * kPanel, nullptr, fusion.rank, fusion.right + panel * fusion.rank * kPanel, fusion.offset + panel * kPanel};
+  Blend blend{scales, panel * kPanel, nullptr, 0, fusion.rank, fusion.right + panel * fusion.rank * kPanel, fusion.offset + panel * kPanel};
   call.blend = &blend;
   const List& list = scratch_.expand;
   for (int64_t tile = 0; tile < list.tiles(); ++tile) {
     const int64_t first = list.start(tile), last = list.start(tile + 1);
     call.taps = list.from + first;
     call.out = list.to + first;
+    call.row_step = even_step(call.taps, last - first, args_.in_stride);
     blend.taps = scratch_.latents + first;
+    blend.row_step = call.row_step ? fusion_row(fusion.rank) : 0;
     if (args_.upcoming) args_.upcoming->give(call, sizeof(T));
     fetch_ahead(call, tile, list.tiles(), args_.channels * kPanel * int64_t{sizeof(float)});
     gemm_tile(kFloat32, static_cast<int>(last - first), call.columns)(call);

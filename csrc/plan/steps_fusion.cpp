@@ -90,8 +90,8 @@ class OwnKernels {
       call.next.column = call.column;
       for (int64_t tile = 0; tile < table.tiles; ++tile) {
         table.point(call, tile);
-        // The input is larger than the caches, and a tile reads little of many rows.
-        const bool more = tile + 1 < table.tiles;
+        // The input is larger than the caches, and a tile reads little of many rows. Even ones are fast enough without.
+        const bool more = tile + 1 < table.tiles && !call.row_step;
         call.next.rows = more ? table.rows_of(tile + 1) : 0;
         call.next.taps = more && panel == 0 ? table.taps + (tile + 1) * kMaxRows : nullptr;
         call.next.out = more ? table.outs + (tile + 1) * kMaxRows : nullptr;
@@ -201,19 +201,20 @@ class Factored {
     take_panels(given.matrix, fusion_.rank, panels_);
     const RowTable table = place_.table(table_, rows_.list, first, count);
     for (int64_t tile = 0; tile < table.tiles; ++tile) {
-      project(table.taps + (tile * table.taps_count + centre) * kMaxRows, table.rows_of(tile));
+      project(table.taps + (tile * table.taps_count + centre) * kMaxRows, table.rows_of(tile), table.step);
       float* const out = latent_ + (first + table.first_of(tile)) * latent_row_;
       RowsTimesPanels{reduced_, table.rows_of(tile), latent_row_, fusion_.rank, panels_, fusion_.rank, out, latent_row_}.multiply();
     }
   }
 
-  void project(const void* const* taps, int rows) const {
+  void project(const void* const* taps, int rows, int64_t step) const {
     void* outs[kMaxRows];
     for (int r = 0; r < rows; ++r) outs[r] = reduced_ + r * latent_row_;
     TileCall call{};
     call.taps = taps;
     call.taps_count = 1;
     call.channels = fusion_.channels;
+    call.row_step = step ? even_step(taps, rows, step) : 0;
     call.out = outs;
     for (int64_t panel = 0; panel < fusion_.rank_panels; ++panel) {
       call.weight = static_cast<const float*>(fusion_.reduce.weight) + panel * fusion_.channels * kPanel;
@@ -253,7 +254,9 @@ class Factored {
   void expand_tile(const RowTable& table, int64_t tile, int64_t panel, bool heavy) const {
     const int64_t column = shape_.first_output(panel), depth = shape_.taps * shape_.channels;
     const float* const right = static_cast<const float*>(fusion_.expand.weight) + panel * fusion_.rank * kPanel;
-    const Blend blend{scales_ + tile * kMaxRows, column, latents_ + tile * kMaxRows, fusion_.rank, right,
+    const float** const scales = scales_ + tile * kMaxRows;
+    const bool same_image = scales[0] == scales[table.rows_of(tile) - 1];
+    const Blend blend{scales, column, latents_ + tile * kMaxRows, same_image ? latent_row_ : 0, fusion_.rank, right,
                       fusion_.expand.bias + panel * kPanel};
     TileCall call{};
     table.point(call, tile);
