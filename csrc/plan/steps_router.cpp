@@ -167,10 +167,29 @@ void foresee_router(Upcoming& upcoming, const Run& run, const Step& step, int id
   foresee(upcoming, last, panels * (blocks * id / threads) / blocks, panels * (blocks * (id + 1) / threads) / blocks);
 }
 
+bool folds(const Step& step) { return step.kind == kInverted ? step.ints[0] == 1 : step.kind == kChannelFusion && !step.ints[3]; }
+
+// What little is multiplied with: Q before Phi is applied, and P where kernels are folded.
+void foresee_low_rank(Upcoming& upcoming, const Run& run, const Step& step, int id, int threads) {
+  if (step.kind == kFusionFactors || step.kind == kChannelFusion) {
+    const Conv& reduce = run.conv(step.conv[1]);
+    const bool fused = step.kind == kChannelFusion, by_row = fused ? folds(step) : step.in < 0;
+    const bool cut = fused && cut_by_channels(run.plan, step, run.call.images, threads);
+    const int64_t rows = reduce.in_channels, row = reduce.out_channels;
+    const int64_t first = cut ? first_channel(rows, id, threads) : 0, last = cut ? first_channel(rows, id + 1, threads) : rows;
+    if (by_row) upcoming.add(static_cast<const float*>(reduce.weight) + first * row, (last - first) * row * int64_t{sizeof(float)});
+    else if (!fused || run.rows(step.out) <= kMaxRows) foresee(upcoming, reduce, 0, panels_of(reduce));
+  }
+  if (!folds(step)) return;
+  const Conv& expand = run.conv(step.conv[2]);
+  const int64_t panels = panels_of(expand);
+  const bool shared = step.kind == kInverted;
+  foresee(upcoming, expand, shared ? panels * id / threads : 0, shared ? panels * (id + 1) / threads : panels);
+}
+
 // Static 1x1 weights that a thread begins to fold for a few images: too few products lie between them to wait for memory.
 void foresee_folded(Upcoming& upcoming, const Run& run, const Step& step, int id, int threads) {
-  const bool folds = step.kind == kInverted ? step.ints[0] == 1 : step.kind == kChannelFusion && !step.ints[3];
-  if (!folds || run.call.images >= 2 * threads) return;
+  if (!folds(step)) return;
   const Conv& conv = run.conv(step.conv[0]);
   if (conv.kernel[0] * conv.kernel[1] != 1) return;
   if (step.kind == kChannelFusion && cut_by_channels(run.plan, step, run.call.images, threads)) {
@@ -185,6 +204,11 @@ void foresee_folded(Upcoming& upcoming, const Run& run, const Step& step, int id
   upcoming.add(static_cast<const float*>(conv.weight) + first * kPanel, (last - first) * kPanel * int64_t{sizeof(float)});
 }
 
+void foresee_fusion(Upcoming& upcoming, const Run& run, const Step& step, int id, int threads) {
+  foresee_low_rank(upcoming, run, step, id, threads);
+  foresee_folded(upcoming, run, step, id, threads);
+}
+
 }  // namespace
 
 Upcoming upcoming_weights(const Run& run, int32_t index, int id, int threads) {
@@ -194,7 +218,7 @@ Upcoming upcoming_weights(const Run& run, int32_t index, int id, int threads) {
     const Step& step = run.plan.steps[i];
     if (step.kind == kRouter && routed) break;
     if (step.kind == kRouter) foresee_router(upcoming, run, step, id, threads);
-    else if (routed) foresee_folded(upcoming, run, step, id, threads);
+    else if (routed && run.call.images < 2 * threads) foresee_fusion(upcoming, run, step, id, threads);
     else if (step.kind == kGate) foresee_gate(upcoming, run.plan.gate_panels[i]);
     routed = routed || step.kind == kRouter;
     if (step.kind != kRouter && !is_light(step.kind)) break;
