@@ -57,9 +57,9 @@ class ByChannels {
 
   void run() const {
     const int64_t tasks = run_.call.images * threads_;
-    worker_.share(tasks, [&](int64_t task) { part(task / threads_, task % threads_); });
+    worker_.deal(tasks, [&](int64_t task) { part(task / threads_, task % threads_); });
     worker_.barrier();
-    worker_.share(tasks, [&](int64_t task) {
+    worker_.deal(tasks, [&](int64_t task) {
       const int64_t image = task / threads_, share = task % threads_;
       const int64_t first = positions_ * share / threads_, last = positions_ * (share + 1) / threads_;
       if (fusion_.folded) join(image, first, last, nullptr);

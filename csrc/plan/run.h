@@ -175,6 +175,11 @@ struct Worker {
       for (int64_t task; (task = first + next[owner].fetch_add(1, std::memory_order_relaxed)) < end;) f(task);
     }
   }
+  // Of tasks alike that are short: every thread takes its share, since asking what others have left would take longer.
+  template <typename F>
+  void deal(int64_t tasks, F&& f) const {
+    for (int64_t task = tasks * id / threads; task < tasks * (id + 1) / threads; ++task) f(task);
+  }
   // The same tasks of every thread from its last to its first: of what the step before has written, the end is nearest.
   int64_t backward(int64_t task, int64_t tasks) const {
     int64_t owner = task * threads / tasks;

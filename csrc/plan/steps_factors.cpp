@@ -32,7 +32,7 @@ void step_fusion_factors(Worker& worker, const Step& step) {
   const int64_t parts = images >= worker.threads ? 1 : factored ? ceil_of(rows, kMaxRows) : worker.threads;
   auto* const panels = reinterpret_cast<float*>(worker.scratch);
   float* const reduced = panels + matrix_floats(rank);
-  worker.share(images * parts, [&](int64_t task) {
+  worker.deal(images * parts, [&](int64_t task) {
     const int64_t image = task / parts, part = task % parts;
     const float* given = reinterpret_cast<const float*>(run.data(step.aux[0])) + image * run.value(step.aux[0]).stride;
     float* const scale = reinterpret_cast<float*>(run.data(step.out)) + image * run.value(step.out).stride;

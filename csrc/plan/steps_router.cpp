@@ -49,14 +49,14 @@ class Router {
     shares_ = is_shared(squeeze_, images_, worker_.threads);
     if (shares_) {
       const int64_t panels = panels_of(squeeze_);
-      worker_.share(groups_ * panels, [&](int64_t task) {
+      worker_.deal(groups_ * panels, [&](int64_t task) {
         const int64_t group = task / panels;
         squeeze(group, task % panels, task % panels + 1, shared(group));
       });
       worker_.barrier();
     }
     const int64_t panels = panels_of(last_), blocks = blocks_of(last_, worker_.threads);
-    worker_.share(groups_ * blocks, [&](int64_t task) {
+    worker_.deal(groups_ * blocks, [&](int64_t task) {
       const int64_t group = task / blocks, block = task % blocks;
       take_hidden(group);
       layer(last_, group, hidden_, panels * block / blocks, panels * (block + 1) / blocks, step_.activation[2],
