@@ -86,7 +86,7 @@ class Straight:
 
     def __call__(self, x: Tensor, threads: int, decisions: Decisions | None) -> Any:
         """Run it."""
-        n = len(x)
+        n = x.shape[0]
         if n > self.native.most_images:
             self.native.admit(n)
         planes = x.is_contiguous()
