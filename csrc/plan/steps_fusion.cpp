@@ -270,6 +270,9 @@ class Factored {
     call.activation = step_.activation[0];
     call.final_activation = step_.final_activation;
     call.blend = &blend;
+    // Static weights stream through a single tile; P's would be waited for in every panel.
+    if (heavy && table.tiles == 1)
+      for (int64_t i = 0; i < fusion_.rank * kPanel; i += 16) __builtin_prefetch(right + i, 0, 2);
     worker_.upcoming.give(call, sizeof(float));
     if (heavy) fetch_ahead(call, tile, table.tiles, depth * kPanel * 4);
     gemm_tile(kFloat32, table.rows_of(tile), call.columns)(call);
