@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,10 @@ from dynaconv.ops.dynamic_conv2d.choice import strategy_for_any_batch
 from dynaconv.ops.dynamic_conv2d.execute import add_biases, run
 from dynaconv.ops.dynamic_conv2d.geometry import ConvGeometry
 from dynaconv.ops.dynamic_conv2d.reference import mix_biases, mix_kernels
+
+# Up to so many positions for each output channel dense blocks scale windows rather than kernels, whose taps lie closest
+# together, so that scaling them takes longer for each number.
+WINDOWS_SCALED = 2
 
 
 def of_one_image(
@@ -40,11 +45,36 @@ def of_any_batch(
     chosen = strategy_for_any_batch(experts.shape[1:], groups, experts.shape[0], several)
     kernels = mix_kernels(experts, routing, taps)
     if chosen == "unfold":
-        y = strategies.unfold(x, kernels, geometry, slices=True)
+        y = _of_slices(x, experts, routing, taps, kernels, geometry)
     else:
         y = run(chosen, x, experts, routing, None, None, taps, geometry)
     y = known_by_name(COMPUTED, (x, kernels, experts, routing, taps), y, geometry_attributes(geometry))
     return add_biases(y, mix_biases(bias, routing), static_bias)
+
+
+def _of_slices(
+    x: Tensor, experts: Tensor, routing: Tensor, taps: Tensor | None, kernels: Tensor, geometry: ConvGeometry
+) -> Tensor:
+    """Windows times kernels; what scales taps scales the windows where they are fewer numbers than kernels.
+
+    A single expert then becomes a static convolution of the windows.
+    """
+    single = experts.shape[0] == 1 and routing.dim() == 2
+    scales = taps if not single else routing if taps is None else routing * taps
+    shape, kernel = experts.shape[1:], experts.shape[3:]
+    size = geometry.output_size(x.shape[2:], kernel)
+    # Free sizes count as small.
+    small = any(not isinstance(n, int) for n in size) or math.prod(size) < WINDOWS_SCALED * shape[0]
+    if scales is None or geometry.groups > 1 or not small:
+        return strategies.unfold(x, kernels, geometry, slices=True)
+    columns = strategies.sliced_columns(x, kernel, geometry)
+    columns = columns.unflatten(1, (x.shape[1], kernel.numel())) * scales[:, None, :, None]
+    if not single:
+        mixed = mix_kernels(experts, routing)
+        return strategies.product_of_columns(columns, x, mixed, geometry)
+    ones, zeros = (1,) * len(size), (0,) * len(size)
+    plain = ConvGeometry(ones, zeros, ones, 1)
+    return plain.convolve(columns.flatten(1, 2).unflatten(2, size), experts.reshape(shape[0], -1, *ones))
 
 
 def product(lowering: Any, stage: ComputedStage, windows: Any, order: Slots, grid: Grid) -> Any:

@@ -66,24 +66,32 @@ def bmm(x: Tensor, kernels: Tensor, geometry: ConvGeometry) -> Tensor:
 def unfold(x: Tensor, kernels: Tensor, geometry: ConvGeometry, slices: bool = False) -> Tensor:
     """im2col, then a batched product.
 
-    slices: columns by one slice a tap, as graphs should have them: `F.unfold` becomes a gather of single numbers there.
+    slices: see `sliced_columns`; so graphs should be written.
     """
     kernel = kernels.shape[3:]
-    size = geometry.output_size(x.shape[2:], kernel)
     plain = len(kernel) == 2 and not slices
-    columns = _columns_2d(x, kernel, geometry) if plain else _columns(x, kernel, size, geometry)
+    columns = _columns_2d(x, kernel, geometry) if plain else sliced_columns(x, kernel, geometry)
+    return product_of_columns(columns, x, kernels, geometry)
+
+
+def product_of_columns(columns: Tensor, x: Tensor, kernels: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Columns [B, I * taps, positions] of x times kernels [B, O, I/g, *kernel]."""
+    kernel = kernels.shape[3:]
     rows = x.shape[1] * kernel.numel() // geometry.groups
-    return _product(
-        columns.reshape(x.shape[0] * geometry.groups, rows, -1), kernels, x.shape[0], size, geometry.groups
-    )
+    columns = columns.reshape(x.shape[0] * geometry.groups, rows, -1)
+    return _product(columns, kernels, x.shape[0], geometry.output_size(x.shape[2:], kernel), geometry.groups)
 
 
 def _columns_2d(x: Tensor, kernel, geometry: ConvGeometry) -> Tensor:
     return F.unfold(x, tuple(kernel), geometry.dilation, geometry.padding, geometry.stride)
 
 
-def _columns(x: Tensor, kernel, size, geometry: ConvGeometry) -> Tensor:
-    """[B, I * taps, positions] for any number of axes, one strided slice a tap."""
+def sliced_columns(x: Tensor, kernel, geometry: ConvGeometry) -> Tensor:
+    """[B, I * taps, positions] for any number of axes, one strided slice a tap.
+
+    `F.unfold` becomes a gather of single numbers in graphs.
+    """
+    size = geometry.output_size(x.shape[2:], kernel)
     x = pad_axes(x, geometry.padding, geometry.padding)
     slices = []
     for taps in product(*(range(k) for k in kernel)):
