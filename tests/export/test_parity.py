@@ -154,7 +154,7 @@ def test_masked_dynamic_kernels_skip(kind, batch, tmp_path, trace_once) -> None:
     [dc.CondConv(), dc.DyNetConv(), dc.ODConv(), dc.ODConv(num_kernels=2)],
     ids=["condconv", "dynet", "odconv", "two kernels"],
 )
-def test_kernels_with_more_and_with_fewer_channels_than_positions(rule, tmp_path, ort) -> None:
+def test_kernels_with_more_and_with_fewer_channels_than_positions(rule, tmp_path, ort, trace_once) -> None:
     """Maps of 16 x 16, 8 x 8 and 4 x 4 with 16, 32 and 64 channels, of a size that is known."""
     torch.manual_seed(0)
     model = dc.create_model("resnet8_cifar", num_classes=5)
