@@ -170,6 +170,23 @@ def test_kernels_with_more_and_with_fewer_channels_than_positions(rule, tmp_path
             agree(ort(path, *inputs)["output"], _eager(given, inputs))
 
 
+def test_pointwise_kernels_of_each_image_find_rows_in_empty_lists(tmp_path, ort) -> None:
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    torch.manual_seed(0)
+    model = dc.create_model("timm:mobilenetv2_035", num_classes=5)
+    dc.dynamize_(model, (dc.SpatialMasking(), dc.CondConv(num_experts=2)))
+    given, path, size = MaskInputs(model.eval()), tmp_path / "m.onnx", (3, 32, 32)
+    options = {"lowering": "sparse", "dial": None, "report": (), "check": False}
+    dc.export.onnx(given.eval(), example(model, 2, 0.5, size), path, **options)
+    for n, density in CASES:
+        inputs = example(model, n, density, size)
+        agree(ort(path, *inputs)["output"], _eager(given, inputs))
+        for mask in inputs[1:]:
+            mask[0] = 0
+        agree(ort(path, *inputs)["output"], _eager(given, inputs))
+
+
 class Ending(nn.Module):
     """A block whose branch ends in an activation, which skips only where that works row by row."""
 

@@ -61,7 +61,7 @@ def run_stage(
     if isinstance(stage, FusedStage):
         window = fused.centre_tap(stage)
         if stage.pointwise or stage.centred:
-            centres = _rows_at(lowering, x, places)
+            centres = _rows_at(lowering, stage.inputs, x, places)
         else:
             centres = _windows(lowering, window, stage.inputs, x, inside, outside, places)
             centres = write("Reshape", centres, write.integers(-1, stage.inputs))
@@ -74,7 +74,7 @@ def run_stage(
         elif isinstance(step, Region):
             y = apply_region(write, step, y)
         elif isinstance(step, Joined):
-            beside = _rows_at(lowering, x, places)
+            beside = _rows_at(lowering, stage.inputs, x, places)
             y = write("Concat", *((beside, y) if step.first else (y, beside)), axis=1)
         else:
             y = apply_pointwise(write, step, y)
@@ -85,17 +85,19 @@ def _read(lowering: Any, stage: Stage, x: Any, inside: Grid, outside: Grid, plac
     """What the outputs at `places` read: rows [K, C] of a pointwise convolution, else windows [K, 1, taps, C]."""
     if not stage.pointwise:
         return _windows(lowering, stage, stage.inputs, x, inside, outside, places)
-    return _rows_at(lowering, x, places)
+    return _rows_at(lowering, stage.inputs, x, places)
 
 
-def _rows_at(lowering: Any, x: Any, places: Any) -> Any:
-    """Rows [K, C] of a map at `places`, which are listed if x lists any."""
+def _rows_at(lowering: Any, channels: int, x: Any, places: Any) -> Any:
+    """Rows [K, C] of a map at `places`: if x lists any, of those, or whichever where a product's slots hold none."""
     write = lowering.write
     if not isinstance(x, Listed):
         return write("GatherND", x, places)
     if places is x.places:
         return x.rows
-    return write("Gather", x.rows, write("GatherND", lowering.index(x.mask), places), axis=0)
+    # Slots without rows find one in an empty list, too.
+    rows = _before_zeros(write, x.rows, channels)
+    return write("Gather", rows, write("GatherND", lowering.index(x.mask), places), axis=0)
 
 
 def _windows(
@@ -115,8 +117,8 @@ def _windows(
     rows, listed = (x.rows, True) if isinstance(x, Listed) else (x, False)
     laid_out = listed and lays_out_map(channels, window.stride)
     if laid_out or any(window.pads):
-        # The row behind all others, where the table points to for what is outside of the image.
-        rows = write("Concat", rows, write.constant(np.zeros((1, channels), np.float32)), axis=0)
+        # Where the table points to for what is outside of the image.
+        rows = _before_zeros(write, rows, channels)
     if not listed:
         return write("Gather", rows, read, axis=0)
     index = lowering.index(x.mask, strict=window is winograd.PATCHES)
@@ -124,6 +126,11 @@ def _windows(
         # By a gather, because a scatter copies what it writes to, with one thread.
         return write("Gather", write("Gather", rows, index, axis=0), read, axis=0)
     return write("Gather", rows, write("Gather", index, read, axis=0), axis=0)
+
+
+def _before_zeros(write: Any, rows: Any, channels: int) -> Any:
+    """Rows [K + 1, C]: behind all others one of zeros."""
+    return write("Concat", rows, write.constant(np.zeros((1, channels), np.float32)), axis=0)
 
 
 def lays_out_map(channels: int, stride: tuple[int, int]) -> bool:
