@@ -7,25 +7,17 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.convert.kernel_networks import CONFIGS
 from tests.convert.networks import randomise_norms
 from torch import Tensor, nn
 
 import dynaconv as dc
-from dynaconv.convert import KernelConfig
 from dynaconv.cost import count_dense
 from dynaconv.nn import MaskedBlock, RoutedBlock
 from dynaconv.nn.masked_kernels import needs_of
 from dynaconv.nn.routers import Router
 from dynaconv.testing import force_masks
 
-CONFIGS: dict[str, KernelConfig] = {
-    "condconv": dc.CondConv(num_experts=2),
-    "dyconv": dc.DYConv(num_kernels=2),
-    "dynet": dc.DyNetConv(group_size=2),
-    "dcd": dc.DCDConv(),
-    "odconv": dc.ODConv(num_kernels=2),
-    "weightnet": dc.WeightNetConv(),
-}
 NETWORKS = ["resnet8_cifar", "timm:mobilenetv2_035"]
 SIZE = 40
 
